@@ -1,0 +1,20 @@
+// What every binding needs: addresses arrive as integers, and the Python side (pyrecon/ops) has checked everything.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace pyrecon {
+
+template <class T>
+T* ptr(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void register_consistency(pybind11::module_& m);
+void register_kaczmarz(pybind11::module_& m);
+void register_variation(pybind11::module_& m);
+void register_sense(pybind11::module_& m);
+
+}  // namespace pyrecon

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers; they register nothing. Imported as ``pyrecon.kernels``."""

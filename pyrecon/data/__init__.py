@@ -1,0 +1,1 @@
+"""Raw-data containers, preprocessing, phantoms and datasets."""

@@ -1,0 +1,126 @@
+"""What a raw-data file holds, whatever its format: readers and simulators make these, preprocessing takes them.
+
+Arrays are NumPy, as they come off the disk; torch begins after preprocessing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Complex = NDArray[np.complex64]
+Real = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of voxels; axis i of ``shape`` is axis i of an image.
+
+    ``spacing`` and ``center`` are in metres. For images ``(H, W)`` axis 0 is y (rows) and axis 1 is x (columns).
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    center: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def field_of_view(self) -> tuple[float, ...]:
+        """Extent along each axis in metres."""
+        return tuple(n * d for n, d in zip(self.shape, self.spacing, strict=True))
+
+
+@dataclass(frozen=True)
+class MPIScan:
+    """An MPI measurement in the frequency domain.
+
+    Attributes
+    ----------
+    spectrum
+        ``(frames, periods, channels, K)`` complex64, K components per period, in ``unit``. A field-free-line scanner
+        stores one line angle per period.
+    frequencies
+        ``(K,)`` Hz.
+    is_background
+        ``(frames,)`` bool: frames taken with an empty scanner.
+    transfer_function
+        ``(channels, K)`` complex, receive chain, or None; ``transfer_corrected`` says whether it is divided out already.
+    metadata
+        The file's other fields by their path (tracer, scanner, study, acquisition), values plain Python or NumPy.
+    """
+
+    spectrum: Complex
+    frequencies: Real
+    is_background: NDArray[np.bool_]
+    transfer_function: NDArray[np.complex128] | None = None
+    transfer_corrected: bool = False
+    background_corrected: bool = False
+    unit: str = "V"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MPICalibration:
+    """A measured system matrix: the spectrum of a small sample at every grid position.
+
+    Attributes
+    ----------
+    spectrum
+        ``(periods, channels, K, N)`` complex64; position n is ``np.unravel_index(n, grid.shape)``, background not
+        subtracted unless ``background_corrected``.
+    background
+        ``(frames, periods, channels, K)`` complex64, empty-scanner frames taken during the calibration, or None.
+    background_positions
+        ``(frames,)`` int: how many positions had been measured when each background frame was taken, so that drift can
+        be interpolated; None if unknown.
+    snr
+        ``(periods, channels, K)`` as stored in the file, or None.
+    """
+
+    spectrum: Complex
+    frequencies: Real
+    grid: Grid
+    background: Complex | None = None
+    background_positions: NDArray[np.int64] | None = None
+    snr: Real | None = None
+    transfer_function: NDArray[np.complex128] | None = None
+    transfer_corrected: bool = False
+    background_corrected: bool = False
+    unit: str = "V"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MRIScan:
+    """A Cartesian multi-coil MRI acquisition.
+
+    Attributes
+    ----------
+    kspace
+        ``(S, C, H, W)`` complex64: slices, repetitions and contrasts along S; phase encoding along H, readout along W;
+        DC in the centre (index n // 2); unsampled lines zero.
+    mask
+        ``(S | 1, 1, H, W | 1)`` bool, what was sampled.
+    noise
+        ``(C, samples)`` complex64 from a noise calibration scan, or None.
+    readout_oversampling
+        By how much the readout's field of view exceeds ``field_of_view[1]``; 1.0 once removed.
+    field_of_view
+        Metres along H and W (after removal of the oversampling), and slice thickness last.
+    labels
+        One text per entry of S, e.g. ``"slice 3, contrast 0"``.
+    """
+
+    kspace: Complex
+    mask: NDArray[np.bool_]
+    noise: Complex | None = None
+    readout_oversampling: float = 1.0
+    field_of_view: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    labels: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)

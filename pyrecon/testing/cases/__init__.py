@@ -1,0 +1,10 @@
+"""One case table per op family, shared by the tests, the benchmarks and ``pyrecon bench``."""
+
+from __future__ import annotations
+
+from pyrecon.testing.cases._case import Case, complex_randn, randn
+from pyrecon.testing.cases.consistency import CASES as CONSISTENCY
+
+CASES: tuple[Case, ...] = (*CONSISTENCY,)
+
+__all__ = ["CASES", "Case", "complex_randn", "randn"]
