@@ -34,7 +34,7 @@ def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dty
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], meaning: str) -> None:
-    """Raise ValueError unless the shape matches ``expected`` (``None`` matches any size); ``meaning`` names the axes."""
+    """Raise ValueError unless the shape is ``expected`` (``None`` matches any size); ``meaning`` names the axes."""
     shape = tensor.shape
     if shape == expected:  # the common case by far: 0.2 us against 1.2 us for the axis-by-axis look
         return

@@ -50,7 +50,7 @@ class MPIScan:
     is_background
         ``(frames,)`` bool: frames taken with an empty scanner.
     transfer_function
-        ``(channels, K)`` complex, receive chain, or None; ``transfer_corrected`` says whether it is divided out already.
+        ``(channels, K)`` complex, receive chain, or None; ``transfer_corrected`` says whether it is divided out.
     metadata
         The file's other fields by their path (tracer, scanner, study, acquisition), values plain Python or NumPy.
     """
