@@ -1,0 +1,135 @@
+"""What every benchmark shares: the answer is asserted before it is timed, and ours and its rivals run side by side.
+
+A benchmark is a test of one implementation of one row of the table; ``impl`` is a parameter of the test::
+
+    @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
+    def test_thing(timed, impl): ...
+        timed(call, row="thing 640x368", impl=impl, expected=float64_answer, k=32, goal={"ratio": 0.2})
+
+``pytest benchmarks`` checks the answers only; ``pytest benchmarks --benchmark-enable --benchmark-json=FILE`` times
+them, and ``benchmarks/render.py FILE`` turns the result into the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyrecon
+from pyrecon import _core
+from pyrecon.testing import assert_close_to_reference
+
+THREADS = 2
+
+
+class Timed(Protocol):
+    """Assert what ``call()`` returns, then time it as one entry of a row.
+
+    Parameters
+    ----------
+    call
+        Takes nothing and returns a tensor or a tuple of tensors; writes into buffers made once, whoever the rival is.
+    row
+        The work, in words with its sizes: one line of the table and one pytest-benchmark group.
+    impl
+        ``"pyrecon"`` or the rival's name.
+    expected, k
+        The answer by definition in float64, a tensor or a tuple; every entry of the row must be within ``k * eps`` of
+        its largest element. ``None`` in a tuple skips that result.
+    goal
+        ``{"ms": 0.2}``, or ``{"ratio": 0.2}`` of the fastest rival, or ``{"ratio": 0.65, "against": "bare FFT"}``.
+    bytes_moved, flops
+        What the work needs at least: each input and output once, each multiplication and addition.
+    sizes
+        Named sizes of the problem.
+    """
+
+    def __call__(
+        self,
+        call: Callable[[], Any],
+        *,
+        row: str,
+        impl: str,
+        expected: Any,
+        k: float,
+        goal: Mapping[str, Any] | None = None,
+        bytes_moved: int | None = None,
+        flops: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def fixed_threads() -> Iterator[None]:
+    """Two threads for both sides, whatever the machine: the numbers in the table say so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """For benchmarks that make sense on both kinds of device."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+@pytest.fixture
+def timed(request: pytest.FixtureRequest) -> Timed:
+    def run(
+        call: Callable[[], Any],
+        *,
+        row: str,
+        impl: str,
+        expected: Any,
+        k: float,
+        goal: Mapping[str, Any] | None = None,
+        bytes_moved: int | None = None,
+        flops: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        results = _tuple(call())
+        for result, wanted in zip(results, _tuple(expected), strict=True):
+            if wanted is not None:
+                assert_close_to_reference(result.detach().cpu(), wanted, k=k)
+        on_gpu = any(isinstance(result, Tensor) and result.is_cuda for result in results)
+        # The marker is read when the benchmark fixture is made, so it is asked for only now.
+        timer = _gpu_clock if on_gpu else time.perf_counter
+        request.node.add_marker(pytest.mark.benchmark(group=row, timer=timer, max_time=0.7, min_rounds=7, warmup=True))
+        benchmark = request.getfixturevalue("benchmark")
+        benchmark.extra_info.update(
+            impl=impl,
+            goal=dict(goal) if goal else None,
+            bytes_moved=bytes_moved,
+            flops=flops,
+            sizes=dict(sizes or {}),
+            threads=THREADS,
+            device=torch.cuda.get_device_name() if on_gpu else "cpu",
+        )
+        benchmark(call)
+
+    return run
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["versions"] = {"torch": torch.__version__, "pyrecon": pyrecon.__version__}
+    machine_info["isa"] = _core.isa()
+    machine_info["threads"] = THREADS
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+def _gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
