@@ -1,0 +1,100 @@
+"""Every Triton kernel compiled to machine code for sm_80, sm_90 and sm_100, without a GPU.
+
+The launchers run on CPU tensors with the launch itself replaced by a recorder, so each kernel is compiled with exactly
+the argument types and block sizes that its op would use. Its own pytest process (see Makefile), because other tests
+must not see the recorder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import pyrecon
+from pyrecon._library import _OPS
+from pyrecon.testing.cases import CASES
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+
+POINTER = {
+    torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+    torch.bool: "*i1", torch.int8: "*i8",
+}  # fmt: skip
+ARCHITECTURES = (80, 90, 100)
+OPTIONS = {"num_warps", "num_stages", "num_ctas"}
+
+
+def type_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return POINTER[value.dtype]
+    if isinstance(value, bool):
+        return "i1"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "fp32"
+
+
+def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], ASTSource]:
+    """Run every op's tiny cases and keep one source per kernel and argument types."""
+    launches: dict[tuple[Any, ...], tuple[ASTSource, dict[str, Any]]] = {}
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        bound = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        constant = {p.name for p in kernel.params if p.is_constexpr} | {n for n, v in bound.items() if v is None}
+        constant &= set(kernel.arg_names)
+        for parameter in kernel.params:
+            if parameter.name not in bound and parameter.has_default:
+                bound[parameter.name] = parameter.default
+        signature = {n: "constexpr" if n in constant else type_of(bound[n]) for n in kernel.arg_names}
+        constants = {n: bound[n] for n in constant}
+        options = {n: v for n, v in kwargs.items() if n in OPTIONS}
+        key = (kernel.fn.__qualname__, tuple(signature.items()), tuple(sorted(constants.items(), key=str)))
+        launches[key] = (ASTSource(kernel, signature, constants), options)
+
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", record)
+    with pyrecon.backend("triton"):
+        for case in CASES:
+            if "triton" not in _OPS[case.op.__name__].kernels:
+                continue
+            for dtype in case.dtypes:
+                if case.tiny:
+                    case.op(*case.inputs(dtype), **case.options)
+    return launches  # type: ignore[return-value]
+
+
+def resource_usage(cubin: bytes, path: Path) -> tuple[int, int]:
+    """Registers per thread, and bytes of local memory that the compiler spilled to."""
+    path.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
+
+
+def test_kernels_compile_without_spills(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    launches = recorded_launches(monkeypatch)
+    monkeypatch.undo()
+    assert launches
+    rows = []
+    for (name, *_), (source, options) in launches.items():
+        for architecture in ARCHITECTURES:
+            kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+            registers, spilled = resource_usage(kernel.asm["cubin"], tmp_path / "kernel.cubin")
+            rows.append((name, registers, kernel.metadata.shared))
+            assert spilled == 0, f"{name} for sm_{architecture} spills {spilled} bytes of registers"
+    with capsys.disabled():
+        print(f"\n{len(rows)} cubins of {len({row[0] for row in rows})} kernels, none spills registers")
+        for name in sorted({row[0] for row in rows}):
+            registers, shared = (max(row[i] for row in rows if row[0] == name) for i in (1, 2))
+            print(f"  {name}: up to {registers} registers, {shared} bytes of shared memory")
