@@ -1,0 +1,46 @@
+"""The command ``pyrecon``: exit code 0 when it worked, 1 when it failed, 2 when it was asked for something impossible."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from pyrecon.cli import _console
+
+app = typer.Typer(
+    name="pyrecon",
+    help="Compiled-kernel accelerated reconstruction for MPI, MRI and CT.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _register() -> None:
+    from pyrecon.cli import info
+
+    app.command("info")(info.info)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point: turns the errors a user is meant to read into one line and an exit code."""
+    from pyrecon._errors import DataError, MissingDependency
+
+    warnings.showwarning = _console.show_warning
+    try:
+        app()
+    except (DataError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        _console.error(str(error))
+        sys.exit(2)
+    except MissingDependency as error:
+        _console.error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _console.error("interrupted; nothing was left half-written")
+        sys.exit(1)

@@ -1,0 +1,150 @@
+"""Figures of reconstructions. Needs matplotlib (the ``viz`` extra); imported only when a figure is asked for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrecon._errors import MissingDependency
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image of a figure.
+
+    Attributes
+    ----------
+    image
+        ``(H, W)``; the magnitude of complex images is shown.
+    title, note
+        Lines above and below the image.
+    window
+        Grey levels of black and white; default 0 (or the minimum, if negative) to the 99.9th percentile.
+    colormap
+        A matplotlib name.
+    """
+
+    image: NDArray[Any]
+    title: str = ""
+    note: str = ""
+    window: tuple[float, float] | None = None
+    colormap: str = "gray"
+
+
+def figure(
+    rows: Sequence[Sequence[Panel]],
+    *,
+    spacing: Sequence[tuple[float, float]] | None = None,
+    heading: str = "",
+    row_titles: Sequence[str] = (),
+    panel_size: float = 2.2,
+) -> Figure:
+    """Lay out panels in rows.
+
+    Parameters
+    ----------
+    rows
+        Panels, row by row; rows may differ in length and in image shape.
+    spacing
+        Per row the pixel size ``(y, x)`` in metres: pixels are drawn in proportion, with a scale bar. None for neither.
+    heading, row_titles
+        Text above the figure, and above each row.
+    panel_size
+        Width of a panel in inches.
+    """
+    matplotlib = _matplotlib()
+    heights = [_aspect(row, spacing[i] if spacing else None) * panel_size for i, row in enumerate(rows)]
+    extra = 0.55 + (0.3 if row_titles else 0.0)
+    width = max(len(row) for row in rows) * (panel_size + 0.1)
+    total = sum(heights) + extra * len(rows) + (0.4 if heading else 0.0)
+    fig = matplotlib.figure.Figure(figsize=(width, total), dpi=150, layout="constrained")
+    if heading:
+        fig.suptitle(heading, fontsize=11)
+    bands = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=[h + extra for h in heights])[:, 0]
+    for i, (band, row) in enumerate(zip(bands, rows, strict=True)):
+        if row_titles:
+            band.suptitle(row_titles[i], fontsize=9, x=0.01, ha="left", weight="bold")
+        axes = band.subplots(1, max(len(r) for r in rows), squeeze=False)[0]
+        for axis, panel in zip(axes, row, strict=False):
+            _draw(axis, panel, spacing[i] if spacing else None)
+        for axis in axes[len(row) :]:
+            axis.set_axis_off()
+        if spacing:
+            _scale_bar(axes[0], row[0].image.shape, spacing[i])
+    return fig
+
+
+def save(fig: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure whole or not at all; the format follows the extension."""
+    path = Path(path)
+    kind = path.suffix.removeprefix(".") or "png"
+    _matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg(fig).get_supported_filetypes()
+    if kind not in known:
+        raise ValueError(f"figure: {path.name!r} has no known format, expected one of {', '.join(sorted(known))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".{kind}")
+    os.close(handle)
+    try:
+        fig.savefig(temporary, format=kind)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _draw(axis: Any, panel: Panel, spacing: tuple[float, float] | None) -> None:
+    image = np.abs(panel.image) if np.iscomplexobj(panel.image) else np.asarray(panel.image)
+    finite = image[np.isfinite(image)]
+    low, high = panel.window or (
+        min(0.0, float(finite.min())) if finite.size else 0.0,
+        float(np.percentile(finite, 99.9)) if finite.size else 1.0,
+    )
+    aspect = spacing[0] / spacing[1] if spacing else 1.0
+    axis.imshow(image, cmap=panel.colormap, vmin=low, vmax=high if high > low else low + 1.0, aspect=aspect,
+                interpolation="nearest")  # fmt: skip
+    axis.set_title(panel.title, fontsize=8)
+    axis.set_xlabel(panel.note, fontsize=7)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _scale_bar(axis: Any, shape: tuple[int, ...], spacing: tuple[float, float]) -> None:
+    extent = shape[-1] * spacing[1]
+    length = max((v for v in (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1) if v <= extent / 2.5), default=1e-3)
+    x, y = 0.06 * shape[-1] - 0.5, 0.95 * shape[-2] - 0.5
+    axis.plot([x, x + length / spacing[1]], [y, y], color="white", linewidth=2, solid_capstyle="butt")
+    axis.text(x, y - 0.02 * shape[-2], f"{length * 1e3:g} mm", color="white", fontsize=6, va="bottom")
+
+
+def _aspect(row: Sequence[Panel], spacing: tuple[float, float] | None) -> float:
+    dy, dx = spacing or (1.0, 1.0)
+    return max(p.image.shape[-2] * dy / (p.image.shape[-1] * dx) for p in row)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingDependency("matplotlib", "viz", "drawing figures") from error
+    return matplotlib
