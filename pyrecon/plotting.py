@@ -67,7 +67,7 @@ def figure(
     extra = 0.55 + (0.3 if row_titles else 0.0)
     width = max(len(row) for row in rows) * (panel_size + 0.1)
     total = sum(heights) + extra * len(rows) + (0.4 if heading else 0.0)
-    fig = matplotlib.figure.Figure(figsize=(width, total), dpi=150, layout="constrained")
+    fig: Figure = matplotlib.figure.Figure(figsize=(width, total), dpi=150, layout="constrained")
     if heading:
         fig.suptitle(heading, fontsize=11)
     bands = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=[h + extra for h in heights])[:, 0]
@@ -132,7 +132,7 @@ def _scale_bar(axis: Any, shape: tuple[int, ...], spacing: tuple[float, float]) 
 
 def _aspect(row: Sequence[Panel], spacing: tuple[float, float] | None) -> float:
     dy, dx = spacing or (1.0, 1.0)
-    return max(p.image.shape[-2] * dy / (p.image.shape[-1] * dx) for p in row)
+    return float(max(p.image.shape[-2] * dy / (p.image.shape[-1] * dx) for p in row))
 
 
 def _umask() -> int:

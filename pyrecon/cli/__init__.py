@@ -1,4 +1,4 @@
-"""The command ``pyrecon``: exit code 0 when it worked, 1 when it failed, 2 when it was asked for something impossible."""
+"""The command ``pyrecon``: exit code 0 when it worked, 1 when it failed, 2 when the request or the data are unusable."""
 
 from __future__ import annotations
 
