@@ -1,4 +1,4 @@
-"""The command ``pyrecon``: exit code 0 when it worked, 1 when it failed, 2 when the request or the data are unusable."""
+"""The command ``pyrecon``. Exit codes: 0 it worked, 1 it failed, 2 the request or the data are unusable."""
 
 from __future__ import annotations
 
