@@ -122,7 +122,8 @@ def test_gradients_match_finite_differences(case: Case, dtype: torch.dtype) -> N
     call, variables = _gradient_setup(case, dtype)
     assert torch.autograd.gradcheck(call, variables)
     if case.twice:
-        assert torch.autograd.gradgradcheck(call, variables)
+        # Random directions instead of the whole Jacobian of the Jacobian, which is cubic in the size of the case.
+        assert torch.autograd.gradgradcheck(call, variables, fast_mode=True)
 
 
 @pytest.mark.parametrize(("case", "dtype"), by_dtype(TINY))
