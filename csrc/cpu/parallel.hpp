@@ -7,17 +7,28 @@
 
 namespace pyrecon::PYRECON_ISA {
 
+// In how many shares n items are split: at most one per thread, none with fewer than `grain` items, at least one.
+PYRECON_INLINE int share_count(int threads, int64_t n, int64_t grain) {
+  const int64_t shares = grain > 0 ? n / grain : n;
+  return static_cast<int>(shares < 1 ? 1 : shares < threads ? shares : threads);
+}
+
+// body(share, begin, end) over [0, n) in `shares` contiguous parts, one thread each. For a fixed number of shares the
+// parts are the same in every run, so sums kept per share and added in order are too.
+template <class Body>
+PYRECON_INLINE void parallel_shares(int shares, int64_t n, const Body& body) {
+  if (shares <= 1) {
+    if (n > 0) body(0, int64_t{0}, n);
+    return;
+  }
+#pragma omp parallel for num_threads(shares) schedule(static, 1)
+  for (int s = 0; s < shares; ++s) body(s, n * s / shares, n * (s + 1) / shares);
+}
+
 // body(begin, end) over [0, n) in contiguous shares, one per thread; no thread gets fewer than `grain` items.
 template <class Body>
 PYRECON_INLINE void parallel_for(int threads, int64_t n, int64_t grain, const Body& body) {
-  int64_t shares = grain > 0 ? n / grain : n;
-  if (shares > threads) shares = threads;
-  if (shares <= 1) {
-    if (n > 0) body(int64_t{0}, n);
-    return;
-  }
-#pragma omp parallel for num_threads(static_cast<int>(shares)) schedule(static, 1)
-  for (int64_t s = 0; s < shares; ++s) body(n * s / shares, n * (s + 1) / shares);
+  parallel_shares(share_count(threads, n, grain), n, [&](int, int64_t begin, int64_t end) { body(begin, end); });
 }
 
 }  // namespace pyrecon::PYRECON_ISA
