@@ -109,6 +109,9 @@ class MRIScan:
         ``(S | 1, 1, H, W | 1)`` bool, what was sampled.
     noise
         ``(C, samples)`` complex64 from a noise calibration scan, or None.
+    calibration
+        ``(S', C, H, W)`` complex64, separately measured reference lines of parallel imaging (zero elsewhere) that are
+        not part of ``kspace``, or None.
     readout_oversampling
         By how much the readout's field of view exceeds ``field_of_view[1]``; 1.0 once removed.
     field_of_view
@@ -120,6 +123,7 @@ class MRIScan:
     kspace: Complex
     mask: NDArray[np.bool_]
     noise: Complex | None = None
+    calibration: Complex | None = None
     readout_oversampling: float = 1.0
     field_of_view: tuple[float, float, float] = (1.0, 1.0, 1.0)
     labels: tuple[str, ...] = ()

@@ -1,0 +1,110 @@
+"""From single readouts to the k-space of an :class:`~pyrecon.data.raw.MRIScan`: what all MRI formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrecon._errors import DataError
+from pyrecon.data.raw import Complex
+from pyrecon.io._files import PathLike, check_memory, listing
+
+# A k-space matrix this much larger than the samples measured comes from a damaged counter, not from undersampling.
+_MOST_UNDERSAMPLING = 64
+
+
+class Readout(NamedTuple):
+    """One readout and where it belongs."""
+
+    data: Complex  # (C, n)
+    row: int  # phase encoding, 0 .. H - 1
+    partition: int  # second phase encoding, 0 .. P - 1
+    column: int  # where its first sample belongs, 0 .. W - 1
+    entry: tuple[int, ...]  # slice, contrast, ...: one entry along S for each different value
+
+
+def assemble(
+    path: PathLike, readouts: Sequence[Readout], shape: tuple[int, int, int], names: Sequence[str]
+) -> tuple[Complex, NDArray[np.bool_], tuple[str, ...]]:
+    """K-space ``(S, C, H, W)``, mask and labels from readouts on a matrix ``shape = (P, H, W)``.
+
+    Readouts of the same place are averaged. Partitions are transformed to slices (centred, orthonormal), which needs
+    every partition sampled alike. ``names`` are those of the counters in ``Readout.entry``.
+    """
+    if not readouts:
+        raise DataError(f"{path}: no imaging readouts, expected at least one")
+    partitions, rows, columns = shape
+    channels = len(readouts[0].data)
+    entries = sorted({r.entry for r in readouts})
+    index = {entry: i for i, entry in enumerate(entries)}
+    check_memory(
+        path,
+        f"a k-space of {len(entries)} x {partitions} x {channels} x {rows} x {columns}",
+        len(entries) * partitions * channels * rows * columns * 8,
+        sum(r.data.nbytes for r in readouts),
+        _MOST_UNDERSAMPLING,
+    )
+    kspace = np.zeros((len(entries), partitions, rows, channels, columns), np.complex64)
+    times = np.zeros((len(entries), partitions, rows, columns), np.uint16)
+    bad = []
+    for number, r in enumerate(readouts):
+        stop = r.column + r.data.shape[1]
+        if not (0 <= r.row < rows and 0 <= r.partition < partitions and 0 <= r.column <= stop <= columns):
+            raise DataError(
+                f"{path}: readout {number} belongs to row {r.row}, partition {r.partition}, columns {r.column} to "
+                f"{stop - 1}, expected a place in the matrix of {rows} x {partitions} x {columns}"
+            )
+        if len(r.data) != channels:
+            raise DataError(f"{path}: readout {number} has {len(r.data)} channels, expected {channels} as in the first")
+        if not np.isfinite(r.data).all():
+            bad.append(number)
+        with np.errstate(over="ignore", invalid="ignore"):
+            kspace[index[r.entry], r.partition, r.row, :, r.column : stop] += r.data
+        times[index[r.entry], r.partition, r.row, r.column : stop] += 1
+    if bad:
+        raise DataError(f"{path}: NaN or Inf in {listing('readout', bad)} of {len(readouts)}; expected finite numbers")
+    if times.max() > 1:
+        kspace /= np.maximum(times, 1)[:, :, :, None, :]
+        if not np.isfinite(kspace).all():
+            raise DataError(f"{path}: the average of repeated readouts overflows, expected k-space values within 1e38")
+
+    sampled = times > 0
+    kspace, mask = _slices(path, kspace, sampled)
+    labels = _labels(entries, names, partitions)
+    if mask.all(axis=-1).sum() == mask.any(axis=-1).sum():  # every line is complete
+        mask = mask[..., :1]
+    if (mask == mask[:1]).all():
+        mask = mask[:1]
+    return kspace, mask, labels
+
+
+def _slices(path: PathLike, kspace: Complex, sampled: NDArray[np.bool_]) -> tuple[Complex, NDArray[np.bool_]]:
+    """(S, P, H, C, W) to (S P, C, H, W), and the mask (S P, 1, H, W)."""
+    entries, partitions = kspace.shape[:2]
+    if partitions > 1:
+        mask = sampled.any(axis=1, keepdims=True)
+        measured = sampled.any(axis=(2, 3), keepdims=True)
+        if (sampled != (mask & measured)).any():
+            raise DataError(
+                f"{path}: the partitions of a 3-D scan are sampled differently; expected the same lines in each"
+            )
+        shifted = np.fft.ifftshift(kspace, axes=1)
+        kspace = np.fft.fftshift(np.fft.ifft(shifted, axis=1, norm="ortho"), axes=1).astype(np.complex64)
+        sampled = np.broadcast_to(mask, sampled.shape)
+    kspace = kspace.reshape(entries * partitions, *kspace.shape[2:]).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(kspace), sampled.reshape(entries * partitions, 1, *sampled.shape[2:])
+
+
+def _labels(entries: Sequence[tuple[int, ...]], names: Sequence[str], partitions: int) -> tuple[str, ...]:
+    """One text per entry of S, from the counters that differ."""
+    varying = [i for i in range(len(names)) if len({entry[i] for entry in entries}) > 1]
+    labels = []
+    for entry in entries:
+        text = ", ".join(f"{names[i]} {entry[i]}" for i in varying)
+        for partition in range(partitions):
+            part = f"partition {partition}" if partitions > 1 else ""
+            labels.append(", ".join(filter(None, (text, part))) or f"{names[0]} {entry[0]}")
+    return tuple(labels)

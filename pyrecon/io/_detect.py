@@ -1,0 +1,100 @@
+"""What a file is, from its content alone."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pyrecon._errors import DataError
+from pyrecon.io._files import PathLike, existing_file
+from pyrecon.io._hdf5 import Hdf5
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_LOOKED_FOR = (
+    "HDF5 (MDF, ISMRMRD, pyrecon image), Siemens twix, NIfTI, NPZ, PNG, DICOM"  # the order in which they are tried
+)
+
+
+def detect(path: PathLike) -> str:
+    """The kind of a file by its content, never by its extension.
+
+    One of ``"mdf-measurement"``, ``"mdf-system-matrix"``, ``"mdf-reconstruction"``, ``"ismrmrd"``, ``"fastmri"``,
+    ``"pyrecon-image"`` (HDF5), ``"twix"``, ``"nifti"``, ``"npz"``, ``"png"``, ``"dicom"``. Raises DataError saying what
+    was looked for if it is none of them.
+    """
+    path = existing_file(path)
+    with path.open("rb") as file:
+        head = file.read(2**14)
+        if _has_hdf5_signature(path, head):
+            return _hdf5_kind(path)
+    kind = _kind_of_bytes(path, head)
+    if kind is None:
+        shown = " ".join(f"{byte:02x}" for byte in head[:8])
+        raise DataError(f"{path}: unknown format (it begins with {shown}); looked for {_LOOKED_FOR}")
+    return kind
+
+
+def _has_hdf5_signature(path: Path, head: bytes) -> bool:
+    """At byte 0, or after a user block of 512, 1024, 2048, ... bytes; a signature cut off or damaged is not one."""
+    if head.startswith(_HDF5):
+        return True
+    return any(head[start : start + 8] == _HDF5 for start in (512, 1024, 2048, 4096, 8192))
+
+
+def _hdf5_kind(path: Path) -> str:
+    with Hdf5(path) as file:
+        if file.has("/version") and any(file.has(f"/{g}") for g in ("measurement", "calibration", "reconstruction")):
+            # Some writers leave an empty calibration group, or one with the sample's size alone, in measurements.
+            if any(file.has(f"/calibration/{name}") for name in ("size", "method", "positions", "fieldOfView")):
+                return "mdf-system-matrix"
+            return "mdf-measurement" if file.has("/measurement") else "mdf-reconstruction"
+        if file.attribute("pyrecon") is not None and file.has("/image"):
+            return "pyrecon-image"
+        if file.has("/kspace") and file.has("/ismrmrd_header"):
+            return "fastmri"
+        for name in file.names("/"):
+            if file.has(f"/{name}/xml") and file.has(f"/{name}/data"):
+                return "ismrmrd"
+        names = ", ".join(file.names("/")[:8]) or "nothing"
+    raise DataError(
+        f"{path}: an HDF5 file of unknown layout (it holds {names}); looked for MDF (/version and /measurement), "
+        "ISMRMRD (a group with xml and data) and a pyrecon image"
+    )
+
+
+def _kind_of_bytes(path: Path, head: bytes) -> str | None:
+    if head[:4] == b"PK\x03\x04":
+        return "npz"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if head[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(path, "rb") as file:
+                head = file.read(540)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: cannot be decompressed ({error}); it is truncated or corrupted") from error
+        return "nifti" if _is_nifti(head) else None
+    if _is_nifti(head):
+        return "nifti"
+    if head[128:132] == b"DICM":
+        return "dicom"
+    return "twix" if _is_twix(head) else None
+
+
+def _is_nifti(head: bytes) -> bool:
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:12] == b"n+2\0\r\n\x1a\n"
+
+
+def _is_twix(head: bytes) -> bool:
+    """A table of one to 64 measurements (VD and later), or a protocol whose first part has a name (VB)."""
+    if len(head) < 48:
+        return False
+    first, count = (int(v) for v in np.frombuffer(head[:8], "<u4"))
+    if first < 10_000 and 1 <= count <= 64 and len(head) >= 160:
+        offset = int(np.frombuffer(head[16:24], "<u8")[0])
+        return offset >= 8 + 152 * count and offset % 8 == 0 and offset < 2**24
+    name = head[8:40].split(b"\0")[0]
+    return first >= 10_000 and 1 <= count <= 64 and name in (b"Config", b"Meas", b"Dicom", b"MeasYaps", b"Phoenix")

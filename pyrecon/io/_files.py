@@ -1,0 +1,120 @@
+"""What all readers and writers share: believing a file, saying what is wrong with it, writing it whole or not."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrecon._errors import DataError
+
+PathLike = str | os.PathLike[str]
+
+# Below this an allocation harms nobody, so no plausibility check is made.
+SMALL = 64 * 2**20
+
+
+def existing_file(path: PathLike) -> Path:
+    """The path of a readable, regular, non-empty file; DataError otherwise."""
+    path = Path(path)
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            kind = "a directory" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+            raise DataError(f"{path}: is {kind}, expected a data file")
+        if info.st_size == 0:
+            raise DataError(f"{path}: the file is empty")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return path
+
+
+def check_memory(path: PathLike, field: str, nbytes: int, available_on_disk: int, ratio: int) -> None:
+    """DataError if ``field`` asks for more than ``ratio`` times its bytes on disk, or more memory than there is."""
+    if nbytes <= SMALL:
+        return
+    if nbytes > ratio * available_on_disk:
+        raise DataError(
+            f"{path}: {field} declares {_size(nbytes)}, but the file holds only {_size(available_on_disk)} for it; "
+            "the file is truncated or corrupted"
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > memory:
+        raise DataError(f"{path}: {field} needs {_size(nbytes)} of memory, this machine has {_size(memory)}")
+
+
+def _size(nbytes: int) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024  # type: ignore[assignment]
+    return f"{nbytes:.3g} TiB"
+
+
+def check_finite(path: PathLike, field: str, data: NDArray[Any], unit: str) -> None:
+    """DataError naming the entries of the first axis (``unit``: "frame", "line", ...) that hold NaN or Inf."""
+    if data.size == 0:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A sum is non-finite if any term is: one pass without a temporary of the data's size. It may also overflow, so
+        # only the suspects are looked at in full.
+        suspects = np.flatnonzero(~np.isfinite(data.reshape(len(data), -1).sum(axis=1)))
+    bad = [int(i) for i in suspects if not np.isfinite(data[i]).all()]
+    if bad:
+        raise DataError(
+            f"{path}: {field} holds NaN or Inf in {listing(unit, bad)} of {len(data)}; expected finite numbers"
+        )
+
+
+def listing(unit: str, indices: Sequence[int], most: int = 8) -> str:
+    """``"frames 1, 5, 7"``: the first ``most`` of them, and how many more."""
+    more = f" and {len(indices) - most} more" if len(indices) > most else ""
+    return f"{unit}{'s' if len(indices) > 1 else ''} {', '.join(str(i) for i in indices[:most])}{more}"
+
+
+@contextmanager
+def written_whole(path: PathLike) -> Iterator[Path]:
+    """A temporary path beside ``path``, moved onto it when the block ends well and removed otherwise.
+
+    ``path`` therefore holds either its old content or all of the new one, whatever happens in between.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise DataError(f"{path}: is a directory, expected a file name to write")
+        # The suffix stays last: libraries choose the format or compression by it.
+        suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.", suffix=suffix)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    temporary = Path(name)
+    try:
+        os.fchmod(handle, 0o666 & ~_umask())
+        os.close(handle)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

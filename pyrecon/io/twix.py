@@ -1,0 +1,386 @@
+"""Siemens raw data ("twix", meas.dat) of VB, VD, VE and XA scanners, Cartesian.
+
+Layouts and flags come from twixtools. The walk from readout to readout and the few values of the protocol are read
+here, because a damaged file must end in an error: a length of zero keeps twixtools' own reader in place for ever, and
+an array index in the protocol makes its parser ask for any amount of memory.
+
+**Orientation.** The image of a Siemens k-space (centred inverse transform) runs against the readout and phase-encoding
+directions of the header. Both axes are turned here where needed, by reversing k-space, so that an image shown with row
+0 on top looks as radiologists expect: anterior and head on top, the patient's right (for sagittal slices: anterior) on
+the left. Rows stay phase encoding and columns readout; ``metadata["orientation"]`` says where they lead, for example
+``"PL"``: rows to posterior, columns to left.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrecon._errors import DataError, MissingDependency
+from pyrecon.data.raw import Complex, MRIScan
+from pyrecon.io._cartesian import Readout, assemble
+from pyrecon.io._files import PathLike, check_finite, existing_file
+
+__all__ = ["read_twix"]
+
+_COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
+_MDH_NAMES = ("Sli", "Eco", "Phs", "Rep", "Set")
+_NOT_IMAGE = (
+    "RTFEEDBACK", "HPFEEDBACK", "SYNCDATA", "REFPHASESTABSCAN", "PHASESTABSCAN", "PHASCOR", "NOISEADJSCAN",
+    "RETRO_DUMMYSCAN", "B1_CONTROLLOOP", "noname60",
+)  # fmt: skip
+_MOST_HEADER = 64 * 2**20
+_DMA_BITS = 2**25
+
+
+def read_twix(path: PathLike) -> MRIScan:
+    """Read the last measurement of a twix file; noise comes from any measurement with the same number of channels.
+
+    Rows are phase-encoding lines and columns the readout, both with the centre of k-space at ``n // 2``; partial
+    Fourier and partial echo leave zeros that ``mask`` marks. Separate reference lines of parallel imaging are returned
+    as ``calibration``. Slices are numbered as acquired. Raises DataError naming what does not fit, MissingDependency
+    without twixtools.
+    """
+    path = existing_file(path)
+    layout = _layout()
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
+    measurements = [_Measurement(path, raw, layout, *span) for span in _spans(path, raw)]
+    scan = measurements[-1]
+    protocol = scan.protocol()
+    lines = list(scan.lines())
+    image = [line for line in lines if line.is_image]
+    if not image:
+        raise DataError(f"{path}: {len(lines)} readouts, none of them image data; expected an imaging measurement")
+    geometry = _geometry(path, protocol, image)
+    kspace, mask, labels = assemble(path, [geometry.place(line) for line in image], geometry.shape, _COUNTERS)
+    reference = [line for line in lines if line.is_reference]
+    calibration = None
+    if reference:
+        calibration, _, _ = assemble(path, [geometry.place(line) for line in reference], geometry.shape, _COUNTERS)
+    return MRIScan(
+        kspace=geometry.turned(kspace),
+        mask=geometry.turned(mask),
+        noise=_noise(path, measurements, kspace.shape[1]),
+        calibration=None if calibration is None else geometry.turned(calibration),
+        readout_oversampling=geometry.oversampling,
+        field_of_view=geometry.field_of_view,
+        labels=labels,
+        metadata=protocol.summary() | ({"orientation": geometry.orientation} if geometry.orientation else {}),
+    )
+
+
+# ---- the file's outline
+
+
+def _spans(path: Path, raw: NDArray[np.uint8]) -> list[tuple[int, int, bool]]:
+    """(start, stop, is_ve) of every measurement: VD and later files begin with a table, VB files hold one."""
+    if len(raw) < 16:
+        raise DataError(f"{path}: {len(raw)} bytes, expected a twix file")
+    first, count = (int(v) for v in raw[:8].view("<u4"))
+    if first >= 10_000:
+        return [(0, len(raw), False)]
+    if not 1 <= count <= 64:
+        raise DataError(f"{path}: the table of measurements has {count} entries, expected 1 to 64")
+    if len(raw) < 8 + 152 * count:
+        raise DataError(f"{path}: {len(raw)} bytes, expected at least {8 + 152 * count} for {count} measurements")
+    spans = []
+    for k in range(count):
+        offset, length = (int(v) for v in raw[8 + 152 * k : 32 + 152 * k].view("<u4")[2:6].view("<u8"))
+        if length == 0 and count == 1:  # a scan that was cut off
+            length = len(raw) - offset
+        if offset < 8 + 152 * count or length < 8 or offset + length > len(raw):
+            raise DataError(
+                f"{path}: measurement {k} spans bytes {offset} to {offset + length}, the file has {len(raw)}; "
+                "it is truncated or corrupted"
+            )
+        spans.append((offset, offset + length, True))
+    return spans
+
+
+class _Layout(NamedTuple):
+    scan: Any  # numpy dtypes
+    channel: Any
+    vb: Any
+    flags: dict[str, int]
+
+
+def _layout() -> _Layout:
+    try:
+        from twixtools import mdh_def
+    except ImportError:
+        raise MissingDependency("twixtools", "io", "reading Siemens raw data") from None
+    return _Layout(
+        np.dtype(mdh_def.Scan_header),
+        np.dtype(mdh_def.Channel_header),
+        np.dtype(mdh_def.VB17_header),
+        {name: 1 << bit for name, bit in mdh_def.mask_dict.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Line:
+    data: Complex  # (C, n), cut-off samples removed
+    header: Any
+    start: int  # index of data's first sample in the full readout
+    flags: int
+    layout: _Layout
+
+    def has(self, *names: str) -> bool:
+        return any(self.flags & self.layout.flags[name] for name in names)
+
+    @property
+    def is_noise(self) -> bool:
+        return self.has("NOISEADJSCAN")
+
+    @property
+    def is_reference(self) -> bool:
+        return self.has("PATREFSCAN") and not self.has("PATREFANDIMASCAN", *_NOT_IMAGE)
+
+    @property
+    def is_image(self) -> bool:
+        return not self.has(*_NOT_IMAGE) and not self.is_reference
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    path: Path
+    raw: NDArray[np.uint8]
+    layout: _Layout
+    start: int
+    stop: int
+    is_ve: bool
+
+    def _header_length(self) -> int:
+        length = int(self.raw[self.start : self.start + 4].view("<u4")[0])
+        if not 16 <= length <= min(self.stop - self.start, _MOST_HEADER):
+            raise DataError(
+                f"{self.path}: the protocol is {length} bytes long, expected 16 to "
+                f"{min(self.stop - self.start, _MOST_HEADER)}"
+            )
+        return length
+
+    def protocol(self) -> _Protocol:
+        """The protocol's parts by name."""
+        stop = self.start + self._header_length()
+        count = int(self.raw[self.start + 4 : self.start + 8].view("<u4")[0])
+        if not 1 <= count <= 64:
+            raise DataError(f"{self.path}: the protocol has {count} parts, expected 1 to 64")
+        parts: dict[str, str] = {}
+        at = self.start + 8
+        for _ in range(count):
+            head = self.raw[at : min(at + 48, stop)].tobytes()
+            name, found, rest = head.partition(b"\0")
+            length = int.from_bytes(rest[:4], "little")
+            at += len(name) + 5
+            if not found or len(rest) < 4 or not re.fullmatch(rb"\w{4,}", name) or at + length > stop:
+                raise DataError(
+                    f"{self.path}: the protocol's part {name[:32]!r} does not end inside it; it is corrupted"
+                )
+            parts[name.decode()] = self.raw[at : at + length].tobytes().decode("latin1")
+            at += length
+        return _Protocol(self.path, parts)
+
+    def lines(self) -> Iterator[_Line]:
+        """Every readout up to the end mark; those of other content (physiology) are stepped over."""
+        scan, channel = (self.layout.scan, self.layout.channel) if self.is_ve else (self.layout.vb, None)
+        at = self.start + self._header_length()
+        number = 0
+        while at + scan.itemsize <= self.stop:
+            header = self.raw[at : at + scan.itemsize].view(scan)[0]
+            flags = int(header["EvalInfoMask"])
+            length = int(header["FlagsAndDMALength"]) % _DMA_BITS
+            if flags & self.layout.flags["ACQEND"]:
+                return
+            samples, channels = int(header["SamplesInScan"]), int(header["UsedChannels"])
+            if flags & self.layout.flags["SYNCDATA"]:
+                needed = scan.itemsize
+            elif channel is not None:
+                needed = scan.itemsize + channels * (channel.itemsize + 8 * samples)
+            else:  # VB writes the header again before each channel, and the length of one channel
+                needed, length = channels * (scan.itemsize + 8 * samples), channels * length
+            if length < needed or needed == 0 or at + length > self.stop:
+                raise DataError(
+                    f"{self.path}: readout {number} at byte {at} is {length} bytes long, expected {needed} of the "
+                    f"{self.stop - at} that are left; the file is truncated or corrupted"
+                )
+            if not flags & self.layout.flags["SYNCDATA"]:
+                yield self._line(at, header, flags, samples, channels, number)
+                number += 1
+            at += length
+
+    def _line(self, at: int, header: Any, flags: int, samples: int, channels: int, number: int) -> _Line:
+        skip = self.layout.channel.itemsize if self.is_ve else self.layout.vb.itemsize
+        start = at + (self.layout.scan.itemsize if self.is_ve else 0)
+        block = self.raw[start : start + channels * (skip + 8 * samples)].reshape(channels, skip + 8 * samples)
+        data = np.ascontiguousarray(block[:, skip:]).view("<c8")
+        first, last = int(header["CutOff"]["Pre"]), samples - int(header["CutOff"]["Post"])
+        if first >= last:
+            raise DataError(
+                f"{self.path}: readout {number} keeps samples {first} to {last} of {samples}, expected some"
+            )
+        data = data[:, first:last]
+        start_sample = first
+        if flags & self.layout.flags["REFLECT"]:
+            data, start_sample = data[:, ::-1], samples - last
+        return _Line(np.ascontiguousarray(data), header, start_sample, flags, self.layout)
+
+
+# ---- what the protocol says
+
+
+class _Protocol:
+    """The values of a protocol: ``sSliceArray.asSlice[0].dThickness = 4.0`` and ``<ParamDouble."RoFOV"> { 200.0 }``."""
+
+    def __init__(self, path: Path, parts: dict[str, str]) -> None:
+        self.path = path
+        self._parts = parts
+        self._assigned: dict[str, str] = {}
+        for line in parts.get("MeasYaps", "").splitlines():
+            name, found, value = line.partition("=")
+            if found and len(line) < 1000:
+                self._assigned[name.strip()] = value.strip().strip('"')
+
+    def text(self, name: str, part: str = "MeasYaps") -> str | None:
+        """The value called ``name``: an assignment in MeasYaps, a parameter in any other part."""
+        if part == "MeasYaps":
+            return self._assigned.get(name)
+        pattern = rf'<Param(?:Double|Long|String|Array)\."{re.escape(name)}">\s{{0,64}}\{{([^{{}}]{{0,400}})\}}'
+        match = re.search(pattern, self._parts.get(part, ""))
+        if match is None:
+            return None
+        value = re.sub(r"<\w{1,40}>[ ]{0,8}[^\s]{0,40}", "", match[1]).strip().strip('"')  # <Precision> 6 and the like
+        return value or None
+
+    def number(self, name: str, part: str = "MeasYaps") -> float | None:
+        """A finite number called ``name``, or None."""
+        text = self.text(name, part)
+        try:
+            value = float(int(text, 16)) if text and text.startswith("0x") else float(text or "nan")
+        except (ValueError, OverflowError):
+            return None
+        return value if math.isfinite(value) else None
+
+    def summary(self) -> dict[str, Any]:
+        """A few plain facts for reports; nothing that names the patient."""
+        facts: dict[str, Any] = {
+            "sequence": self.text("tSequenceFileName"),
+            "protocol": self.text("tProtocolName"),
+            "repetition_time_s": self.number("alTR[0]"),
+            "echo_time_s": self.number("alTE[0]"),
+            "flip_angle_deg": self.number("adFlipAngleDegree[0]"),
+            "scanner": self.text("ManufacturersModelName", "Dicom"),
+            "software": self.text("SoftwareVersions", "Dicom"),
+            "field_strength_t": self.number("flMagneticFieldStrength", "Dicom"),
+        }
+        for name in ("repetition_time_s", "echo_time_s"):
+            facts[name] = facts[name] and facts[name] / 1e6
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    shape: tuple[int, int, int]  # P, H, W
+    oversampling: float
+    field_of_view: tuple[float, float, float]
+
+    turn: tuple[bool, bool]  # whether rows and columns are to be reversed
+    orientation: str
+
+    def place(self, line: _Line) -> Readout:
+        partitions, rows, columns = self.shape
+        counter = line.header["Counter"]
+        # A full readout can lie in one place only.
+        full = int(line.header["SamplesInScan"]) == columns
+        center = columns // 2 if full else int(line.header["CenterCol"])
+        return Readout(
+            line.data,
+            int(counter["Lin"]) - int(line.header["CenterLin"]) + rows // 2,
+            int(counter["Par"]) - int(line.header["CenterPar"]) + partitions // 2 if partitions > 1 else 0,
+            line.start - center + columns // 2,
+            tuple(int(counter[name]) for name in _MDH_NAMES),
+        )
+
+    def turned(self, values: NDArray[Any]) -> NDArray[Any]:
+        """``values`` (..., H, W) with the frequencies' signs reversed along the axes that are to be turned."""
+        for axis, turn in ((-2, self.turn[0]), (-1, self.turn[1])):
+            n = values.shape[axis]
+            if turn and n > 1:  # k = -n/2 is its own mirror image if n is even
+                values = np.roll(np.flip(values, axis), 1 - n % 2, axis)
+        return np.ascontiguousarray(values)
+
+
+def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
+    if protocol.number("sKSpace.ucTrajectory") not in (None, 1.0):
+        raise DataError(f"{path}: protocol sKSpace.ucTrajectory: not Cartesian, expected a Cartesian trajectory")
+    if (protocol.number("alRegridMode", "Meas") or 1) > 1:
+        raise DataError(f"{path}: protocol alRegridMode: readouts sampled on gradient ramps, expected uniform sampling")
+    base = protocol.number("sKSpace.lBaseResolution")
+    columns = max(int(line.header["SamplesInScan"]) for line in image)
+    oversampling = protocol.number("flReadoutOSFactor", "Dicom") or protocol.number("flReadoutOSFactor", "Meas") or 2.0
+    if not 1 <= oversampling <= 16:
+        raise DataError(f"{path}: protocol flReadoutOSFactor: {oversampling:g}, expected 1 to 16")
+    if base is not None and 1 <= base <= 65536:
+        columns = max(columns, round(base * oversampling))
+        oversampling = columns / base
+
+    rows = _extent(image, "Lin", "CenterLin", protocol.number("sKSpace.lPhaseEncodingLines"))
+    partitions = 1
+    if any(int(line.header["Counter"]["Par"]) for line in image):
+        partitions = _extent(image, "Par", "CenterPar", protocol.number("sKSpace.lPartitions"))
+
+    first = "sSliceArray.asSlice[0]"
+    readout = protocol.number(f"{first}.dReadoutFOV") or protocol.number("RoFOV", "Meas") or 1e3
+    phase = protocol.number(f"{first}.dPhaseFOV") or protocol.number("PeFOV", "Meas") or readout
+    phase *= 1 + (protocol.number("sKSpace.dPhaseOversamplingForDialog") or 0.0)
+    thickness = (protocol.number(f"{first}.dThickness") or 1e3) / partitions
+    if min(readout, phase, thickness) <= 0:
+        raise DataError(f"{path}: protocol: a field of view of {phase:g} x {readout:g} x {thickness:g} mm")
+    turn, orientation = _orientation(image[0].header)
+    return _Geometry(
+        (partitions, rows, columns),
+        oversampling,
+        (phase / 1e3, readout / 1e3, thickness / 1e3),
+        turn,
+        orientation,
+    )
+
+
+def _orientation(header: Any) -> tuple[tuple[bool, bool], str]:
+    """Which of rows and columns to turn, and where they then lead, from the slice's rotation (a unit quaternion)."""
+    a, b, c, d = (float(v) for v in header["SliceData"]["Quaternion"])
+    if not abs(a * a + b * b + c * c + d * d - 1) < 1e-2:
+        return (False, False), ""
+    # Patient coordinates: sagittal to left, coronal to posterior, transversal to head.
+    phase = (1 - 2 * (c * c + d * d), 2 * (b * c + d * a), 2 * (b * d - c * a))
+    read = (2 * (b * c - d * a), 1 - 2 * (b * b + d * d), 2 * (c * d + b * a))
+    turn, letters = [], ""
+    for direction in (phase, read):
+        axis = int(np.argmax(np.abs(direction)))
+        wanted = 1 if axis < 2 else -1  # to left, to posterior, to feet
+        turn.append(-direction[axis] * wanted < 0)  # the image runs against the direction
+        letters += "LPF"[axis]
+    return (turn[0], turn[1]), letters
+
+
+def _extent(image: list[_Line], counter: str, center: str, planned: float | None) -> int:
+    """An even number of lines, as planned or as many as hold every line with the centre at n // 2."""
+    before = max(int(line.header[center]) - int(line.header["Counter"][counter]) for line in image)
+    after = max(int(line.header["Counter"][counter]) - int(line.header[center]) for line in image)
+    planned_lines = int(planned) if planned is not None and 1 <= planned <= 65536 else 1
+    return max(planned_lines + planned_lines % 2, 2 * before, 2 * (after + 1))
+
+
+def _noise(path: Path, measurements: list[_Measurement], channels: int) -> Complex | None:
+    found = [line.data for m in measurements for line in m.lines() if line.is_noise and len(line.data) == channels]
+    if not found:
+        return None
+    noise = np.concatenate(found, axis=1)
+    check_finite(path, "the noise scan", noise, "channel")
+    return noise
