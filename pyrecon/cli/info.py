@@ -22,7 +22,7 @@ OPTIONAL = (
     ("triton", "GPU kernels", "gpu"),
     ("cupy-cuda13x", "CuPy arrays in and out", "gpu"),
     ("nibabel", "NIfTI files", "io"),
-    ("ismrmrd", "ISMRMRD raw data", "io"),
+    ("PIL", "PNG images", "io"),
     ("twixtools", "Siemens raw data", "io"),
     ("matplotlib", "figures", "viz"),
     ("scikit-image", "the demo's phantoms", "demo"),
