@@ -1,0 +1,44 @@
+"""The sampled Fourier transform of single-coil MRI."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyrecon.linops._base import LinearOperator
+from pyrecon.ops import sense_adjoint, sense_forward, sense_normal
+
+
+class Fourier(LinearOperator):
+    """``A x = mask * F(x)``: images ``(B, H, W)`` to k-space ``(B, H, W)``, centred and orthonormal.
+
+    Parameters
+    ----------
+    mask
+        ``(B | 1, 1, H | 1, W | 1)``, bool or real: see :func:`pyrecon.ops.sense_forward`.
+    shape
+        ``(H, W)``; needed where the mask is constant along an axis.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, shape: tuple[int, int]) -> None:
+        super().__init__()
+        if mask.dim() != 4 or any(m not in (1, n) for m, n in zip(mask.shape[2:], shape, strict=True)):
+            raise ValueError(
+                f"mask: shape {tuple(mask.shape)} does not fit, expected (B | 1, 1, H | 1, W | 1) of {shape}"
+            )
+        self.register_buffer("mask", mask)
+        self.domain_shape = self.range_shape = (shape[0], shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sense_forward(x, self._one_coil(x), self.mask)[:, 0]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return sense_adjoint(y[:, None], self._one_coil(y), self.mask)
+
+    def gram(self, x: Tensor) -> Tensor:
+        return sense_normal(x, self._one_coil(x), self.mask)
+
+    def _one_coil(self, like: Tensor) -> Tensor:
+        return torch.ones(1, 1, 1, 1, dtype=like.dtype, device=like.device)

@@ -1,0 +1,178 @@
+"""Conjugate gradients for Hermitian positive definite systems, batched, differentiable without unrolling.
+
+Per sample, with r = b - A x, p = r and <u, v> the real part of the inner product over all but the batch axis::
+
+    alpha = |r|^2 / <p, A p>,  x += alpha p,  r -= alpha A p,  beta = |r_new|^2 / |r|^2,  p = r + beta p
+
+Source: Hestenes and Stiefel, J Res Natl Bur Stand 49:409 (1952).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pyrecon.solvers._solution import Solution, Status
+
+_ADVICE = (
+    "MAX_ITER: raise max_iter or rtol, or add a multiple of the identity to A. DIVERGED: A is not Hermitian positive "
+    "definite. NONFINITE: A, b or x0 holds NaN or Inf."
+)
+# A look at the stop test waits for the GPU; a step of CG is cheaper than eight launches' worth of waiting.
+_GPU_STOP_TEST_EVERY = 8
+
+
+def conjugate_gradient(
+    A: Callable[[Tensor], Tensor],
+    b: Tensor,
+    *,
+    x0: Tensor | None = None,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    max_iter: int = 100,
+) -> Solution[Tensor]:
+    """Solve ``A x = b`` for every sample of a batch.
+
+    A sample stops when ``|b - A x| <= max(rtol * |b|, atol)`` and is not touched again; it takes its own steps and
+    cannot disturb the others.
+
+    Parameters
+    ----------
+    A
+        Linear, Hermitian positive definite (semi-definite if b is in its range), acting on each sample by itself: a
+        function or a :class:`~pyrecon.linops.LinearOperator`, ``(B, ...) -> (B, ...)``.
+    b
+        ``(B, ...)``, float32, float64, complex64 or complex128, on any device.
+    x0
+        Start, of the shape of b; zero by default. No gradient flows to it.
+    rtol, atol
+        Tolerances of the stop test, relative to ``|b|`` and absolute. The backward solve uses the same ratio to the
+        norm of its right-hand side.
+    max_iter
+        Iterations at most.
+
+    Returns
+    -------
+    Solution
+        ``value`` is x, differentiable once in b and in all that A closes over: the backward pass solves
+        ``A v = gradient`` and sends v through one application of A, so memory does not grow with the iterations.
+        ``residual`` is ``|b - A x|`` as the recursion carries it. Status DIVERGED: ``<p, A p> <= 0`` came up, so A is
+        not positive definite. NONFINITE: a NaN or Inf did, and the value is the last finite iterate.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a sample does not converge, in the solution or in the backward pass.
+    """
+    if not isinstance(b, Tensor) or not (b.is_floating_point() or b.is_complex()):
+        raise TypeError(f"b: expected a real or complex floating-point tensor, got {getattr(b, 'dtype', type(b))}")
+    if b.dim() == 0:
+        raise ValueError("b: has no batch axis, expected (B, ...)")
+    if x0 is not None and (x0.shape != b.shape or x0.dtype != b.dtype or x0.device != b.device):
+        raise ValueError(
+            f"x0: {tuple(x0.shape)} {x0.dtype} on {x0.device}, expected {tuple(b.shape)} {b.dtype} on {b.device} as b"
+        )
+    if not (rtol >= 0 and atol >= 0):
+        raise ValueError(f"rtol, atol: {rtol} and {atol}, expected numbers >= 0")
+    if max_iter < 0:
+        raise ValueError(f"max_iter: {max_iter}, expected a number >= 0")
+
+    with torch.no_grad():
+        norm = _dot(b, b).sqrt()
+        limit = torch.clamp(rtol * norm, min=atol)
+        solution = _iterate(A, b, x0, limit, max_iter)
+    solution.warn_unless_converged("conjugate_gradient", _ADVICE)
+    if not torch.is_grad_enabled():
+        return solution
+    residual = b - A(solution.value)
+    if not residual.requires_grad:
+        return solution
+
+    def solve(g: Tensor) -> Tensor:
+        # A gradient has a scale of its own, so what atol means to b is carried over as a relative tolerance.
+        relative = torch.where(norm > 0, limit / norm, rtol)
+        adjoint = _iterate(A, g, None, relative * _dot(g, g).sqrt(), max_iter)
+        return adjoint.warn_unless_converged("conjugate_gradient, backward pass", _ADVICE).value
+
+    # The value plus A^-1 (b - A x) with x held fixed: zero in value, right in its derivative.
+    value = _Implicit.apply(solution.value, residual, solve)  # type: ignore[no-untyped-call]
+    return Solution(value, solution.status, solution.iterations, solution.residual)
+
+
+class _Implicit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, residual: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.solve = solve
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
+        return None, ctx.solve(g), None
+
+
+def _iterate(
+    A: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None, limit: Tensor, max_iter: int
+) -> Solution[Tensor]:
+    """The recursion; ``limit`` (B,) is the residual norm at which a sample stops. Scalars per sample are double."""
+    x = torch.zeros_like(b) if x0 is None else x0.clone()
+    r = b.clone() if x0 is None else b - _applied(A, x)
+    p = r
+    rr = _dot(r, r)
+    limit = limit.square()
+
+    status = torch.full(rr.shape, Status.MAX_ITER, dtype=torch.int8, device=b.device)
+    iterations = torch.zeros(rr.shape, dtype=torch.int32, device=b.device)
+    status = torch.where(rr <= limit, Status.CONVERGED, status)
+    status = torch.where(rr.isfinite() & limit.isfinite(), status, Status.NONFINITE)
+    active = status == Status.MAX_ITER
+    every = _GPU_STOP_TEST_EVERY if b.is_cuda else 1
+    for k in range(max_iter):
+        if k % every == 0 and not active.any():
+            break
+        p = _where(active, p, 0)  # a NaN of a sample that has stopped must not come back as 0 * NaN
+        Ap = _applied(A, p)
+        curvature = _dot(p, Ap)
+        iterations += active
+        status = torch.where(active & (curvature <= 0), Status.DIVERGED, status)
+        status = torch.where(active & ~curvature.isfinite(), Status.NONFINITE, status)
+        active = status == Status.MAX_ITER
+        alpha = torch.where(active, rr / curvature, 0)
+        r = _where(active, r - _per_sample(alpha, b) * Ap, r)
+        rr_new = torch.where(active, _dot(r, r), rr)
+        status = torch.where(active & ~rr_new.isfinite(), Status.NONFINITE, status)
+        status = torch.where(active & (rr_new <= limit), Status.CONVERGED, status)
+        moved = active & (status != Status.NONFINITE)
+        x = _where(moved, x + _per_sample(alpha, b) * p, x)
+        active = status == Status.MAX_ITER
+        p = r + _per_sample(rr_new / rr, b) * p
+        rr = rr_new
+    return Solution(x, status, iterations, rr.sqrt().to(b.real.dtype if b.is_complex() else b.dtype))
+
+
+def _applied(A: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    result = A(x)
+    if result.shape != x.shape:
+        raise ValueError(f"A: maps {tuple(x.shape)} to {tuple(result.shape)}, expected the same shape")
+    return result
+
+
+def _dot(u: Tensor, v: Tensor) -> Tensor:
+    """Re <u, v> per sample, as a double."""
+    if u.is_complex():
+        u, v = torch.view_as_real(u.resolve_conj()), torch.view_as_real(v.resolve_conj())
+    return (torch.linalg.vecdot(u.flatten(1), v.flatten(1)) if u.dim() > 1 else u * v).double()
+
+
+def _per_sample(scalars: Tensor, like: Tensor) -> Tensor:
+    if scalars.is_floating_point():
+        scalars = scalars.to(like.real.dtype if like.is_complex() else like.dtype)
+    return scalars.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _where(condition: Tensor, a: Tensor, b: Tensor | float) -> Tensor:
+    return torch.where(_per_sample(condition, a), a, b)
