@@ -47,6 +47,7 @@ def a_calibration(
         grid=Grid(shape, tuple(1e-3 * (i + 1) for i in range(len(shape))), tuple(5e-3 * i for i in range(len(shape)))),
         background=noise(rng, background, periods, channels, length) if background else None,
         background_positions=np.sort(rng.integers(0, count + 1, background)) if background else None,
+        position_order=np.arange(count)[::-1] if count > 1 and background > 1 else None,
         snr=rng.random((periods, channels, length)),
     )
 
@@ -91,7 +92,7 @@ def test_a_system_matrix_comes_back(
     assert detect(tmp_path / "s.mdf") == "mdf-system-matrix"
     back = read(tmp_path / "s.mdf")
     assert isinstance(back, MPICalibration)
-    for name in ("spectrum", "background", "background_positions", "snr", "transfer_function"):
+    for name in ("spectrum", "background", "background_positions", "position_order", "snr", "transfer_function"):
         assert same(getattr(back, name), getattr(written, name)), name
     assert back.grid.shape == written.grid.shape
     np.testing.assert_allclose([*back.grid.spacing, *back.grid.center], [*written.grid.spacing, *written.grid.center])

@@ -79,6 +79,8 @@ class MPICalibration:
     background_positions
         ``(frames,)`` int: how many positions had been measured when each background frame was taken, so that drift can
         be interpolated; None if unknown.
+    position_order
+        ``(N,)`` int: how many positions had been measured before position n; None if they were measured as numbered.
     snr
         ``(periods, channels, K)`` as stored in the file, or None.
     """
@@ -88,6 +90,7 @@ class MPICalibration:
     grid: Grid
     background: Complex | None = None
     background_positions: NDArray[np.int64] | None = None
+    position_order: NDArray[np.int64] | None = None
     snr: Real | None = None
     transfer_function: NDArray[np.complex128] | None = None
     transfer_corrected: bool = False

@@ -88,11 +88,15 @@ def write_system_matrix(path: PathLike, calibration: MPICalibration, *, method: 
     fields["/measurement/data"] = np.ascontiguousarray(np.moveaxis(data, 0, -1), dtype=np.complex64)
     fields["/measurement/isFastFrameAxis"] = np.int8(1)
     fields["/measurement/isFramePermutation"] = np.int8(0)
+    order = np.arange(count) if calibration.position_order is None else calibration.position_order
+    times = order[voxels] + 0.5
     if extra and calibration.background_positions is None:
         fields["/_pyrecon/background_positions"] = "unknown"
+        times = np.append(times, np.full(extra, count))
     elif extra:
+        times = np.append(times, np.asarray(calibration.background_positions, float))
+    if not np.all(times[1:] >= times[:-1]):
         # Frame i of the file was acquired as number permutation[i]: positions in their order, background in between.
-        times = np.concatenate([np.arange(count) + 0.5, np.asarray(calibration.background_positions, float)])
         rank = np.empty(count + extra, np.int64)
         rank[np.argsort(times, kind="stable")] = np.arange(count + extra)
         fields["/measurement/isFramePermutation"] = np.int8(1)

@@ -102,6 +102,7 @@ def read_system_matrix(path: PathLike, *, grid: Grid | None = None) -> MPICalibr
         check_finite(file.path, "/measurement/data", noise, "background frame")
         earlier = np.searchsorted(np.sort(stored.acquired[foreground]), stored.acquired[background])
         by_time = np.argsort(stored.acquired[background])
+        order = np.argsort(np.argsort(stored.acquired[frames]))
         drift_known = file.text("/_pyrecon/background_positions", default="known") == "known"
         return MPICalibration(
             spectrum=np.ascontiguousarray(np.moveaxis(stored.spectrum[frames], 0, -1)),
@@ -109,6 +110,7 @@ def read_system_matrix(path: PathLike, *, grid: Grid | None = None) -> MPICalibr
             grid=grid,
             background=noise[by_time] if len(background) else None,
             background_positions=earlier[by_time].astype(np.int64) if len(background) and drift_known else None,
+            position_order=None if np.array_equal(order, np.arange(grid.size)) else order,
             snr=_snr(file, stored),
             transfer_function=_transfer_function(file, stored),
             transfer_corrected=_flag(file, "isTransferFunctionCorrected"),
