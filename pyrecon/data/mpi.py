@@ -1,0 +1,513 @@
+"""From a calibration and a scan to a real linear system ``A x = y`` with white noise.
+
+Each complex row (one period, channel and frequency) goes through the same four steps in the system matrix and in the
+data: the background of an empty scanner is subtracted, rows whose signal does not stand out of the noise are left
+out, the rest is divided by the standard deviation of its noise, and real parts are stacked on top of imaginary parts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrecon._errors import DataError
+from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real
+
+_ENOUGH = 30.0  # degrees of freedom for a variance that data may be divided by: it then has 26 % standard deviation
+Background = Literal["interpolate", "mean", "none"]
+Whitening = Literal["component", "row", "none"]
+
+
+@dataclass(frozen=True)
+class MPISystem:
+    """A system matrix ready for reconstruction.
+
+    Attributes
+    ----------
+    matrix
+        ``(2m, N)`` float32: real parts of m whitened rows on top of their imaginary parts.
+    grid
+        Where the N voxels are.
+    rows
+        ``(m, 3)`` period, channel and frequency index of each row in the calibration.
+    frequencies
+        ``(m,)`` Hz.
+    snr
+        ``(m,)`` by which the rows were selected; NaN where it could not be measured.
+    scale
+        ``(2, m)`` what the real and imaginary parts were divided by, in the calibration's unit.
+    calibration
+        The calibration without its spectrum: what :func:`prepare_frames` compares a scan with.
+    """
+
+    matrix: Tensor
+    grid: Grid
+    rows: NDArray[np.int64]
+    frequencies: Real
+    snr: Real
+    scale: Real
+    calibration: MPICalibration
+
+    def upsampled(self, factor: int = 2) -> MPISystem:
+        """The system on a grid ``factor`` times finer along both axes, rows interpolated bicubically.
+
+        A fine voxel holds ``1 / factor^2`` of the tracer of a coarse one, so its column is weaker by as much and the
+        image keeps its unit (concentration).
+        """
+        fine = upsample_rows(self.matrix, self._image_shape(), factor) / factor**2
+        grid = replace(
+            self.grid,
+            shape=tuple(n * factor for n in self.grid.shape),
+            spacing=tuple(d / factor for d in self.grid.spacing),
+        )
+        return replace(self, matrix=fine, grid=grid)
+
+    def blurred(self, factor: int = 2) -> MPISystem:
+        """``A U D``: every row interpolated bicubically to a ``factor`` times finer grid and averaged back over boxes.
+
+        Simulated data made with A are reconstructed with this, so that the model that made the data is not the one
+        that reads them (the inverse crime; DEQ-MPI section IV-D, Eq. 35).
+        """
+        shape = self._image_shape()
+        fine = upsample_rows(self.matrix, shape, factor)
+        return replace(self, matrix=box_downsample(fine.view(-1, *(n * factor for n in shape)), factor).flatten(1))
+
+    def _image_shape(self) -> tuple[int, int]:
+        shape = tuple(n for n in self.grid.shape if n > 1)
+        if len(shape) != 2:
+            raise DataError(f"grid: shape {self.grid.shape} is not an image, interpolation needs two axes")
+        return shape
+
+
+@dataclass(frozen=True)
+class MPIFrames:
+    """Data ready for reconstruction.
+
+    Attributes
+    ----------
+    y
+        ``(B, 2m)`` float32, rows as in the system matrix.
+    noise_std
+        ``(B,)`` standard deviation of the noise in every element of y, measured in the scan's background frames; None
+        where there are fewer than two.
+    """
+
+    y: Tensor
+    noise_std: Tensor | None
+
+    @property
+    def noise_norm(self) -> Tensor | None:
+        """``(B,)`` expected ``|noise|_2 = noise_std sqrt(2m)``: the radius of the data constraint."""
+        return None if self.noise_std is None else self.noise_std * self.y.shape[1] ** 0.5
+
+    @property
+    def snr_db(self) -> Tensor | None:
+        """``(B,)`` estimate of ``20 log10(|clean| / |noise|)`` (DEQ-MPI Eq. 36) with ``|clean|^2 = |y|^2 - |noise|^2``.
+
+        Minus infinity for a frame that holds no more than noise.
+        """
+        noise = self.noise_norm
+        if noise is None:
+            return None
+        noise = noise.double().square()
+        power = self.y.double().square().sum(dim=1)
+        return 10 * torch.log10((power - noise).clamp(min=0) / noise)
+
+
+# --- the system matrix -------------------------------------------------------------------------------------------
+def prepare_system(
+    calibration: MPICalibration,
+    scan: MPIScan | None = None,
+    *,
+    snr_threshold: float = 5.0,
+    band: tuple[float, float] = (0.0, np.inf),
+    channels: Sequence[int] | None = None,
+    background: Background = "interpolate",
+    whiten: Whitening = "component",
+) -> MPISystem:
+    """Turn a measured system matrix into the linear system that reconstruction solves.
+
+    Parameters
+    ----------
+    calibration
+        The measured system matrix.
+    scan
+        The scan to be reconstructed: the noise is that of its background frames, if there are at least two, otherwise
+        that of the calibration's.
+    snr_threshold
+        Rows whose signal-to-noise ratio is lower are left out. The ratio is the file's; where it has none, the largest
+        amplitude over all positions divided by the standard deviation of the (complex) noise.
+    band
+        Lowest and highest frequency in Hz.
+    channels
+        Which receive channels; all by default.
+    background
+        Subtract the background ``"interpolate"``-d in time between background frames (a drifting scanner), their
+        ``"mean"``, or ``"none"``. A calibration marked as corrected is left as it is.
+    whiten
+        Divide every row by the standard deviation of its noise: of real and imaginary part apart (``"component"``), of
+        both together (``"row"``), or not (``"none"``). The noise is taken to be the same in all periods.
+
+    Raises
+    ------
+    DataError
+        When calibration and scan do not belong together, no row is left, or what is left cannot be used.
+    """
+    _check_choice("background", background, ("interpolate", "mean", "none"))
+    _check_choice("whiten", whiten, ("component", "row", "none"))
+    empty = _EmptyScanner.of_calibration(calibration)
+    noise = _variance_of(empty)
+    weights = None
+    if empty is not None and not calibration.background_corrected and background != "none":
+        order = calibration.position_order
+        weights = empty.weights(np.arange(calibration.grid.size) if order is None else order, background)
+
+    candidates = _candidates(calibration, band, channels)
+    if calibration.snr is not None:
+        snr = np.asarray(calibration.snr, dtype=np.float64)
+    elif noise is not None:
+        snr = _measured_snr(calibration, empty, weights, noise, candidates)
+    else:
+        snr = np.full(candidates.shape, np.nan)
+    rows = _select(candidates, snr, snr_threshold)
+
+    if scan is not None:
+        matched = match_frequencies(calibration, scan)
+        theirs = _EmptyScanner.of_scan(scan)
+        measured = _variance_of(theirs)
+        if measured is not None:
+            noise = np.where(matched >= 0, measured[..., matched], np.nan)
+    scale = _scale(noise, rows, whiten)
+
+    period, channel, frequency = rows.T
+    spectrum = calibration.spectrum[period, channel, frequency]
+    if weights is not None and empty is not None:
+        spectrum = spectrum - (weights @ empty.spectrum[:, period, channel, frequency]).T
+    finite = np.isfinite(spectrum).all(axis=1)
+    if not finite.all():
+        p, c, k = rows[~finite][0]
+        raise DataError(
+            f"system matrix: {(~finite).sum()} of {len(rows)} selected rows hold NaN or infinite values (the first: "
+            f"period {p}, channel {c}, {calibration.frequencies[k]:.6g} Hz)"
+        )
+    return MPISystem(
+        matrix=_stack(spectrum, scale[:, :, None], axis=0),
+        grid=calibration.grid,
+        rows=rows,
+        frequencies=calibration.frequencies[frequency],
+        snr=snr[period, channel, frequency],
+        scale=scale,
+        calibration=replace(calibration, spectrum=calibration.spectrum[..., :0], background=None),
+    )
+
+
+def _candidates(
+    calibration: MPICalibration, band: tuple[float, float], channels: Sequence[int] | None
+) -> NDArray[np.bool_]:
+    """(periods, channels, K): what band and channels leave."""
+    low, high = band
+    frequencies = calibration.frequencies
+    inside = (frequencies >= low) & (frequencies <= high)
+    if not inside.any():
+        raise DataError(
+            f"band: {low:g} to {high:g} Hz holds none of the system matrix's {len(frequencies)} frequencies "
+            f"({frequencies.min():g} to {frequencies.max():g} Hz)"
+        )
+    count = calibration.spectrum.shape[1]
+    listed = list(range(count)) if channels is None else list(channels)
+    if not listed or not all(0 <= c < count for c in listed):
+        raise DataError(f"channels: {listed} was asked for, the system matrix has channels 0 to {count - 1}")
+    candidates = np.zeros(calibration.spectrum.shape[:3], dtype=bool)
+    candidates[:, listed] = inside
+    return candidates
+
+
+def _measured_snr(
+    calibration: MPICalibration,
+    empty: _EmptyScanner | None,
+    weights: Real | None,
+    noise: Real,
+    candidates: NDArray[np.bool_],
+) -> Real:
+    """(periods, channels, K): largest amplitude over the positions / standard deviation of the complex noise."""
+    snr = np.full(candidates.shape, np.nan)
+    for period, channel in zip(*np.nonzero(candidates.any(axis=2)), strict=True):
+        pick = candidates[period, channel]
+        amplitude = calibration.spectrum[period, channel, pick]
+        if weights is not None and empty is not None:
+            amplitude = amplitude - (weights @ empty.spectrum[:, period, channel, pick]).T
+        std = np.sqrt(noise[:, channel, pick].sum(axis=0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            snr[period, channel, pick] = np.abs(amplitude).max(axis=1) / std
+    return snr
+
+
+def _select(candidates: NDArray[np.bool_], snr: Real, threshold: float) -> NDArray[np.int64]:
+    """(m, 3) indices of the rows to use."""
+    if not threshold > 0:
+        return np.argwhere(candidates)
+    known = candidates & ~np.isnan(snr)
+    if not known.any():
+        warnings.warn(
+            "system matrix: no signal-to-noise ratios and fewer than two background frames to measure them with; all "
+            f"{candidates.sum()} rows are used",
+            stacklevel=3,
+        )
+        return np.argwhere(candidates)
+    rows = np.argwhere(known & (snr >= threshold))
+    if len(rows) == 0:
+        best = np.sort(snr[known])[::-1]
+        raise DataError(
+            f"snr_threshold: no row of {known.sum()} reaches {threshold:g}; the best has {best[0]:.3g}, "
+            f"{min(100, len(best))} rows reach {best[min(100, len(best)) - 1]:.3g}: lower the threshold"
+        )
+    return rows
+
+
+def _scale(noise: Real | None, rows: NDArray[np.int64], whiten: Whitening) -> Real:
+    """(2, m) standard deviation of the noise in real and imaginary part of each row, or ones."""
+    if whiten == "none":
+        return np.ones((2, len(rows)))
+    if noise is None:
+        warnings.warn(
+            "noise: neither system matrix nor measurement has two background frames, so rows are not whitened; noisy "
+            "rows weigh as much as good ones",
+            stacklevel=3,
+        )
+        return np.ones((2, len(rows)))
+    variance = noise[:, rows[:, 1], rows[:, 2]]
+    if whiten == "row":
+        variance = np.broadcast_to(variance.mean(axis=0), variance.shape)
+    bad = ~(np.isfinite(variance) & (variance > 0)).all(axis=0)
+    if bad.any():
+        p, c, k = rows[bad][0]
+        raise DataError(
+            f"noise: background frames have no usable variance in {bad.sum()} of {len(rows)} rows (the first: period "
+            f"{p}, channel {c}, frequency {k}); choose whiten='none' for noiseless data"
+        )
+    return np.sqrt(variance)
+
+
+# --- the measurement ---------------------------------------------------------------------------------------------
+def prepare_frames(
+    system: MPISystem, scan: MPIScan, *, average: int = 1, background: Background = "interpolate"
+) -> MPIFrames:
+    """The frames of a scan as right-hand sides of ``system``.
+
+    Parameters
+    ----------
+    average
+        Average this many consecutive frames into one; a remainder makes a last, noisier one.
+    background
+        As in :func:`prepare_system`, in time between the scan's own background frames.
+
+    Raises
+    ------
+    DataError
+        When scan and system matrix do not belong together or there is no frame with a sample in the scanner.
+    """
+    _check_choice("background", background, ("interpolate", "mean", "none"))
+    if average < 1:
+        raise ValueError(f"average: {average} is not a number of frames")
+    matched = match_frequencies(system.calibration, scan)
+    period, channel, frequency = system.rows.T
+    missing = matched[frequency] < 0
+    if missing.any():
+        raise DataError(
+            f"measurement: {missing.sum()} of {len(missing)} rows of the system matrix lie at frequencies it does not "
+            f"have (the first: {system.frequencies[missing][0]:.6g} Hz)"
+        )
+    rows = (period, channel, matched[frequency])
+    foreground = np.flatnonzero(~scan.is_background)
+    if len(foreground) == 0:
+        raise DataError(f"measurement: all {len(scan.is_background)} frames are background frames")
+
+    values = scan.spectrum[(foreground[:, None], *rows)]
+    empty = _EmptyScanner.of_scan(scan)
+    weights = np.zeros((len(foreground), 0))
+    if empty is not None and not scan.background_corrected and background != "none":
+        weights = empty.weights(foreground, background)
+        values = values - weights @ empty.spectrum[(slice(None), *rows)]
+    elif empty is None and not scan.background_corrected and background != "none":
+        warnings.warn("measurement: no background frames, so no background is subtracted", stacklevel=2)
+
+    starts = np.arange(0, len(values), average)
+    sizes = np.diff(np.append(starts, len(values)))
+    values = np.add.reduceat(values, starts, axis=0) / sizes[:, None]
+    weights = np.add.reduceat(weights, starts, axis=0) / sizes[:, None]
+    noise_std = None
+    measured = None if empty is None else empty.variance()
+    if measured is not None:
+        variance, freedom = measured
+        # The rows were divided by this estimate or one like it, and the mean of chi2_f / f's inverse is f / (f - 2).
+        whitened = (variance[:, channel, rows[2]] / system.scale**2).mean() * freedom / max(freedom - 2, 1)
+        per_frame = whitened * (1 / sizes + np.square(weights).sum(axis=1))
+        noise_std = torch.from_numpy(np.sqrt(per_frame)).float()
+    return MPIFrames(_stack(values, system.scale[:, None, :], axis=1), noise_std)
+
+
+def match_frequencies(calibration: MPICalibration, scan: MPIScan) -> NDArray[np.int64]:
+    """``(K,)`` index of each of the calibration's frequencies among the scan's, -1 where it has none.
+
+    Raises
+    ------
+    DataError
+        Naming what differs, when system matrix and measurement were not taken with the same scanner settings.
+    """
+    ours, theirs = calibration.spectrum.shape, scan.spectrum.shape
+    for name, a, b in (("periods", ours[0], theirs[1]), ("receive channels", ours[1], theirs[2])):
+        if a != b:
+            raise DataError(f"{name}: the system matrix has {a}, the measurement {b}")
+    if calibration.unit != scan.unit:
+        raise DataError(f"unit: the system matrix is in {calibration.unit!r}, the measurement in {scan.unit!r}")
+    if calibration.transfer_corrected != scan.transfer_corrected:
+        done, left = (
+            ("system matrix", "measurement") if calibration.transfer_corrected else ("measurement", "system matrix")
+        )
+        raise DataError(f"transfer function: divided out of the {done} but not of the {left}; correct both or neither")
+
+    order = np.argsort(scan.frequencies, kind="stable")
+    between = (scan.frequencies[order][1:] + scan.frequencies[order][:-1]) / 2
+    nearest = order[np.searchsorted(between, calibration.frequencies)]
+    # Files store frequencies in double or compute them from the bandwidth; lines lie at least 1e-5 of it apart.
+    tolerance = 1e-6 * max(np.abs(calibration.frequencies).max(), 1.0)
+    matched = np.where(np.abs(scan.frequencies[nearest] - calibration.frequencies) <= tolerance, nearest, -1)
+    if (matched < 0).all():
+        raise DataError(
+            f"frequencies: none of the system matrix's {_span(calibration.frequencies)} is among the measurement's "
+            f"{_span(scan.frequencies)}"
+        )
+    _check_transfer_functions(calibration, scan, matched)
+    return matched
+
+
+def _check_transfer_functions(calibration: MPICalibration, scan: MPIScan, matched: NDArray[np.int64]) -> None:
+    """Data that still carry the receive chain's transfer function must carry the same one."""
+    a, b = calibration.transfer_function, scan.transfer_function
+    if calibration.transfer_corrected or a is None or b is None:
+        return
+    both = matched >= 0
+    a, b = a[:, both], b[:, matched[both]]
+    difference = np.linalg.norm(a - b) / max(np.linalg.norm(a), np.finfo(float).tiny)
+    if difference > 1e-3:
+        raise DataError(
+            f"transfer function: that of the measurement differs from the system matrix's by {100 * difference:.2g} % "
+            "and neither is divided out: the receive chain was changed in between"
+        )
+
+
+def _span(frequencies: Real) -> str:
+    return f"{len(frequencies)} frequencies ({frequencies.min():g} to {frequencies.max():g} Hz)"
+
+
+# --- background frames -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _EmptyScanner:
+    """Background frames ``(n, periods, channels, K)`` and when each was taken; frames of one run share a time."""
+
+    spectrum: Complex
+    times: Real
+
+    @classmethod
+    def of_calibration(cls, calibration: MPICalibration) -> _EmptyScanner | None:
+        if calibration.background is None or len(calibration.background) == 0:
+            return None
+        positions = calibration.background_positions
+        # A frame taken after p positions lies between number p - 1 and number p.
+        times = np.zeros(len(calibration.background)) if positions is None else np.asarray(positions, float) - 0.5
+        return cls(_finite(calibration.background, "system matrix"), times)
+
+    @classmethod
+    def of_scan(cls, scan: MPIScan) -> _EmptyScanner | None:
+        frames = np.flatnonzero(scan.is_background)
+        if len(frames) == 0:
+            return None
+        run = np.cumsum(np.diff(frames, prepend=frames[0]) > 1)
+        times = (np.bincount(run, weights=frames) / np.bincount(run))[run]
+        return cls(_finite(scan.spectrum[frames], "measurement"), times)
+
+    def weights(self, at: NDArray[np.int64], mode: Background) -> Real:
+        """``(len(at), n)``: the background at those times is ``weights @ spectrum``; constant beyond both ends."""
+        if mode == "mean":
+            return np.full((len(at), len(self.times)), 1 / len(self.times))
+        runs, member, count = np.unique(self.times, return_inverse=True, return_counts=True)
+        per_run = np.stack([np.interp(at, runs, row) for row in np.eye(len(runs))], axis=1)
+        return (per_run / count)[:, member]
+
+    def variance(self) -> tuple[Real, float] | None:
+        """``(2, channels, K)`` variance of real and imaginary part, one for all periods, and its degrees of freedom.
+
+        From differences of frames that follow each other in one run (of single frames, if no run has two), which a
+        slow drift hardly touches. Where that leaves few degrees of freedom, as for one period and a handful of frames,
+        neighbouring frequencies are averaged: rows divided by too small a deviation by chance would outweigh all
+        others. None from a single frame.
+        """
+        order = np.argsort(self.times, kind="stable")
+        steps = np.diff(self.times[order])
+        pairs = np.flatnonzero(steps == 0)
+        if len(pairs) == 0:
+            pairs = np.arange(len(steps))
+        if len(pairs) == 0:
+            return None
+        difference = (self.spectrum[order[pairs + 1]] - self.spectrum[order[pairs]]) / np.sqrt(2)
+        parts = np.stack([difference.real, difference.imag]).astype(np.float64)
+        variance = np.square(parts).mean(axis=(1, 2))
+        # n frames in a row: the mean of n - 1 squared differences scatters like one of 2 (n-1)^2 / (3n-4) squares.
+        freedom = self.spectrum.shape[1] * max(1.0, 2 * len(pairs) ** 2 / (3 * len(pairs) - 1))
+        width = min(2 * int(np.ceil((_ENOUGH / freedom - 1) / 2)) + 1, 2 * (variance.shape[-1] // 2) + 1)
+        if width > 1:
+            variance = scipy.ndimage.uniform_filter1d(variance, width, axis=-1, mode="nearest")
+        return variance, freedom * max(width, 1)
+
+
+def _variance_of(empty: _EmptyScanner | None) -> Real | None:
+    measured = None if empty is None else empty.variance()
+    return None if measured is None else measured[0]
+
+
+def _finite(background: Complex, source: str) -> Complex:
+    bad = np.flatnonzero(~np.isfinite(background).all(axis=(1, 2, 3)))
+    if len(bad):
+        raise DataError(f"{source}: background frame {bad[0]} holds NaN or infinite values ({len(bad)} such frames)")
+    return background
+
+
+# --- grids -------------------------------------------------------------------------------------------------------
+def upsample_rows(matrix: Tensor, shape: tuple[int, int], factor: int = 2) -> Tensor:
+    """``matrix U``: every row ``(N,)`` as an image of ``shape``, bicubically on a ``factor`` times finer grid.
+
+    ``(M, H * W)`` to ``(M, factor^2 * H * W)``. Voxel centres are aligned as voxels are (Keys' kernel, a = -0.75, edge
+    voxels repeated).
+    """
+    images = matrix.view(len(matrix), 1, *shape)
+    fine = F.interpolate(images, scale_factor=factor, mode="bicubic", align_corners=False)
+    return fine.reshape(len(matrix), -1)
+
+
+def box_downsample(images: Tensor, factor: int = 2) -> Tensor:
+    """Mean over boxes of ``factor x factor`` pixels, ``(B, H, W)`` to ``(B, H / factor, W / factor)``."""
+    _, height, width = images.shape
+    if height % factor or width % factor:
+        raise ValueError(f"images: {height} x {width} pixels do not divide into boxes of {factor} x {factor}")
+    return F.avg_pool2d(images[:, None], factor)[:, 0]
+
+
+# --- small things ------------------------------------------------------------------------------------------------
+def _stack(values: NDArray[Any], scale: Real, axis: int) -> Tensor:
+    """Real parts before imaginary parts along ``axis``, each divided by its scale, as a float32 tensor."""
+    parts = [values.real / scale[0], values.imag / scale[1]]
+    return torch.from_numpy(np.concatenate(parts, axis=axis).astype(np.float32))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is not known, expected one of {', '.join(choices)}")
