@@ -53,6 +53,20 @@ def test_cpu_kernel_obeys_the_law(case: Case, dtype: torch.dtype, level: str) ->
     assert_law(case, answer, inputs)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.tiny], ids=str)
+def test_threads_obey_the_law(case: Case, threads: int) -> None:
+    inputs = case.inputs(case.dtypes[0])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with testing.poisoned_memory():
+            answer = case.op(*inputs, **case.options)
+    finally:
+        torch.set_num_threads(before)
+    assert_law(case, answer, inputs)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("case", "dtype"), by_dtype(CASES))
 def test_gpu_kernel_obeys_the_law(case: Case, dtype: torch.dtype) -> None:
