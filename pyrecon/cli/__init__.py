@@ -20,8 +20,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from pyrecon.cli import info
+    from pyrecon.cli import info, reconstruct
 
+    app.command("reconstruct")(reconstruct.reconstruct)
     app.command("info")(info.info)
 
 
