@@ -35,6 +35,12 @@ class Grid:
         """Extent along each axis in metres."""
         return tuple(n * d for n, d in zip(self.shape, self.spacing, strict=True))
 
+    def coordinates(self) -> Real:
+        """Centres of the voxels, ``(size, axes)`` metres, last axis of the grid fastest."""
+        axes = zip(self.shape, self.spacing, self.center, strict=True)
+        lines = [center + (np.arange(n) - (n - 1) / 2) * spacing for n, spacing, center in axes]
+        return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(self.size, len(self.shape))
+
 
 @dataclass(frozen=True)
 class MPIScan:
