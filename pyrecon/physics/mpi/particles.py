@@ -85,12 +85,12 @@ class Particles:
 
     @property
     def field_scale(self) -> float:
-        """The field in tesla at which m B = k_B T, for the largest cores that matter (above 1e-3 of the core volume).
+        """The field in tesla at which m B = k_B T, for the largest cores that matter (1 % of the core volume or more).
 
         It sets how fast the magnetisation can vary: the full width of dM/dB at half maximum is 4.16 of it.
         """
         diameters, weights = _sizes(self.core_diameter, self.size_spread)
-        return 1.0 / float(self._inverse_fields(diameters[weights > 1e-3]).max())
+        return 1.0 / float(self._inverse_fields(diameters[weights > 1e-2]).max())
 
     def magnetization(self, field: ArrayLike, transverse: ArrayLike = 0.0) -> NDArray[np.float64]:
         """Equilibrium magnetisation of the undiluted tracer in A/m along one axis.
