@@ -12,6 +12,7 @@ T* ptr(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void register_anderson(pybind11::module_& m);
 void register_consistency(pybind11::module_& m);
 void register_kaczmarz(pybind11::module_& m);
 void register_variation(pybind11::module_& m);

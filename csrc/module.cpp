@@ -12,6 +12,7 @@ PYBIND11_MODULE(_core, m) {
       "force_isa", [](int level) { return force_isa(static_cast<Isa>(level)); }, pybind11::arg("level"),
       "Force level 0 baseline, 1 avx2, 2 avx512; False if it cannot run here.");
 
+  register_anderson(m);
   register_consistency(m);
   register_kaczmarz(m);
   register_variation(m);

@@ -10,6 +10,9 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 
+# dtype.to_real() as a table: Dynamo traces a lookup, not the method.
+REAL_OF = {dtype: dtype.to_real() for dtype in COMPLEX} | {dtype: dtype for dtype in FLOATING}
+
 
 def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
     """Raise TypeError unless ``tensor`` is a tensor with one of the ``allowed`` dtypes."""

@@ -1,6 +1,7 @@
 """Fast operators that drop into torch code: each one has a plain-torch reference that defines it."""
 
+from pyrecon.ops.anderson import anderson_mix
 from pyrecon.ops.consistency import project_l2_ball
 from pyrecon.ops.sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 
-__all__ = ["project_l2_ball", "sense_adjoint", "sense_forward", "sense_maps_adjoint", "sense_normal"]
+__all__ = ["anderson_mix", "project_l2_ball", "sense_adjoint", "sense_forward", "sense_maps_adjoint", "sense_normal"]

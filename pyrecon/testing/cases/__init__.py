@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pyrecon.testing.cases._case import Case, complex_randn, randn
+from pyrecon.testing.cases.anderson import CASES as ANDERSON
 from pyrecon.testing.cases.consistency import CASES as CONSISTENCY
 from pyrecon.testing.cases.sense import CASES as SENSE
 
-CASES: tuple[Case, ...] = (*CONSISTENCY, *SENSE)
+CASES: tuple[Case, ...] = (*ANDERSON, *CONSISTENCY, *SENSE)
 
 __all__ = ["CASES", "Case", "complex_randn", "randn"]
