@@ -1,0 +1,276 @@
+"""From a raw scan to what a reconstruction needs: no readout oversampling, white noise, few coils, fewer samples.
+
+Each step takes an :class:`MRIScan` and returns one; :mod:`pyrecon.data.coil_maps` estimates the sensitivities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrecon._errors import DataError
+from pyrecon.data.fourier import centered_slice, fft_centered, ifft_centered
+from pyrecon.data.raw import MRIScan
+
+# Linear maps of the coils that a scan has been through, last first: metadata key of a (C now, C in the file) matrix.
+COIL_TRANSFORM = "coil_transform"
+WHITENED = "whitened"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise of a receiver array.
+
+    Attributes
+    ----------
+    covariance
+        ``(C, C)`` complex128, ``E[n n^H]`` of one k-space sample; real and imaginary part together.
+    samples
+        Number of samples it was estimated from.
+    source
+        ``"noise scan"`` or ``"k-space corners"``.
+    """
+
+    covariance: NDArray[np.complex128]
+    samples: int
+    source: str
+
+
+def check_scan(scan: MRIScan) -> None:
+    """Raise DataError unless shapes fit together and every value is finite; the message names the slice."""
+    if scan.kspace.ndim != 4 or scan.kspace.size == 0:
+        raise DataError(f"kspace: shape {scan.kspace.shape} does not fit, expected (S, C, H, W) with samples")
+    slices, coils = scan.kspace.shape[:2]
+    check_mask(scan.mask, scan.kspace.shape)
+    if scan.noise is not None and (scan.noise.ndim != 2 or scan.noise.shape[0] != coils):
+        raise DataError(f"noise: shape {scan.noise.shape} does not fit {coils} coils, expected (C, samples)")
+    if scan.calibration is not None:
+        fits = scan.calibration.ndim == 4 and scan.calibration.shape[1:] == scan.kspace.shape[1:]
+        if not fits or len(scan.calibration) == 0 or slices % len(scan.calibration):
+            raise DataError(
+                f"calibration: shape {scan.calibration.shape} does not fit k-space of shape {scan.kspace.shape}, "
+                "expected the same coils and grid, and a whole number of k-space slices for each of its own"
+            )
+        if not np.isfinite(scan.calibration).all():
+            raise DataError("calibration: NaN or Inf in the separate reference lines; leave them out")
+    if not scan.readout_oversampling >= 1:
+        raise DataError(f"readout_oversampling: {scan.readout_oversampling}, expected a factor >= 1")
+    finite = np.isfinite(scan.kspace).reshape(slices, -1).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        coil, line, column = np.argwhere(~np.isfinite(scan.kspace[bad[0]]))[0]
+        names = ", ".join(scan.labels[s] if s < len(scan.labels) else f"slice {s}" for s in bad[:8])
+        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+        raise DataError(
+            f"kspace: NaN or Inf in {names}{more} (first: coil {coil}, line {line}, sample {column}); "
+            "leave these slices out or repair the file"
+        )
+    if scan.noise is not None and not np.isfinite(scan.noise).all():
+        raise DataError("noise: NaN or Inf in the noise scan; leave it out (noise=None) to use the k-space corners")
+
+
+def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
+    """Raise DataError unless ``mask`` is bool ``(S | 1, 1, H, W | 1)`` for a k-space ``(S, C, H, W)``."""
+    slices, _, height, width = shape
+    if mask.dtype != np.bool_:
+        raise DataError(f"mask: dtype {mask.dtype} is not supported, expected bool")
+    allowed = ((slices, 1), (1,), (height,), (width, 1))
+    if mask.ndim != 4 or any(n not in sizes for n, sizes in zip(mask.shape, allowed, strict=True)):
+        raise DataError(
+            f"mask: shape {mask.shape} does not fit k-space of shape {shape}, "
+            f"expected (S | 1, 1, H, W | 1) = ({slices} | 1, 1, {height}, {width} | 1)"
+        )
+    if not mask.any(axis=(1, 2, 3)).all():
+        raise DataError("mask: a slice has no sample at all")
+
+
+# --- readout oversampling --------------------------------------------------------------------------------------
+def remove_oversampling(scan: MRIScan) -> MRIScan:
+    """Crop the readout to its field of view, exactly: transform along W, keep the centre, transform back.
+
+    Both transforms are orthonormal, so image values and the noise of a sample stay what they were. A mask that varies
+    along W (a partial echo) is taken at the samples the new grid keeps.
+    """
+    check_scan(scan)
+    if scan.readout_oversampling == 1:
+        return scan
+    width = scan.kspace.shape[3]
+    kept = round(width / scan.readout_oversampling)
+    if abs(kept * scan.readout_oversampling - width) > 1e-3 * width:
+        raise DataError(
+            f"readout_oversampling: {width} readout samples divided by {scan.readout_oversampling} is no whole number"
+        )
+    mask = scan.mask
+    if mask.shape[3] > 1:
+        nearest = np.rint((np.arange(kept) - kept // 2) * (width / kept)).astype(int) + width // 2
+        mask = mask[..., nearest.clip(0, width - 1)]
+    return replace(
+        scan,
+        kspace=np.where(mask, _cropped(scan.kspace, kept), 0),
+        mask=mask,
+        calibration=None if scan.calibration is None else _cropped(scan.calibration, kept),
+        readout_oversampling=1.0,
+    )
+
+
+def _cropped(kspace: NDArray[np.complex64], width: int) -> NDArray[np.complex64]:
+    image = ifft_centered(torch.from_numpy(kspace), (-1,))
+    return fft_centered(image[..., centered_slice(kspace.shape[3], width)], (-1,)).numpy()
+
+
+# --- noise -----------------------------------------------------------------------------------------------------
+def estimate_noise(scan: MRIScan) -> Noise:
+    """Noise covariance between the coils, from the noise scan or, lacking one, from the corners of k-space.
+
+    The corners are the samples outside the ellipse through the ends of both axes, where an object has least signal.
+    What signal there is counts as noise, so this estimate is an upper bound: good where the image's finest detail
+    drowns in noise, as in nearly every measured scan, wrong for data without noise. They are taken after the readout
+    oversampling is removed: the receiver's filter lets less noise through in the margins of the readout than inside.
+    """
+    check_scan(scan)
+    coils = scan.kspace.shape[1]
+    if scan.noise is not None and scan.noise.shape[1] >= 4 * coils:
+        return _noise(scan.noise.astype(np.complex128), "noise scan")
+    scan = remove_oversampling(scan)
+    _, _, height, width = scan.kspace.shape
+    rows, columns = ((np.arange(n) - n // 2) / (n / 2) for n in (height, width))
+    corner = rows[:, None] ** 2 + columns[None, :] ** 2 > 1
+    taken = np.broadcast_to(scan.mask & corner, (scan.kspace.shape[0], 1, height, width))[:, 0]
+    samples = scan.kspace.transpose(1, 0, 2, 3)[:, taken].astype(np.complex128)
+    if samples.shape[1] < 4 * coils:
+        raise DataError(
+            f"noise: no noise scan, and {samples.shape[1]} samples in the corners of k-space are too few for the "
+            f"covariance of {coils} coils (expected {4 * coils}); give a noise scan or reconstruct without whitening"
+        )
+    return _noise(samples, "k-space corners")
+
+
+def _noise(samples: NDArray[np.complex128], source: str) -> Noise:
+    return Noise(samples @ samples.conj().T / samples.shape[1], samples.shape[1], source)
+
+
+def prewhiten(scan: MRIScan, noise: Noise | None = None) -> MRIScan:
+    """Combine the coils so that their noise is uncorrelated with ``E|n|^2 = 1``.
+
+    That is ``L^-1 k``, L the Cholesky factor of the covariance (by default that of :func:`estimate_noise`). From here
+    on k-space, images and regularisation weights are in units of the noise.
+    """
+    noise = estimate_noise(scan) if noise is None else noise
+    coils = scan.kspace.shape[1]
+    if noise.covariance.shape != (coils, coils):
+        raise DataError(f"noise: covariance of shape {noise.covariance.shape} does not fit {coils} coils")
+    power = noise.covariance.diagonal().real
+    dead = np.flatnonzero(power <= 1e-12 * power.max())
+    if dead.size:
+        raise DataError(
+            f"noise: coil {', '.join(map(str, dead))} of {coils} has no noise ({noise.source}): a dead channel, or "
+            "data without noise; leave the coil out, or reconstruct without whitening"
+        )
+    scale = np.sqrt(power)
+    correlation = noise.covariance / np.outer(scale, scale)
+    smallest = float(np.linalg.eigvalsh(correlation)[0])
+    if smallest < 1e-6:
+        raise DataError(
+            f"noise: the coils' covariance ({noise.source}) is singular (smallest eigenvalue of the correlation "
+            f"{smallest:.1e}): a channel is stored twice, or the data have no noise; reconstruct without whitening"
+        )
+    inverse = np.linalg.inv(np.linalg.cholesky(correlation)) / scale
+    return _transform_coils(scan, inverse.astype(np.complex128), {WHITENED: f"{noise.source}, {noise.samples} samples"})
+
+
+def compress_coils(scan: MRIScan, coils: int) -> MRIScan:
+    """Keep the ``coils`` combinations of coils that hold most of the signal (principal components; Buehrer 2007).
+
+    The combination is orthonormal, so white noise stays white: whiten first. ``metadata["compression_energy"]`` is the
+    fraction of the energy kept.
+    """
+    check_scan(scan)
+    have = scan.kspace.shape[1]
+    if not 1 <= coils <= have:
+        raise ValueError(f"coils: {coils} of {have}, expected between 1 and {have}")
+    samples = scan.kspace.transpose(1, 0, 2, 3).reshape(have, -1)
+    gram = (samples @ samples.conj().T).astype(np.complex128)
+    energy, vectors = np.linalg.eigh(gram)
+    kept = float(energy[-coils:].sum() / energy.sum()) if energy.sum() > 0 else 1.0
+    return _transform_coils(scan, vectors[:, ::-1][:, :coils].conj().T, {"compression_energy": kept})
+
+
+def _transform_coils(scan: MRIScan, matrix: NDArray[np.complex128], notes: dict[str, object]) -> MRIScan:
+    before = scan.metadata.get(COIL_TRANSFORM)
+    whole = matrix if before is None else matrix @ before
+    small = matrix.astype(np.complex64)
+
+    def combined(data: NDArray[np.complex64]) -> NDArray[np.complex64]:
+        return np.asarray(np.einsum("dc,schw->sdhw", small, data, optimize=True), np.complex64)
+
+    return replace(
+        scan,
+        kspace=combined(scan.kspace),
+        noise=None if scan.noise is None else small @ scan.noise,
+        calibration=None if scan.calibration is None else combined(scan.calibration),
+        metadata={**scan.metadata, COIL_TRANSFORM: whole, **notes},
+    )
+
+
+# --- sampling --------------------------------------------------------------------------------------------------
+def undersample(scan: MRIScan, mask: Tensor | NDArray[np.bool_]) -> MRIScan:
+    """The scan as if only ``mask`` ``(S | 1, 1, H | 1, W | 1)`` of what it has had been sampled."""
+    given = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+    if given.ndim == 4 and given.shape[2] == 1:
+        given = np.broadcast_to(given, (*given.shape[:2], scan.kspace.shape[2], given.shape[3]))
+    check_mask(given, scan.kspace.shape)
+    taken = scan.mask & given
+    check_mask(taken, scan.kspace.shape)
+    return replace(scan, kspace=np.where(taken, scan.kspace, 0), mask=taken)
+
+
+def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The largest fully sampled block about the centre of k-space, common to all slices, as slices of H and W.
+
+    Parameters
+    ----------
+    mask
+        ``(S | 1, 1, H, W | 1)`` bool.
+    shape
+        ``(H, W)`` of the k-space.
+    """
+    height, width = shape
+    full = np.broadcast_to(np.asarray(mask.all(axis=(0, 1))), shape)
+    best = (0, 0)
+    for rows in range(1, height + 1):
+        columns = np.logical_and.reduce(full[centered_slice(height, rows)], axis=0)
+        if not columns[width // 2]:
+            break  # taller blocks contain this one
+        gaps = np.flatnonzero(~columns) - width // 2
+        left = int(-gaps[gaps < 0].max()) - 1 if (gaps < 0).any() else width // 2
+        right = int(gaps[gaps > 0].min()) - 1 if (gaps > 0).any() else width - 1 - width // 2
+        size = min(2 * left + 1, 2 * right + 2)  # a centred block of size n reaches n // 2 left, (n - 1) // 2 right
+        if rows * size > best[0] * best[1]:
+            best = (rows, size)
+    return centered_slice(height, best[0]), centered_slice(width, best[1])
+
+
+def calibration_data(scan: MRIScan, size: int = 24) -> Tensor:
+    """The centre of k-space that coil maps are estimated from, ``(S, C, h, w)`` with h, w at most ``size``.
+
+    From the scan's separate reference lines if it has some, else from its own fully sampled centre. Raises DataError if
+    the centre is not sampled.
+    """
+    check_scan(scan)
+    slices, _, height, width = scan.kspace.shape
+    if scan.calibration is not None:
+        source, sampled = scan.calibration, (scan.calibration != 0).any(axis=1, keepdims=True)
+    else:
+        source, sampled = scan.kspace, scan.mask
+    region = calibration_region(sampled, (height, width))
+    h, w = (min(size, r.stop - r.start) for r in region)
+    if h == 0 or w == 0:
+        raise DataError(
+            "calibration: the centre of k-space is not sampled; acquire autocalibration lines, or give coil maps"
+        )
+    block = source[:, :, centered_slice(height, h), centered_slice(width, w)]
+    return torch.from_numpy(np.repeat(block, slices // len(block), axis=0))
