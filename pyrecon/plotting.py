@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrecon._errors import MissingDependency
+from pyrecon._errors import DataError, MissingDependency
+from pyrecon.io import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,17 +93,9 @@ def save(fig: Figure, path: str | os.PathLike[str]) -> None:
 
     known = FigureCanvasAgg(fig).get_supported_filetypes()
     if kind not in known:
-        raise ValueError(f"figure: {path.name!r} has no known format, expected one of {', '.join(sorted(known))}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".{kind}")
-    os.close(handle)
-    try:
+        raise DataError(f"{path}: has no known figure format, expected one of {', '.join(sorted(known))}")
+    with written_whole(path) as temporary:
         fig.savefig(temporary, format=kind)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _draw(axis: Any, panel: Panel, spacing: tuple[float, float] | None) -> None:
@@ -133,12 +125,6 @@ def _scale_bar(axis: Any, shape: tuple[int, ...], spacing: tuple[float, float]) 
 def _aspect(row: Sequence[Panel], spacing: tuple[float, float] | None) -> float:
     dy, dx = spacing or (1.0, 1.0)
     return float(max(p.image.shape[-2] * dy / (p.image.shape[-1] * dx) for p in row))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _matplotlib() -> Any:

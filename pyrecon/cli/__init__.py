@@ -20,9 +20,11 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from pyrecon.cli import info, reconstruct
+    from pyrecon.cli import demo, info, reconstruct, simulate
 
     app.command("reconstruct")(reconstruct.reconstruct)
+    app.add_typer(simulate.app, name="simulate")
+    app.command("demo")(demo.demo)
     app.command("info")(info.info)
 
 

@@ -38,9 +38,7 @@ class Job:
 
 
 def reconstruct(
-    file: Annotated[
-        Path, typer.Argument(help="An MDF measurement, Siemens twix or ISMRMRD.", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(help="An MDF measurement, Siemens twix or ISMRMRD.", show_default=False)],
     system_matrix: Annotated[
         Path | None, typer.Option("--system-matrix", "-s", help="MDF system matrix (MPI only).", show_default=False)
     ] = None,
@@ -53,9 +51,7 @@ def reconstruct(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help=".nii, .nii.gz, .npz, .h5 or .png. Default: FILE_recon.nii.gz."
-        ),
+        typer.Option("--output", "-o", help=".nii, .nii.gz, .npz, .h5 or .png. Default: FILE_recon.nii.gz."),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the images: .png, .pdf or .svg.")] = None,
     average: Annotated[int, typer.Option(help="MPI: average this many frames into one.", min=1)] = 1,

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pyrecon._errors import DataError
 from pyrecon.data.raw import MPICalibration, MPIScan, MRIScan
 from pyrecon.io._detect import detect
-from pyrecon.io._files import PathLike
+from pyrecon.io._files import PathLike, written_whole
 from pyrecon.io.results import Result, read_result, write_result
 
-__all__ = ["Result", "detect", "read", "read_result", "write_result"]
+__all__ = ["Result", "detect", "read", "read_result", "write_result", "written_whole"]
 
 
 def read(path: PathLike) -> MPIScan | MPICalibration | MRIScan | Result:

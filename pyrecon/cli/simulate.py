@@ -1,0 +1,109 @@
+"""``pyrecon simulate``: raw-data files from simulated scanners, for trying things out and for tests."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from pyrecon._errors import DataError
+from pyrecon.cli import _console
+from pyrecon.data.raw import Grid
+
+app = typer.Typer(help="Write raw-data files from simulated scanners.", no_args_is_help=True)
+
+
+class MPIPhantom(enum.StrEnum):
+    """Objects to put into the MPI scanner."""
+
+    vessels = "vessels"
+    torus = "torus"
+    tubes = "tubes"
+    y = "y"
+
+
+@app.command("mpi")
+def mpi(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path("mpi_scan"),
+    phantom: Annotated[MPIPhantom, typer.Option(help="What is scanned.")] = MPIPhantom.vessels,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the object (vessels: a different crop in each).")] = 4,
+    gradient: Annotated[float, typer.Option(min=0.05, help="Selection field, T/m.")] = 0.5,
+    snr: Annotated[float, typer.Option(help="SNR of the measurement in dB.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Seed of noise and crops.")] = 0,
+) -> None:
+    """Calibrate a simulated field-free-line scanner and scan an object with it.
+
+    Writes system_matrix.mdf and measurement.mdf (MDF v2), and truth.npz with the object on the system matrix's grid.
+    """
+    from pyrecon import io
+    from pyrecon.data.mpi import box_downsample
+    from pyrecon.experiments.demo import MPI_GRID, OVERSAMPLING, fine_grid
+    from pyrecon.io import mdf
+    from pyrecon.physics.mpi import Scanner
+
+    _make_folder(output)
+    scanner = Scanner(gradient=gradient)
+    fine = fine_grid()
+    with _console.err.status("calibrating"):
+        calibration = scanner.calibrate(MPI_GRID, seed=seed)
+    objects = _objects(phantom, frames, fine, seed)
+    with _console.err.status("scanning"):
+        scan = scanner.measure(objects, fine, snr_db=snr, seed=seed + 1)
+    mdf.write_system_matrix(output / "system_matrix.mdf", calibration)
+    mdf.write_measurement(output / "measurement.mdf", scan)
+    io.write_result(
+        output / "truth.npz", io.Result(box_downsample(objects, OVERSAMPLING).numpy(), grid=MPI_GRID, method="truth")
+    )
+    _console.out.print(f"written      {output}/system_matrix.mdf, measurement.mdf, truth.npz", soft_wrap=True)
+    _console.out.print(
+        f"try          pyrecon reconstruct {output}/measurement.mdf -s {output}/system_matrix.mdf", soft_wrap=True
+    )
+
+
+@app.command("mri")
+def mri(
+    output: Annotated[Path, typer.Option("--output", "-o", help="ISMRMRD file to write.")] = Path("mri_scan.h5"),
+    size: Annotated[int, typer.Option(min=16, help="Rows and columns.")] = 256,
+    coils: Annotated[int, typer.Option(min=1, help="Receive coils.")] = 8,
+    acceleration: Annotated[float, typer.Option(min=1, help="Undersampling along the phase-encoding axis.")] = 1.0,
+    acl: Annotated[int, typer.Option(min=0, help="Fully sampled lines in the centre.")] = 24,
+    noise: Annotated[float, typer.Option(min=0, help="Noise in k-space, relative to a pixel of value 1.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Seed of noise and mask.")] = 0,
+) -> None:
+    """Scan a head phantom with simulated coils and write an ISMRMRD raw-data file."""
+    from pyrecon.io import ismrmrd
+    from pyrecon.physics import mri as physics
+
+    shape = (size, size)
+    mask = physics.random_lines(shape, acceleration, acl=min(acl, size), seed=seed)
+    scan = physics.simulate(
+        physics.head_phantom(shape),
+        physics.coil_maps(shape, coils),
+        mask,
+        noise_std=noise,
+        readout_oversampling=2,
+        seed=seed,
+    )
+    ismrmrd.write_ismrmrd(output, scan)
+    _console.out.print(f"written      {output}", soft_wrap=True)
+    _console.out.print(f"try          pyrecon reconstruct {output} --figure out.png", soft_wrap=True)
+
+
+def _objects(phantom: MPIPhantom, frames: int, fine: Grid, seed: int) -> torch.Tensor:
+    """``(frames, H, W)`` on the fine grid."""
+    from pyrecon.data import phantoms
+
+    if phantom is MPIPhantom.vessels:
+        return torch.as_tensor(phantoms.retina_vessels(fine.shape, frames, seed=seed))
+    draw = {MPIPhantom.torus: phantoms.torus, MPIPhantom.tubes: phantoms.two_tubes, MPIPhantom.y: phantoms.y_shape}
+    return torch.as_tensor(draw[phantom](fine)).expand(frames, *fine.shape)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output: cannot make the folder {path}: {error.strerror}") from error
