@@ -23,6 +23,13 @@ OPERATORS = {
     "Sense-1d": (linops.Sense(randn(2, 3, 8, 6), mask(2, 1, 1, 6)), torch.complex128),
     "Fourier": (linops.Fourier(mask(1, 1, 7, 6), (7, 6)), torch.complex128),
     "Fourier-1d": (linops.Fourier(mask(2, 1, 7, 1), (7, 6)), torch.complex128),
+    "Gradient": (linops.Gradient((5, 4)), torch.float64),
+    "Gradient-complex": (linops.Gradient((5, 1)), torch.complex128),
+    "Gradient-3d": (linops.Gradient((3, 4, 5)), torch.float64),
+    "Wavelet": (linops.Wavelet((16, 24), levels=3), torch.float64),
+    "Wavelet-complex": (linops.Wavelet((16, 8), wavelet="db2"), torch.complex128),
+    "Wavelet-extended": (linops.Wavelet((11, 18), wavelet="db3", levels=2), torch.complex128),
+    "Wavelet-tiny": (linops.Wavelet((2, 1), wavelet="db4", levels=2), torch.float64),
 }
 each_operator = pytest.mark.parametrize(("operator", "dtype"), OPERATORS.values(), ids=OPERATORS.keys())
 
@@ -44,7 +51,79 @@ def test_gradients_reach_the_maps_of_an_operator() -> None:
     assert float(maps.grad.abs().sum()) > 0
 
 
+def test_gradient_is_the_forward_difference_and_its_norm_is_bounded() -> None:
+    x = randn(2, 4, 5)
+    d = linops.Gradient((4, 5))(x)
+    torch.testing.assert_close(d[:, 0, :3], x[:, 1:] - x[:, :3])
+    torch.testing.assert_close(d[:, 1, :, :4], x[:, :, 1:] - x[:, :, :4])
+    assert (d[:, 0, 3] == 0).all()
+    assert (d[:, 1, :, 4] == 0).all()
+    checkerboard = torch.tensor([[1.0, -1], [-1, 1]]).repeat(20, 20)[None]
+    gradient = linops.Gradient((40, 40))
+    quotient = gradient(checkerboard).square().sum() / checkerboard.square().sum()
+    assert 0.95 * gradient.norm_bound < quotient < gradient.norm_bound
+
+
+@pytest.mark.parametrize(("wavelet", "moments"), [("db1", 1), ("db2", 2), ("db3", 3), ("db4", 4)])
+def test_wavelets_agree_with_pywavelets(wavelet: str, moments: int) -> None:
+    pywt = pytest.importorskip("pywt")
+    x = randn(1, 16, 24, dtype=torch.float64)
+    rolled = x[0].roll((1 - moments, 1 - moments), (0, 1)).numpy()  # PyWavelets centres the filter elsewhere
+    coarse, (rows, cols, both) = pywt.dwt2(rolled, wavelet, "periodization")
+    expected = torch.tensor(coarse), torch.tensor(cols), torch.tensor(rows), torch.tensor(both)
+    ours = linops.Wavelet((16, 24), wavelet=wavelet, levels=1)(x)[0]
+    blocks = ours[:8, :12], ours[:8, 12:], ours[8:, :12], ours[8:, 12:]
+    for block, wanted in zip(blocks, expected, strict=True):
+        torch.testing.assert_close(block, wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (13, 10)])
+def test_wavelet_adjoint_is_its_inverse(shape: tuple[int, int]) -> None:
+    wavelet = linops.Wavelet(shape, levels=2)
+    x = randn(2, *shape)
+    torch.testing.assert_close(wavelet.H(wavelet(x)), x, rtol=0, atol=1e-14)
+    assert (wavelet.range_shape == shape) == (shape == (16, 24))
+    rows, cols = wavelet.coarse_shape
+    assert (rows, cols) == (wavelet.range_shape[0] // 4, wavelet.range_shape[1] // 4)
+
+
+def test_wavelet_compresses_polynomials_into_the_coarse_scale() -> None:
+    ramp = torch.linspace(0, 1, 32, dtype=torch.float64)
+    image = (ramp[:, None] * ramp**3)[None]
+    for name, levels in [("db4", 1), ("db4", 2)]:
+        wavelet = linops.Wavelet((32, 32), wavelet=name, levels=levels)
+        details = wavelet(image)
+        _, cols = wavelet.coarse_shape
+        # Away from the periodic border the details of a cubic vanish.
+        assert float(details[0, 16 : 16 + 8, : cols // 2].abs().max()) < 1e-13
+    assert linops.Wavelet((32, 32)).levels == 2
+    assert linops.Wavelet((32, 32), wavelet="db1").levels == 4
+
+
+def test_norm_bound_of_sense_bounds_every_rayleigh_quotient() -> None:
+    maps, weights = randn(2, 3, 8, 6), torch.rand(1, 1, 8, 6, dtype=torch.float64)
+    operator = linops.Sense(maps, weights)
+    x = randn(2, 8, 6, seed=3)
+    for _ in range(200):
+        x = operator.gram(x)
+        x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    largest = torch.linalg.vector_norm(operator.gram(x), dim=(1, 2))
+    assert (largest <= operator.norm_bound).all()
+    normalised = linops.Sense(maps / torch.linalg.vector_norm(maps, dim=1, keepdim=True), torch.ones(1, 1, 1, 6))
+    torch.testing.assert_close(normalised.norm_bound, torch.ones(2, dtype=torch.float64))
+
+
 def test_errors_name_the_argument() -> None:
+    for make in (
+        lambda: linops.Wavelet((8, 8), wavelet="sym4"),
+        lambda: linops.Wavelet((8, 8), wavelet="db5"),
+    ):
+        with pytest.raises(ValueError, match=r"wavelet: .* expected one of db1, db2, db3, db4"):
+            make()
+    with pytest.raises(ValueError, match="levels"):
+        linops.Wavelet((8, 8), levels=-1)
+    with pytest.raises(ValueError, match="shape"):
+        linops.Gradient((0, 3))
     with pytest.raises(ValueError, match="maps"):
         linops.Sense(randn(3, 8, 6), mask(1, 1, 8, 6))
     with pytest.raises(ValueError, match="mask"):

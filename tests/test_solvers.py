@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from pyrecon import linops
-from pyrecon.solvers import ConvergenceWarning, Status, conjugate_gradient
+from pyrecon.solvers import ConvergenceWarning, Solution, Status, conjugate_gradient, fista, primal_dual
 
+# --- conjugate gradients -------------------------------------------------------------------------------------
 both = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
 
 
@@ -129,16 +132,16 @@ def test_gradient_through_sense_equals_unrolled() -> None:
     maps, k = randn(1, 3, 6, 5, dtype=torch.complex128).requires_grad_(), randn(2, 3, 6, 5, dtype=torch.complex128)
     k.requires_grad_()
 
-    def loss(solve: object) -> Tensor:
+    def loss(solve: Callable[..., Tensor]) -> Tensor:
         operator = linops.Sense(maps, torch.tensor([1, 0, 1, 1, 0]).bool().reshape(1, 1, 1, 5))
-        x = solve(lambda x: operator.gram(x) + 0.1 * x, operator.H(k))  # type: ignore[operator]
+        x = solve(lambda x: operator.gram(x) + 0.1 * x, operator.H(k))
         return (x.abs() ** 2 + x.real).sum()
 
-    def unrolled(A: object, b: Tensor) -> Tensor:
+    def unrolled(A: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
         x, r = torch.zeros_like(b), b
         p = r
         for _ in range(60):
-            rr, Ap = r.abs().square().sum((1, 2), keepdim=True), A(p)  # type: ignore[operator]
+            rr, Ap = r.abs().square().sum((1, 2), keepdim=True), A(p)
             if float(rr.max().detach()) < 1e-24:
                 break
             alpha = rr / (p.conj() * Ap).real.sum((1, 2), keepdim=True)
@@ -190,4 +193,194 @@ def test_no_tape_without_need() -> None:
 def test_errors_name_the_argument(options: dict[str, object], message: str) -> None:
     arguments = {"A": lambda x: x, "b": torch.ones(2, 3)} | options
     with pytest.raises((TypeError, ValueError), match=message):
-        conjugate_gradient(arguments.pop("A"), arguments.pop("b"), **arguments)  # type: ignore[arg-type]
+        conjugate_gradient(arguments.pop("A"), arguments.pop("b"), **arguments)
+
+
+# --- proximal methods ----------------------------------------------------------------------------------------
+def shrink(v: Tensor, threshold: Tensor | float) -> Tensor:
+    """The proximal map of threshold * |v|_1, real or complex."""
+    size = v.abs()
+    return v * torch.where(size > threshold, 1 - threshold / size, 0)
+
+
+def lasso(batch: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, float, Tensor]:
+    """Matrix, data, weight and step length of ``1/2 |A x - y|^2 + weight |x|_1``."""
+    matrix, y = randn(batch, 15, 30, dtype=dtype), randn(batch, 15, dtype=dtype, seed=1)
+    return matrix, y, 0.5, 1 / torch.linalg.matrix_norm(matrix, 2) ** 2
+
+
+@both
+def test_fista_satisfies_the_optimality_conditions_of_the_lasso(dtype: torch.dtype) -> None:
+    matrix, y, weight, step = lasso(3, dtype)
+    gradient = lambda x: product(matrix.mH, product(matrix, x) - y)  # noqa: E731
+    prox = lambda v, t: shrink(v, weight * t)  # noqa: E731
+    x0 = torch.zeros(3, 30, dtype=dtype)
+    solution = fista(gradient, prox, x0, step=step, max_iter=5000, tol=1e-12)
+    assert solution.converged.all()
+    g, x = gradient(solution.value), solution.value
+    support = x.abs() > 1e-9
+    assert 3 < int(support.sum()) < 75
+    torch.testing.assert_close(g[support], -weight * (x / x.abs())[support], rtol=0, atol=1e-7)
+    assert (g.abs() <= weight + 1e-7).all()
+
+
+def test_fista_samples_are_independent_and_frozen() -> None:
+    matrix, y, weight, step = lasso(3)
+    y[1] *= 1e-6  # its solution is zero
+    prox = lambda v, t: shrink(v, weight * t)  # noqa: E731
+
+    def run(which: slice) -> Solution[Tensor]:
+        A, d = matrix[which], y[which]
+        x0 = torch.zeros(len(d), 30, dtype=torch.float64)
+        return fista(lambda x: product(A.mT, product(A, x) - d), prox, x0, step=step[which], max_iter=5000, tol=1e-8)
+
+    together = run(slice(0, 3))
+    assert together.iterations[1] == 1
+    for i in range(3):
+        alone = run(slice(i, i + 1))
+        assert alone.iterations[0] == together.iterations[i]
+        torch.testing.assert_close(alone.value[0], together.value[i], rtol=1e-10, atol=1e-12)
+
+
+def test_fista_options_have_effects() -> None:
+    matrix, y, weight, step = lasso(1)
+    gradient = lambda x: product(matrix.mT, product(matrix, x) - y)  # noqa: E731
+    prox = lambda v, t: shrink(v, weight * t)  # noqa: E731
+    x0 = torch.zeros(1, 30, dtype=torch.float64)
+
+    def iterations(**options: object) -> int:
+        return int(fista(gradient, prox, x0, **{"step": step, "max_iter": 20000, "tol": 1e-10} | options).iterations)
+
+    assert iterations(restart=True) < iterations(restart=False)
+    assert iterations(tol=1e-3) < iterations(tol=1e-6)
+    assert iterations(step=0.3 * step) > iterations()
+    assert iterations(step=float(step)) == iterations()
+    with pytest.warns(ConvergenceWarning, match="fista: 1 of 1.*MAX_ITER"):
+        assert iterations(max_iter=3) == 3
+    with pytest.warns(ConvergenceWarning, match="DIVERGED"):
+        diverged = fista(gradient, prox, x0, step=30 * step, max_iter=2000)
+    assert diverged.status.tolist() == [Status.DIVERGED]
+    done = fista(gradient, prox, x0, step=step, max_iter=20000, tol=1e-12).value
+    assert fista(gradient, prox, done, step=step, tol=1e-8).iterations == 1
+
+
+def test_fista_nan_ends_its_sample_alone() -> None:
+    matrix, y, weight, step = lasso(3)
+    gradient = lambda x: product(matrix.mT, product(matrix, x) - y)  # noqa: E731
+    prox = lambda v, t: shrink(v, weight * t)  # noqa: E731
+    x0 = torch.zeros(3, 30, dtype=torch.float64)
+    clean = fista(gradient, prox, x0, step=step, max_iter=5000).value
+    y[1, 0] = float("nan")
+    with pytest.warns(ConvergenceWarning, match="1 NONFINITE"):
+        solution = fista(gradient, prox, x0, step=step, max_iter=5000)
+    assert solution.status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]
+    assert torch.equal(solution.value[[0, 2]], clean[[0, 2]])
+    assert solution.value.isfinite().all()
+
+
+def tv_ball(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The proximal map of the conjugate of weight * sum |q|_2: projection of each pixel's pair."""
+    return lambda q, _: q * (weight / torch.linalg.vector_norm(q, dim=1, keepdim=True)).clamp(max=1)
+
+
+def test_primal_dual_reaches_the_optimality_conditions_of_total_variation() -> None:
+    # 1/2 |x - y|^2 + weight TV(x): x = y - D^T u, and the duality gap weight TV(x) - <D x, u> vanishes. At the stop x
+    # and u move by at most tol of their size, so the first holds within tol |x| / step (and |D| tol |u|), the
+    # second within weight sqrt(pixels) times twice what D x lacks: |D| tol |x| + tol |u| / dual_step.
+    y, weight, D, tol = randn(2, 7, 6), 0.3, linops.Gradient((7, 6)), 1e-6
+    seen = []
+
+    def dual_prox(q: Tensor, s: Tensor) -> Tensor:
+        seen.append(tv_ball(weight)(q, s))
+        return seen[-1]
+
+    start = torch.zeros_like(y[:1])
+    for sample in y.split(1):
+        gradient = lambda x, sample=sample: x - sample  # noqa: E731
+        solution = primal_dual(
+            gradient, None, D, D.adjoint, dual_prox, start, step=0.5, dual_step=0.18, max_iter=5000, tol=tol
+        )
+        assert solution.converged.all()
+        x, u = solution.value, seen[-1]
+        sizes = float(torch.linalg.vector_norm(x)), float(torch.linalg.vector_norm(u))
+        bound = D.norm_bound**0.5
+        lack = tol * (sizes[0] / 0.5 + bound * sizes[1])
+        assert float(torch.linalg.vector_norm(x - sample + D.adjoint(u))) <= lack
+        gap = weight * torch.linalg.vector_norm(D(x), dim=1).sum() - (D(x) * u).sum()
+        assert -1e-12 <= float(gap) <= 2 * weight * 42**0.5 * tol * (2 * bound * sizes[0] + sizes[1] / 0.18)
+
+
+def test_primal_dual_with_a_primal_prox_and_its_options() -> None:
+    # Non-negative total-variation deblurring.
+    y, D = randn(2, 7, 6), linops.Gradient((7, 6))
+    mean = torch.eye(7, dtype=torch.float64) * 0.5 + 0.5 / 7
+    gradient = lambda x: mean @ (mean @ x - y)  # noqa: E731
+    clip = lambda v, _: v.clamp(min=0)  # noqa: E731
+
+    def run(prox: object = clip, **options: object) -> Solution[Tensor]:
+        settings = {"step": 0.4, "dual_step": 0.2, "max_iter": 5000, "tol": 1e-6} | options
+        return primal_dual(gradient, prox, D, D.adjoint, tv_ball(0.3), torch.zeros_like(y), **settings)
+
+    def objective(x: Tensor) -> Tensor:
+        fit = 0.5 * (mean @ x - y).square().sum((1, 2))
+        return fit + 0.3 * torch.linalg.vector_norm(D(x), dim=1).sum((1, 2))
+
+    solution = run()
+    assert solution.converged.all()
+    assert (solution.value >= 0).all()
+    for seed in range(5):  # no feasible neighbour is better
+        other = (solution.value + 1e-2 * randn(2, 7, 6, seed=seed)).clamp(min=0)
+        assert (objective(other) > objective(solution.value)).all()
+    free = run(prox=None)
+    assert free.value.min() < 0
+    assert (objective(free.value) < objective(solution.value)).all()
+    assert (run(tol=1e-3).iterations < solution.iterations).all()
+    assert not torch.equal(run(step=0.2).iterations, solution.iterations)
+    assert not torch.equal(run(dual_step=0.05).iterations, solution.iterations)
+    with pytest.warns(ConvergenceWarning, match=r"primal_dual: 2 of 2.*MAX_ITER") as caught:
+        assert run(max_iter=5).iterations.tolist() == [5, 5]
+    assert caught[0].filename == __file__
+
+
+def test_sparse_sense_beats_least_squares_on_undersampled_data() -> None:
+    # A phantom of few wavelet coefficients and flat parts, half the lines, noise: both priors must help.
+    image = torch.zeros(1, 32, 32, dtype=torch.complex128)
+    image[:, 6:26, 8:24], image[:, 12:18, 12:20] = 1, 1.5j
+    angles = torch.arange(4) * torch.pi / 2
+    axis = torch.linspace(-1, 1, 32, dtype=torch.float64)
+    maps = torch.exp(-((axis[:, None] - angles.cos()[:, None, None]) ** 2 + (axis - angles.sin()[:, None, None]) ** 2))
+    maps = (maps / maps.square().sum(0).sqrt()).to(torch.complex128)[None]
+    lines = torch.arange(32) % 3 == 0
+    lines[12:20] = True
+    A, D = linops.Sense(maps, lines.reshape(1, 1, 1, 32)), linops.Gradient((32, 32))
+    k = A(image) + 0.05 * randn(1, 4, 32, 32, dtype=torch.complex128, seed=2) * lines
+    b = A.H(k)
+    gradient = lambda x: A.gram(x) - b  # noqa: E731
+    W = linops.Wavelet((32, 32), wavelet="db1")
+    x0 = torch.zeros_like(b)
+
+    def error(x: Tensor) -> float:
+        return float(torch.linalg.vector_norm(x - image) / torch.linalg.vector_norm(image))
+
+    least_squares = error(conjugate_gradient(lambda x: A.gram(x) + 1e-3 * x, b).value)
+    step = 1 / A.norm_bound
+    sparse = error(fista(gradient, lambda v, t: W.H(shrink(W(v), 0.03 * t)), x0, step=step, tol=1e-3).value)
+    tv = error(primal_dual(gradient, None, D, D.adjoint, tv_ball(0.03), x0, step=0.5, dual_step=0.18, tol=1e-3).value)
+    assert sparse < 0.6 * least_squares
+    assert tv < 0.5 * least_squares
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": 0.0}, "step: 0.0, expected positive"),
+        ({"step": torch.ones(3)}, r"step: shape \(3,\)"),
+        ({"tol": -1.0}, "tol"),
+        ({"max_iter": -1}, "max_iter"),
+        ({"prox": lambda v, t: v[:1]}, "prox, gradient"),
+    ],
+)
+def test_proximal_errors_name_the_argument(options: dict[str, object], message: str) -> None:
+    arguments = {"gradient": lambda x: x, "prox": lambda v, t: v, "x0": torch.ones(2, 4), "step": 0.5} | options
+    with pytest.raises(ValueError, match=message):
+        fista(**arguments)

@@ -2,6 +2,8 @@
 
 from pyrecon.linops._base import LinearOperator
 from pyrecon.linops.fourier import Fourier
+from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.sense import Sense
+from pyrecon.linops.wavelet import Wavelet
 
-__all__ = ["Fourier", "LinearOperator", "Sense"]
+__all__ = ["Fourier", "Gradient", "LinearOperator", "Sense", "Wavelet"]

@@ -35,6 +35,15 @@ class Sense(LinearOperator):
         self.domain_shape = (rows, cols)
         self.range_shape = (maps.shape[1], rows, cols)
 
+    @property
+    def norm_bound(self) -> Tensor:
+        """Upper bound of the largest eigenvalue of ``A^H A`` per set of maps and mask, ``(B | 1,)``.
+
+        The largest sum over coils of ``|maps|^2`` times the largest ``mask^2``: 1 for normalised maps.
+        """
+        coils = self.maps.detach().abs().square().sum(dim=1).amax(dim=(1, 2))
+        return coils * self.mask.to(coils.dtype).square().amax(dim=(1, 2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
         return sense_forward(x, self.maps, self.mask)
 

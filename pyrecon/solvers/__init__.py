@@ -3,6 +3,7 @@
 from pyrecon.solvers._solution import ConvergenceWarning, Solution, Status
 from pyrecon.solvers.conjugate_gradient import conjugate_gradient
 from pyrecon.solvers.fixed_point import Anderson, Broyden, FixedPointMethod, Picard, fixed_point
+from pyrecon.solvers.proximal import fista, primal_dual
 
 __all__ = [
     "Anderson",
@@ -13,5 +14,7 @@ __all__ = [
     "Solution",
     "Status",
     "conjugate_gradient",
+    "fista",
     "fixed_point",
+    "primal_dual",
 ]

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
 _ADVICE = (
     "MAX_ITER: raise max_iter or rtol, or add a multiple of the identity to A. DIVERGED: A is not Hermitian positive "
     "definite. NONFINITE: A, b or x0 holds NaN or Inf."
 )
-# A look at the stop test waits for the GPU; a step of CG is cheaper than eight launches' worth of waiting.
-_GPU_STOP_TEST_EVERY = 8
 
 
 def conjugate_gradient(
@@ -82,8 +81,8 @@ def conjugate_gradient(
         raise ValueError(f"max_iter: {max_iter}, expected a number >= 0")
 
     with torch.no_grad():
-        norm = _dot(b, b).sqrt()
-        limit = torch.clamp(rtol * norm, min=atol)
+        size = norm(b)
+        limit = torch.clamp(rtol * size, min=atol)
         solution = _iterate(A, b, x0, limit, max_iter)
     solution.warn_unless_converged("conjugate_gradient", _ADVICE)
     if not torch.is_grad_enabled():
@@ -94,8 +93,8 @@ def conjugate_gradient(
 
     def solve(g: Tensor) -> Tensor:
         # A gradient has a scale of its own, so what atol means to b is carried over as a relative tolerance.
-        relative = torch.where(norm > 0, limit / norm, rtol)
-        adjoint = _iterate(A, g, None, relative * _dot(g, g).sqrt(), max_iter)
+        relative = torch.where(size > 0, limit / size, rtol)
+        adjoint = _iterate(A, g, None, relative * norm(g), max_iter)
         return adjoint.warn_unless_converged("conjugate_gradient, backward pass", _ADVICE).value
 
     # The value plus A^-1 (b - A x) with x held fixed: zero in value, right in its derivative.
@@ -122,7 +121,7 @@ def _iterate(
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - _applied(A, x)
     p = r
-    rr = _dot(r, r)
+    rr = dot(r, r)
     limit = limit.square()
 
     status = torch.full(rr.shape, Status.MAX_ITER, dtype=torch.int8, device=b.device)
@@ -130,28 +129,28 @@ def _iterate(
     status = torch.where(rr <= limit, Status.CONVERGED, status)
     status = torch.where(rr.isfinite() & limit.isfinite(), status, Status.NONFINITE)
     active = status == Status.MAX_ITER
-    every = _GPU_STOP_TEST_EVERY if b.is_cuda else 1
+    every = GPU_STOP_TEST_EVERY if b.is_cuda else 1
     for k in range(max_iter):
         if k % every == 0 and not active.any():
             break
-        p = _where(active, p, 0)  # a NaN of a sample that has stopped must not come back as 0 * NaN
+        p = select(active, p, 0)  # a NaN of a sample that has stopped must not come back as 0 * NaN
         Ap = _applied(A, p)
-        curvature = _dot(p, Ap)
+        curvature = dot(p, Ap)
         iterations += active
         status = torch.where(active & (curvature <= 0), Status.DIVERGED, status)
         status = torch.where(active & ~curvature.isfinite(), Status.NONFINITE, status)
         active = status == Status.MAX_ITER
         alpha = torch.where(active, rr / curvature, 0)
-        r = _where(active, r - _per_sample(alpha, b) * Ap, r)
-        rr_new = torch.where(active, _dot(r, r), rr)
+        r = select(active, r - like(alpha, b) * Ap, r)
+        rr_new = torch.where(active, dot(r, r), rr)
         status = torch.where(active & ~rr_new.isfinite(), Status.NONFINITE, status)
         status = torch.where(active & (rr_new <= limit), Status.CONVERGED, status)
         moved = active & (status != Status.NONFINITE)
-        x = _where(moved, x + _per_sample(alpha, b) * p, x)
+        x = select(moved, x + like(alpha, b) * p, x)
         active = status == Status.MAX_ITER
-        p = r + _per_sample(rr_new / rr, b) * p
+        p = r + like(rr_new / rr, b) * p
         rr = rr_new
-    return Solution(x, status, iterations, rr.sqrt().to(b.real.dtype if b.is_complex() else b.dtype))
+    return Solution(x, status, iterations, rr.sqrt().to(real_dtype(b)))
 
 
 def _applied(A: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -159,20 +158,3 @@ def _applied(A: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if result.shape != x.shape:
         raise ValueError(f"A: maps {tuple(x.shape)} to {tuple(result.shape)}, expected the same shape")
     return result
-
-
-def _dot(u: Tensor, v: Tensor) -> Tensor:
-    """Re <u, v> per sample, as a double."""
-    if u.is_complex():
-        u, v = torch.view_as_real(u.resolve_conj()), torch.view_as_real(v.resolve_conj())
-    return (torch.linalg.vecdot(u.flatten(1), v.flatten(1)) if u.dim() > 1 else u * v).double()
-
-
-def _per_sample(scalars: Tensor, like: Tensor) -> Tensor:
-    if scalars.is_floating_point():
-        scalars = scalars.to(like.real.dtype if like.is_complex() else like.dtype)
-    return scalars.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _where(condition: Tensor, a: Tensor, b: Tensor | float) -> Tensor:
-    return torch.where(_per_sample(condition, a), a, b)
