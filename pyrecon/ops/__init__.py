@@ -2,6 +2,16 @@
 
 from pyrecon.ops.anderson import anderson_mix
 from pyrecon.ops.consistency import project_l2_ball
+from pyrecon.ops.kaczmarz import kaczmarz, kaczmarz_order
 from pyrecon.ops.sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 
-__all__ = ["anderson_mix", "project_l2_ball", "sense_adjoint", "sense_forward", "sense_maps_adjoint", "sense_normal"]
+__all__ = [
+    "anderson_mix",
+    "kaczmarz",
+    "kaczmarz_order",
+    "project_l2_ball",
+    "sense_adjoint",
+    "sense_forward",
+    "sense_maps_adjoint",
+    "sense_normal",
+]

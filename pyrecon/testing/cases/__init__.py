@@ -5,8 +5,9 @@ from __future__ import annotations
 from pyrecon.testing.cases._case import Case, complex_randn, randn
 from pyrecon.testing.cases.anderson import CASES as ANDERSON
 from pyrecon.testing.cases.consistency import CASES as CONSISTENCY
+from pyrecon.testing.cases.kaczmarz import CASES as KACZMARZ
 from pyrecon.testing.cases.sense import CASES as SENSE
 
-CASES: tuple[Case, ...] = (*ANDERSON, *CONSISTENCY, *SENSE)
+CASES: tuple[Case, ...] = (*ANDERSON, *CONSISTENCY, *KACZMARZ, *SENSE)
 
 __all__ = ["CASES", "Case", "complex_randn", "randn"]
