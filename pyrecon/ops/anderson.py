@@ -83,12 +83,20 @@ def _mix_cpp(
     )  # fmt: skip
 
 
+def _mix_triton(
+    X: Tensor, G: Tensor, gram: Tensor, count: Tensor, beta: float, ridge: float, absolute_ridge: bool, out: Tensor
+) -> None:
+    from pyrecon.kernels.anderson import anderson_mix as launch
+
+    launch(X, G, gram, count, beta, ridge, absolute_ridge, out)
+
+
 _anderson_mix = Op(
     "anderson_mix(Tensor X, Tensor G, Tensor(a!) gram, Tensor count, float beta, float ridge, bool absolute_ridge)"
     " -> Tensor",
     outputs=lambda X, G, gram, count, beta, ridge, absolute_ridge: X.new_empty(X.shape[0], X.shape[2]),
     reference=_mix_reference,
-    kernels={"cpp": _mix_cpp},
+    kernels={"cpp": _mix_cpp, "triton": _mix_triton},
 )
 
 
