@@ -74,7 +74,7 @@ def mix_kernel(
         pivot_column = tl.sum(tl.where(j == k, matrix, 0.0), 1)
         pivot = tl.sum(tl.where(slots == k, pivot_row, 0.0), 0)
         smallest = tl.where((pivot > 0) & (pivot < 1e300), smallest, -1.0)
-        factor = tl.where(slots == k, 0.0, pivot_column) / pivot
+        factor = tl.where(slots == k, 0.0, pivot_column) * (1.0 / pivot)
         pivot_right = tl.sum(tl.where(slots == k, right, 0.0), 0)
         right = tl.where(slots == k, right, right - factor * pivot_right)
         matrix -= factor[:, None] * pivot_row[None, :]
@@ -82,7 +82,7 @@ def mix_kernel(
     alpha = tl.where(used, right / diagonal, 0.0)
     total = tl.sum(alpha, 0)
     regular = (smallest > 0) & (tl.abs(total) > 0) & (tl.abs(total) < 1e300)
-    weights = tl.where(regular, alpha / total, tl.where(slots == newest, 1.0, 0.0))
+    weights = tl.where(regular, alpha * (1.0 / total), tl.where(slots == newest, 1.0, 0.0))
     weights = weights.to(out.dtype.element_ty)
 
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -108,7 +108,8 @@ def anderson_mix(
     products = torch.empty(batch, SPLITS, memory, dtype=torch.float64, device=X.device)
     stride = int(count.shape[0] > 1)
     products_kernel[(batch, SPLITS)](G, count, stride, products, n, m, slice_length, MEMORY=memory, BLOCK=BLOCK)
-    mix_kernel[(batch, triton.cdiv(n, BLOCK))](
+    block = 256 if X.dtype == torch.float64 else BLOCK  # 1024 doubles spill registers on sm_100
+    mix_kernel[(batch, triton.cdiv(n, block))](
         X, G, gram, count, stride, products, out, n, m, beta, ridge,
-        ABSOLUTE=absolute_ridge, PARTS=SPLITS, MEMORY=memory, BLOCK=BLOCK,
+        ABSOLUTE=absolute_ridge, PARTS=SPLITS, MEMORY=memory, BLOCK=block,
     )  # fmt: skip

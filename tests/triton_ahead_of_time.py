@@ -72,12 +72,15 @@ def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], 
 
 
 def resource_usage(cubin: bytes, path: Path) -> tuple[int, int]:
-    """Registers per thread, and bytes of local memory that the compiler spilled to."""
+    """Registers per thread, and how many instructions store to local memory: those are spills.
+
+    (The size of the stack is no measure: a call to the double-precision division has a frame of its own.)
+    """
     path.write_bytes(cubin)
-    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return registers, stack + local
+    dump = triton.knobs.nvidia.cuobjdump.path
+    usage = subprocess.run([dump, "--dump-resource-usage", path], check=True, capture_output=True, text=True).stdout
+    assembly = subprocess.run([dump, "--dump-sass", path], check=True, capture_output=True, text=True).stdout
+    return int(re.search(r"REG:(\d+)", usage)[1]), len(re.findall(r"\bSTL\b", assembly))
 
 
 def test_kernels_compile_without_spills(
@@ -92,7 +95,7 @@ def test_kernels_compile_without_spills(
             kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
             registers, spilled = resource_usage(kernel.asm["cubin"], tmp_path / "kernel.cubin")
             rows.append((name, registers, kernel.metadata.shared))
-            assert spilled == 0, f"{name} for sm_{architecture} spills {spilled} bytes of registers"
+            assert spilled == 0, f"{name} for sm_{architecture} has {spilled} spill instructions"
     with capsys.disabled():
         print(f"\n{len(rows)} cubins of {len({row[0] for row in rows})} kernels, none spills registers")
         for name in sorted({row[0] for row in rows}):

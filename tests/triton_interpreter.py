@@ -19,6 +19,7 @@ from pyrecon.testing.cases import CASES, Case
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
+WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 TRITON = [case for case in CASES if case.tiny and "triton" in _OPS[case.op.__name__].kernels]
 
 
@@ -28,7 +29,7 @@ def test_triton_kernel_obeys_the_law(case: Case, dtype: torch.dtype) -> None:
     if dtype not in case.dtypes:
         return
     inputs = case.inputs(dtype)
-    wide = tree_map_only(Tensor, lambda t: t.to(torch.promote_types(t.dtype, torch.float64)), inputs)
+    wide = tree_map_only(Tensor, lambda t: t.to(WIDE.get(t.dtype, t.dtype)), inputs)
     with pyrecon.backend("reference"):
         expected = case.op(*wide, **case.options)
     with pyrecon.backend("triton"), testing.poisoned_memory(), testing.record_calls() as calls:
