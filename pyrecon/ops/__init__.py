@@ -4,6 +4,7 @@ from pyrecon.ops.anderson import anderson_mix
 from pyrecon.ops.consistency import project_l2_ball
 from pyrecon.ops.kaczmarz import kaczmarz, kaczmarz_order
 from pyrecon.ops.sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
+from pyrecon.ops.variation import soft_threshold, tv_gap, tv_prox
 
 __all__ = [
     "anderson_mix",
@@ -14,4 +15,7 @@ __all__ = [
     "sense_forward",
     "sense_maps_adjoint",
     "sense_normal",
+    "soft_threshold",
+    "tv_gap",
+    "tv_prox",
 ]

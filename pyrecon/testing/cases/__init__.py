@@ -7,7 +7,8 @@ from pyrecon.testing.cases.anderson import CASES as ANDERSON
 from pyrecon.testing.cases.consistency import CASES as CONSISTENCY
 from pyrecon.testing.cases.kaczmarz import CASES as KACZMARZ
 from pyrecon.testing.cases.sense import CASES as SENSE
+from pyrecon.testing.cases.variation import CASES as VARIATION
 
-CASES: tuple[Case, ...] = (*ANDERSON, *CONSISTENCY, *KACZMARZ, *SENSE)
+CASES: tuple[Case, ...] = (*ANDERSON, *CONSISTENCY, *KACZMARZ, *SENSE, *VARIATION)
 
 __all__ = ["CASES", "Case", "complex_randn", "randn"]
