@@ -31,10 +31,10 @@ class ReceiveCoil:
         By how much the coil along x outdoes the one along y, as half their relative difference.
     """
 
-    sensitivity: float = 50e-6
+    sensitivity: float = 20e-6
     center: tuple[float, float] = (0.0, -4e-3)
     radius: float = 40e-3
-    anisotropy: float = 0.1
+    anisotropy: float = 0.15
 
     def gain(self, positions: ArrayLike, angle: float) -> Real:
         """p in T/A at ``positions`` (P, 2), rows (y, x) in metres -> (P,)."""
@@ -75,11 +75,11 @@ class Receiver:
     gain: float = 5.0
     band: tuple[float, float] = (10e3, 300e3)
     delay: float = 0.0
-    noise_density: float = 8e-9
-    noise_corner: float = 50e3
-    digitizer_noise: float = 15e-9
-    interference: tuple[tuple[float, float], ...] = ((77.93e3, 0.4e-6), (130.07e3, 0.3e-6), (207.9e3, 0.4e-6))
-    feedthrough: float = 60e-6
+    noise_density: float = 13.5e-9
+    noise_corner: float = 100e3
+    digitizer_noise: float = 20e-9
+    interference: tuple[tuple[float, float], ...] = ((77.93e3, 0.5e-6), (130.07e3, 0.4e-6), (207.9e3, 0.5e-6))
+    feedthrough: float = 40e-6
     feedthrough_drift: float = 0.02
 
     def transfer(self, frequencies: ArrayLike) -> Complex:

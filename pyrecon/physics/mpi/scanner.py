@@ -75,7 +75,7 @@ class Scanner:
     Source: the scanner of DEQ-MPI, section IV-C, as far as it is described there.
     """
 
-    particles: Particles = field(default_factory=lambda: Particles(size_spread=0.1, relaxation_time=3e-6))
+    particles: Particles = field(default_factory=lambda: Particles(size_spread=0.1))
     gradient: float = 0.5
     drive_amplitude: float = 9e-3
     drive_frequency: float = 26e3
