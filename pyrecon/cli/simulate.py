@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -98,7 +99,11 @@ def _objects(phantom: MPIPhantom, frames: int, fine: Grid, seed: int) -> torch.T
 
     if phantom is MPIPhantom.vessels:
         return torch.as_tensor(phantoms.retina_vessels(fine.shape, frames, seed=seed))
-    draw = {MPIPhantom.torus: phantoms.torus, MPIPhantom.tubes: phantoms.two_tubes, MPIPhantom.y: phantoms.y_shape}
+    draw: dict[MPIPhantom, Callable[[Grid], phantoms.Image]] = {
+        MPIPhantom.torus: phantoms.torus,
+        MPIPhantom.tubes: phantoms.two_tubes,
+        MPIPhantom.y: phantoms.y_shape,
+    }
     return torch.as_tensor(draw[phantom](fine)).expand(frames, *fine.shape)
 
 
