@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pyrecon.data.raw import Grid, MPICalibration
+from pyrecon.data.mpi import prepare_system
+from pyrecon.data.raw import Grid
 from pyrecon.physics.mpi import Particles, ReceiveCoil, Receiver, Scanner, langevin
 from pyrecon.physics.mpi._system_function import harmonics_of_magnetization
 from pyrecon.physics.mpi.particles import BOLTZMANN
@@ -395,33 +396,20 @@ def test_sessions_differ_a_little() -> None:
 
 
 # --- the scanner of the paper -----------------------------------------------------------------------------------------
-def high_snr_rows(calibration: MPICalibration) -> tuple[NDArray[np.complex128], NDArray[np.bool_]]:
-    """Background-corrected rows in units of the noise, and which of them have a mean magnitude above 5."""
-    background, taken = calibration.background, calibration.background_positions
-    assert background is not None
-    assert taken is not None
-    deviation = np.sqrt(np.mean(np.abs(np.diff(background, axis=0)) ** 2, axis=0) / 2)
-    n = np.arange(calibration.grid.size) + 0.5
-    flat = background.reshape(len(background), -1)
-    real, imag = (np.stack([np.interp(n, taken, column) for column in part.T]) for part in (flat.real, flat.imag))
-    corrected = calibration.spectrum - (real + 1j * imag).reshape(calibration.spectrum.shape)
-    rows = corrected / deviation[..., None]
-    return rows, np.abs(rows).mean(-1) > 5
-
-
-@pytest.fixture(scope="module")
-def calibration() -> MPICalibration:
-    return Scanner().calibrate(GRID)
-
-
-def test_rows_above_the_noise_are_those_of_the_paper(calibration: MPICalibration) -> None:
-    _, selected = high_snr_rows(calibration)
-    assert selected.size == 14820
-    assert abs(int(selected.sum()) - 2743) < 400
-    assert not selected[..., 130:].any()  # harmonics 12 to 20 lie beyond the amplifier's band
-    per_harmonic = selected.reshape(60, 19, 13).sum((0, 2))
-    assert np.all(np.diff(per_harmonic) <= 0)
-    assert np.all(selected.reshape(60, 19, 13)[:, 0, 4:9])  # the main lobe of the second harmonic at every angle
+def test_rows_above_the_noise_are_those_of_the_paper() -> None:
+    system = prepare_system(Scanner().calibrate(GRID))  # selects by SNR > 5
+    rows = np.zeros((60, 19, 13), dtype=bool)
+    rows.reshape(60, -1)[system.rows[:, 0], system.rows[:, 2]] = True
+    assert rows.size == 14820
+    assert abs(int(rows.sum()) - 2743) < 150
+    assert not rows[:, 10:].any()  # harmonics 12 to 20 lie beyond the amplifier's band
+    # How many of the 780 rows of each harmonic 2, 3, ... the released selection keeps. The fall is the particles', the
+    # relaxation's and the receiver's; the irregularities (8 below 9) are that scanner's own.
+    released = np.array([645, 487, 372, 351, 316, 267, 109, 123, 45])
+    ours = rows.sum((0, 2))[:9]
+    assert np.all(np.diff(ours) < 0)
+    assert np.abs(np.log(ours / released)).max() < np.log(1.7)
+    assert np.all(rows[:, 0, 4:9])  # the main lobe of the second harmonic at every angle
 
 
 def test_effective_rank_grows_with_the_gradient() -> None:
