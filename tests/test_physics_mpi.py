@@ -402,7 +402,9 @@ def test_rows_above_the_noise_are_those_of_the_paper() -> None:
     rows.reshape(60, -1)[system.rows[:, 0], system.rows[:, 2]] = True
     assert rows.size == 14820
     assert abs(int(rows.sum()) - 2743) < 150
-    assert not rows[:, 10:].any()  # harmonics 12 to 20 lie beyond the amplifier's band
+    # Harmonics 12 to 20 lie beyond the amplifier's band. The largest of 338 noise values, to whose variance an
+    # interpolated background has added, passes 5 in about one row of 5000.
+    assert rows[:, 10:].sum() < 10
     # How many of the 780 rows of each harmonic 2, 3, ... the released selection keeps. The fall is the particles', the
     # relaxation's and the receiver's; the irregularities (8 below 9) are that scanner's own.
     released = np.array([645, 487, 372, 351, 316, 267, 109, 123, 45])
