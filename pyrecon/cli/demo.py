@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,8 @@ def demo(
     except OSError as error:
         raise DataError(f"--output: cannot make the folder {output}: {error.strerror}") from error
     start = time.perf_counter()
-    with _console.err.status("starting") as status:
+    with _console.err.status("starting") as status, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reports hold them; the summary prints each one once
         studies = [experiment.mpi_study(status.update, seed=seed), experiment.mri_study(status.update, seed=seed)]
     rows = []
     for study in studies:

@@ -108,6 +108,8 @@ def summary(studies: list[Study]) -> str:
             seconds = f"{row.report.seconds:.2f} s"
             parts.append(f"| {row.report.method} | {row.psnr:.1f} | {row.ssim:.3f} | {seconds} |")
         parts.append("")
+    notes = dict.fromkeys(text for study in studies for row in study.rows for text in row.report.warnings)
+    parts += [*(f"Warning: {text}.\n" for text in notes)]
     parts += [
         f"Mean over {len(studies[0].truth)} MPI frames and {len(studies[1].truth)} MRI slice; the time is for all of "
         "them, without calibration and set-up. "
