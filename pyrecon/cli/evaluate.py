@@ -1,0 +1,131 @@
+"""``pyrecon evaluate``: methods side by side on the same data, noise and metrics."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyrecon._errors import DataError
+from pyrecon.cli import _console
+
+app = typer.Typer(help="Compare methods on the same data, noise and metrics.", no_args_is_help=True)
+
+
+class Way(enum.StrEnum):
+    """How MPI data are made."""
+
+    measured = "measured"
+    scanner = "scanner"
+
+
+@app.command("mpi")
+def mpi(
+    images: Annotated[
+        Path | None, typer.Option(help="NIfTI angiogram for vessel patches. Default: a retina's vessels.")
+    ] = None,
+    tissue: Annotated[float, typer.Option(min=0, help="Background brightness relative to the vessels.")] = 0.0,
+    tissue_images: Annotated[
+        Path | None, typer.Option(help="NIfTI volume that gives the background's texture.")
+    ] = None,
+    system_matrix: Annotated[
+        Path | None, typer.Option("--system-matrix", "-s", help="MDF system matrix. Default: a simulated calibration.")
+    ] = None,
+    gradient: Annotated[float, typer.Option(min=0.05, help="Selection field of the simulated scanner, T/m.")] = 0.5,
+    snr: Annotated[list[float] | None, typer.Option(help="SNR in dB; repeat for more. Default 15, 25, 35.")] = None,
+    data: Annotated[
+        Way,
+        typer.Option(help="measured: A x + noise, reconstructed with A U D. scanner: finer objects, coloured noise."),
+    ] = Way.measured,
+    tune: Annotated[bool, typer.Option("--tune", help="Search each method's settings on validation images.")] = False,
+    budget: Annotated[int, typer.Option(min=4, help="Evaluations of the search, the same for every method.")] = 48,
+    test: Annotated[int, typer.Option(min=1, help="Test images.")] = 64,
+    validation: Annotated[int, typer.Option(min=1, help="Validation images.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of noise and patches.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table: .md, .csv or .json.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the images of the last SNR.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Classical MPI methods with published settings, the package's defaults and (--tune) the best found settings."""
+    from pyrecon import plotting
+    from pyrecon.experiments.mpi import GRID, draw, evaluate_mpi, vessel_images
+    from pyrecon.io import mdf, written_whole
+
+    writers = {".md": "to_markdown", ".csv": "to_csv", ".json": "to_json"}
+    if output is not None and output.suffix not in writers:
+        raise DataError(f"--output: {output.name!r} has no known format, expected {', '.join(writers)}")
+    calibration = None if system_matrix is None else mdf.read_system_matrix(system_matrix)
+    grid = GRID if calibration is None else calibration.grid
+    if len(grid.shape) != 2:
+        raise DataError(f"{system_matrix}: has a grid of {len(grid.shape)} dimensions, the comparison needs two")
+    pictures = vessel_images(
+        images,
+        test=test,
+        validation=validation,
+        tissue=tissue,
+        tissue_volume=tissue_images,
+        shape=(grid.shape[0], grid.shape[1]),
+        seed=seed,
+    )
+    with _console.progress() as bar:
+        task = bar.add_task("calibrating")
+        table, results = evaluate_mpi(
+            pictures,
+            calibration=calibration,
+            gradient=gradient,
+            snr_db=snr or (15.0, 25.0, 35.0),
+            data=data.value,
+            tune=tune,
+            budget=budget,
+            seed=seed,
+            progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+        )
+    if output is not None:
+        with written_whole(output) as temporary:
+            temporary.write_text(getattr(table, writers[output.suffix])())
+    if figure is not None:
+        plotting.save(draw(results, "tuned" if tune else "default"), figure)
+    print(table.to_json() if as_json else table.to_markdown())
+
+
+@app.command("mri")
+def mri(
+    file: Annotated[Path, typer.Argument(help="Fully sampled twix or ISMRMRD file.", show_default=False)],
+    acceleration: Annotated[list[float] | None, typer.Option("--acceleration", "-a", help="Repeat for more.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the first image of every method.")] = None,
+) -> None:
+    """Undersample a fully sampled scan and compare every method with the image from all lines."""
+    from pyrecon import io, plotting
+    from pyrecon.data.raw import MRIScan
+    from pyrecon.models.mri import evaluate_mri, evaluation_table
+
+    scan = io.read(file)
+    if not isinstance(scan, MRIScan):
+        raise DataError(f"{file}: is {io.detect(file)}, expected raw MRI data (twix or ismrmrd)")
+    rates = acceleration or [2.0, 4.0]
+    if bad := [rate for rate in rates if rate < 1]:
+        raise DataError(f"--acceleration: {bad[0]} is below 1")
+    with _console.err.status("reconstructing"):
+        rows, images = evaluate_mri(scan, rates)
+    table = evaluation_table(rows)
+    if output is not None:
+        with io.written_whole(output) as temporary:
+            temporary.write_text(f"# Retrospective undersampling of {file.name}\n\n{table}\n")
+    if figure is not None:
+        reference = images["reference", 1.0][0].abs().cpu().numpy()
+        window = (0.0, float(reference.max()))
+        panels = []
+        for rate in rates:
+            line = [plotting.Panel(reference, "all lines", window=window)]
+            for row in (r for r in rows if r.acceleration == rate):
+                image = images[row.method, rate][0].abs().cpu().numpy()
+                title = f"{row.method}, {row.net_acceleration:.1f}x"
+                line.append(plotting.Panel(image, title, f"{row.psnr:.1f} dB, SSIM {row.ssim:.2f}", window))
+            panels.append(line)
+        height, width = reference.shape
+        pixel = (scan.field_of_view[0] / height, scan.field_of_view[1] / width)
+        plotting.save(plotting.figure(panels, spacing=[pixel] * len(panels), heading=file.name), figure)
+    print(table)
