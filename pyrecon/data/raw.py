@@ -127,6 +127,9 @@ class MRIScan:
         Metres along H and W (after removal of the oversampling), and slice thickness last.
     labels
         One text per entry of S, e.g. ``"slice 3, contrast 0"``.
+    noise_ratio
+        Noise power of a sample of ``kspace`` over that of a sample of ``noise``: the two differ in dwell time, receiver
+        filter and averages.
     """
 
     kspace: Complex
@@ -136,4 +139,5 @@ class MRIScan:
     readout_oversampling: float = 1.0
     field_of_view: tuple[float, float, float] = (1.0, 1.0, 1.0)
     labels: tuple[str, ...] = ()
+    noise_ratio: float = 1.0
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -81,6 +81,11 @@ def assemble(
     return kspace, mask, labels
 
 
+def averages(readouts: Sequence[Readout]) -> float:
+    """Readouts per place, on average: how often noise was averaged."""
+    return len(readouts) / len({(r.row, r.partition, r.entry) for r in readouts})
+
+
 def _slices(path: PathLike, kspace: Complex, sampled: NDArray[np.bool_]) -> tuple[Complex, NDArray[np.bool_]]:
     """(S, P, H, C, W) to (S P, C, H, W), and the mask (S P, 1, H, W)."""
     entries, partitions = kspace.shape[:2]

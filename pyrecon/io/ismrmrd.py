@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import Readout, assemble
+from pyrecon.io._cartesian import Readout, assemble, averages
 from pyrecon.io._files import PathLike, check_finite, check_memory, written_whole
 from pyrecon.io._hdf5 import Hdf5
 
@@ -90,11 +90,13 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
 
     if not (~other & ~only_calibration).any():
         raise DataError(f"{path}: {group}/data: {len(heads)} readouts, none of them image data; expected some")
-    kspace, mask, labels = assemble(path, readouts(~other & ~only_calibration), header.shape, _COUNTERS)
+    image = readouts(~other & ~only_calibration)
+    kspace, mask, labels = assemble(path, image, header.shape, _COUNTERS)
     calibration = None
     if (only_calibration & ~other).any():
         calibration, _, _ = assemble(path, readouts(only_calibration & ~other), header.shape, _COUNTERS)
-    noise = [data[i] for i in np.flatnonzero(flags & _NOISE != 0) if len(data[i]) == kspace.shape[1]]
+    chosen = [i for i in np.flatnonzero(flags & _NOISE != 0) if len(data[i]) == kspace.shape[1]]
+    noise = [data[i] for i in chosen]
     for block in noise:
         check_finite(path, "the noise scan", block, "channel")
     return MRIScan(
@@ -105,8 +107,18 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
         readout_oversampling=header.oversampling,
         field_of_view=header.field_of_view,
         labels=labels,
+        noise_ratio=_dwell_ratio(heads, chosen, ~other) / (header.noise_bandwidth * averages(image)) if noise else 1.0,
         metadata=header.facts,
     )
+
+
+def _dwell_ratio(heads: NDArray[Any], noise: list[Any], image: NDArray[np.bool_]) -> float:
+    """Dwell time of the noise readouts over that of the others, 1 where either is missing: noise goes as 1 / dwell."""
+    if "sample_time_us" not in (heads.dtype.names or ()):
+        return 1.0
+    first, second = (float(np.median(heads["sample_time_us"][chosen])) for chosen in (noise, image))
+    known = 0 < first < 1e6 and 0 < second < 1e6
+    return first / second if known else 1.0
 
 
 # ---- header
@@ -118,6 +130,9 @@ class _Header:
     center: tuple[int, int]  # of partitions and rows, in counter values
     oversampling: float
     field_of_view: tuple[float, float, float]
+    noise_bandwidth: (
+        float  # the receiver filter's, relative to an ideal one: what is missing in the noise scan's margins
+    )
     facts: dict[str, Any]
 
 
@@ -182,8 +197,17 @@ def _header(file: Hdf5, field: str) -> _Header:
         center=(int(number(f"{limits}2/center", partitions // 2)), int(number(f"{limits}1/center", rows // 2))),
         oversampling=max(1.0, extent[0] / readout),
         field_of_view=(extent[1], readout, extent[2] / partitions),
+        noise_bandwidth=_noise_bandwidth(root),
         facts=_facts(root),
     )
+
+
+def _noise_bandwidth(root: ElementTree.Element) -> float:
+    try:
+        value = float(root.findtext("acquisitionSystemInformation/relativeReceiverNoiseBandwidth") or 1.0)
+    except ValueError:
+        return 1.0
+    return value if 0.1 <= value <= 1 else 1.0
 
 
 def _facts(root: ElementTree.Element) -> dict[str, Any]:
@@ -300,7 +324,7 @@ def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
         head["version"], head["flags"], head["scan_counter"] = 1, flags, len(records)
         head["number_of_samples"], head["center_sample"] = data.shape[1], center
         head["available_channels"] = head["active_channels"] = channels
-        head["sample_time_us"] = 5.0
+        head["sample_time_us"] = 5.0 * (scan.noise_ratio if flags == _NOISE else 1.0)
         head["read_dir"], head["phase_dir"], head["slice_dir"] = np.eye(3, dtype=np.float32)
         head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = row, entry
         records.append((head, np.ascontiguousarray(data, np.complex64)))

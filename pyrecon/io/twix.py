@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import Readout, assemble
+from pyrecon.io._cartesian import Readout, assemble, averages
 from pyrecon.io._files import PathLike, check_finite, existing_file
 
 __all__ = ["read_twix"]
@@ -59,7 +59,9 @@ def read_twix(path: PathLike) -> MRIScan:
     if not image:
         raise DataError(f"{path}: {len(lines)} readouts, none of them image data; expected an imaging measurement")
     geometry = _geometry(path, protocol, image)
-    kspace, mask, labels = assemble(path, [geometry.place(line) for line in image], geometry.shape, _COUNTERS)
+    readouts = [geometry.place(line) for line in image]
+    kspace, mask, labels = assemble(path, readouts, geometry.shape, _COUNTERS)
+    noise, noise_ratio = _noise(path, measurements, kspace.shape[1])
     reference = [line for line in lines if line.is_reference]
     calibration = None
     if reference:
@@ -67,11 +69,12 @@ def read_twix(path: PathLike) -> MRIScan:
     return MRIScan(
         kspace=geometry.turned(kspace),
         mask=geometry.turned(mask),
-        noise=_noise(path, measurements, kspace.shape[1]),
+        noise=noise,
         calibration=None if calibration is None else geometry.turned(calibration),
         readout_oversampling=geometry.oversampling,
         field_of_view=geometry.field_of_view,
         labels=labels,
+        noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
         metadata=protocol.summary() | ({"orientation": geometry.orientation} if geometry.orientation else {}),
     )
 
@@ -377,10 +380,21 @@ def _extent(image: list[_Line], counter: str, center: str, planned: float | None
     return max(planned_lines + planned_lines % 2, 2 * before, 2 * (after + 1))
 
 
-def _noise(path: Path, measurements: list[_Measurement], channels: int) -> Complex | None:
-    found = [line.data for m in measurements for line in m.lines() if line.is_noise and len(line.data) == channels]
-    if not found:
-        return None
-    noise = np.concatenate(found, axis=1)
+# The receiver's filter lets less noise through in the margins of the oversampled readout: the power of a noise scan is
+# this fraction of what the same filter gives inside the field of view.
+_NOISE_BANDWIDTH = 0.79
+
+
+def _noise(path: Path, measurements: list[_Measurement], channels: int) -> tuple[Complex | None, float]:
+    """The noise scan, and the noise power of an image sample over that of one of its samples.
+
+    Noise goes as 1 / dwell time; the dwell times are known if the noise was measured apart.
+    """
+    found = [[line.data for line in m.lines() if line.is_noise and len(line.data) == channels] for m in measurements]
+    if not any(found):
+        return None, 1.0
+    noise = np.concatenate([data for part in found for data in part], axis=1)
     check_finite(path, "the noise scan", noise, "channel")
-    return noise
+    first = next(m for m, part in zip(measurements, found, strict=True) if part)
+    dwell = [m.protocol().number("sRXSPEC.alDwellTime[0]") or 0.0 for m in (first, measurements[-1])]
+    return noise, (dwell[0] / dwell[1] if min(dwell) > 0 else 1.0) / _NOISE_BANDWIDTH
