@@ -176,6 +176,7 @@ def _mpi_job(
 
 def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
     from pyrecon import io
+    from pyrecon.data.mri import first_slices
     from pyrecon.models.mri import METHODS, default_method, reconstruct_mri
 
     scan = io.read(file)
@@ -198,10 +199,7 @@ def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], dev
     memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
 
     def run(first: int | None) -> tuple[torch.Tensor, Report]:
-        part = scan if first is None else dataclasses.replace(
-            scan, kspace=scan.kspace[:first], mask=scan.mask[:first], labels=scan.labels[:first]
-        )  # fmt: skip
-        return reconstruct_mri(part, chosen, device=device)  # type: ignore[no-any-return]
+        return reconstruct_mri(scan if first is None else first_slices(scan, first), chosen, device=device)
 
     return Job(facts, chosen, count, memory, run, grid, scan.labels)
 

@@ -5,6 +5,7 @@ Each step takes an :class:`MRIScan` and returns one; :mod:`pyrecon.data.coil_map
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +29,7 @@ class Noise:
     Attributes
     ----------
     covariance
-        ``(C, C)`` complex128, ``E[n n^H]`` of one k-space sample; real and imaginary part together.
+        ``(C, C)`` complex128, ``E[n n^H]`` of one sample of ``kspace``; real and imaginary part together.
     samples
         Number of samples it was estimated from.
     source
@@ -57,13 +58,15 @@ def check_scan(scan: MRIScan) -> None:
             )
         if not np.isfinite(scan.calibration).all():
             raise DataError("calibration: NaN or Inf in the separate reference lines; leave them out")
+    if not 0 < scan.noise_ratio < np.inf:
+        raise DataError(f"noise_ratio: {scan.noise_ratio}, expected a positive number")
     if not scan.readout_oversampling >= 1:
         raise DataError(f"readout_oversampling: {scan.readout_oversampling}, expected a factor >= 1")
     finite = np.isfinite(scan.kspace).reshape(slices, -1).all(axis=1)
     if not finite.all():
         bad = np.flatnonzero(~finite)
         coil, line, column = np.argwhere(~np.isfinite(scan.kspace[bad[0]]))[0]
-        names = ", ".join(scan.labels[s] if s < len(scan.labels) else f"slice {s}" for s in bad[:8])
+        names = ", ".join(slice_name(scan, s) for s in bad[:8])
         more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
         raise DataError(
             f"kspace: NaN or Inf in {names}{more} (first: coil {coil}, line {line}, sample {column}); "
@@ -71,6 +74,26 @@ def check_scan(scan: MRIScan) -> None:
         )
     if scan.noise is not None and not np.isfinite(scan.noise).all():
         raise DataError("noise: NaN or Inf in the noise scan; leave it out (noise=None) to use the k-space corners")
+
+
+def first_slices(scan: MRIScan, count: int) -> MRIScan:
+    """The scan's first ``count`` entries along S."""
+    calibration = scan.calibration
+    if calibration is not None and len(calibration) > 1:
+        each = len(scan.kspace) // len(calibration)  # slices in a row share one calibration
+        calibration = calibration[np.arange(min(count, len(scan.kspace))) // each]
+    return replace(
+        scan,
+        kspace=scan.kspace[:count],
+        mask=scan.mask[:count],
+        calibration=calibration,
+        labels=scan.labels[:count],
+    )
+
+
+def slice_name(scan: MRIScan, index: int) -> str:
+    """The label of an entry along S, or its number."""
+    return scan.labels[index] if index < len(scan.labels) else f"slice {index}"
 
 
 def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
@@ -133,14 +156,17 @@ def estimate_noise(scan: MRIScan) -> Noise:
     """
     check_scan(scan)
     coils = scan.kspace.shape[1]
+    samples = _corners(remove_oversampling(scan))
     if scan.noise is not None and scan.noise.shape[1] >= 4 * coils:
-        return _noise(scan.noise.astype(np.complex128), "noise scan")
-    scan = remove_oversampling(scan)
-    _, _, height, width = scan.kspace.shape
-    rows, columns = ((np.arange(n) - n // 2) / (n / 2) for n in (height, width))
-    corner = rows[:, None] ** 2 + columns[None, :] ** 2 > 1
-    taken = np.broadcast_to(scan.mask & corner, (scan.kspace.shape[0], 1, height, width))[:, 0]
-    samples = scan.kspace.transpose(1, 0, 2, 3)[:, taken].astype(np.complex128)
+        noise = _noise(scan.noise.astype(np.complex128), "noise scan", scan.noise_ratio)
+        power, most = (float(np.mean(np.abs(k) ** 2)) if k.size else np.inf for k in (scan.noise, samples))
+        if scan.noise_ratio * power > 2 * most:
+            warnings.warn(
+                f"noise: the noise scan predicts {scan.noise_ratio * power / most:.1f} times the power that the "
+                f"corners of k-space have (noise_ratio is {scan.noise_ratio:g}); regularisation will be too strong",
+                stacklevel=2,
+            )
+        return noise
     if samples.shape[1] < 4 * coils:
         raise DataError(
             f"noise: no noise scan, and {samples.shape[1]} samples in the corners of k-space are too few for the "
@@ -149,8 +175,18 @@ def estimate_noise(scan: MRIScan) -> Noise:
     return _noise(samples, "k-space corners")
 
 
-def _noise(samples: NDArray[np.complex128], source: str) -> Noise:
-    return Noise(samples @ samples.conj().T / samples.shape[1], samples.shape[1], source)
+def _corners(scan: MRIScan) -> NDArray[np.complex128]:
+    """``(C, samples)``: what was sampled outside the ellipse, exact zeros (filled in by somebody) left out."""
+    slices, _, height, width = scan.kspace.shape
+    rows, columns = ((np.arange(n) - n // 2) / (n / 2) for n in (height, width))
+    corner = rows[:, None] ** 2 + columns[None, :] ** 2 > 1
+    taken = np.broadcast_to(scan.mask & corner, (slices, 1, height, width))[:, 0]
+    samples = scan.kspace.transpose(1, 0, 2, 3)[:, taken].astype(np.complex128)
+    return samples[:, samples.any(axis=0)]
+
+
+def _noise(samples: NDArray[np.complex128], source: str, ratio: float = 1.0) -> Noise:
+    return Noise(ratio * (samples @ samples.conj().T) / samples.shape[1], samples.shape[1], source)
 
 
 def prewhiten(scan: MRIScan, noise: Noise | None = None) -> MRIScan:
@@ -255,13 +291,13 @@ def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple
 
 
 def calibration_data(scan: MRIScan, size: int = 24) -> Tensor:
-    """The centre of k-space that coil maps are estimated from, ``(S, C, h, w)`` with h, w at most ``size``.
+    """The centre of k-space that coil maps are estimated from, ``(S', C, h, w)`` with h, w at most ``size``.
 
-    From the scan's separate reference lines if it has some, else from its own fully sampled centre. Raises DataError if
-    the centre is not sampled.
+    From the scan's separate reference lines if it has some, each for S / S' slices in a row, else from its own fully
+    sampled centre. Raises DataError if the centre is not sampled.
     """
     check_scan(scan)
-    slices, _, height, width = scan.kspace.shape
+    _, _, height, width = scan.kspace.shape
     if scan.calibration is not None:
         source, sampled = scan.calibration, (scan.calibration != 0).any(axis=1, keepdims=True)
     else:
@@ -273,4 +309,4 @@ def calibration_data(scan: MRIScan, size: int = 24) -> Tensor:
             "calibration: the centre of k-space is not sampled; acquire autocalibration lines, or give coil maps"
         )
     block = source[:, :, centered_slice(height, h), centered_slice(width, w)]
-    return torch.from_numpy(np.repeat(block, slices // len(block), axis=0))
+    return torch.from_numpy(block.copy())

@@ -1,0 +1,26 @@
+"""Classical reconstruction of Cartesian multi-coil MRI: zero-filled, CG-SENSE, and SENSE with wavelet or TV sparsity.
+
+>>> scan = pyrecon.io.read("meas.dat")
+>>> images, report = reconstruct_mri(scan, CGSense())
+
+The methods work on whitened data, so every weight is in units of the noise: 1 is the standard deviation of a k-space
+sample, and of a pixel of a fully sampled image.
+"""
+
+from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table
+from pyrecon.models.mri.methods import METHODS, CGSense, Method, TVSense, WaveletSense, ZeroFilled
+from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri
+
+__all__ = [
+    "METHODS",
+    "CGSense",
+    "Evaluation",
+    "Method",
+    "TVSense",
+    "WaveletSense",
+    "ZeroFilled",
+    "default_method",
+    "evaluate_mri",
+    "evaluation_table",
+    "reconstruct_mri",
+]

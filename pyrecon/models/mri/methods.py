@@ -1,0 +1,242 @@
+"""The methods: from whitened k-space, coil maps and a mask to images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from pyrecon.data.fourier import ifft_centered
+from pyrecon.data.mri import calibration_region
+from pyrecon.linops import Sense, Wavelet
+from pyrecon.ops import soft_threshold, tv_prox
+from pyrecon.solvers import Solution, Status, conjugate_gradient, fista
+
+
+class Method(Protocol):
+    """A reconstruction of whitened k-space.
+
+    ``solve(kspace, maps, mask)`` takes ``(B, C, H, W)`` complex, ``(B | 1, C, H, W)`` with a root sum of squares of 1
+    (or 0: no object there), and ``(B | 1, 1, H | 1, W | 1)``; the solution's value is ``(B, H, W)``.
+    """
+
+    name: ClassVar[str]
+
+    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class ZeroFilled:
+    """Root sum of squares of the coil images, unsampled k-space left zero: no maps, no noise model, aliasing stays.
+
+    Roemer et al., Magn Reson Med 16:192 (1990).
+    """
+
+    name: ClassVar[str] = "zero-filled RSS"
+
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:  # maps: not used
+        image = torch.linalg.vector_norm(ifft_centered(kspace * mask), dim=1)
+        return _direct(image.to(kspace.dtype))
+
+
+@dataclass(frozen=True)
+class CGSense:
+    """``argmin_x 1/2 |A x - y|^2 + weight/2 |x - x_c|^2`` by conjugate gradients.
+
+    x_c is the low-resolution image of the fully sampled centre of k-space (zero if there is none), so the penalty
+    shrinks what is to be filled in and leaves the mean contrast alone. Pruessmann et al., Magn Reson Med 46:638 (2001);
+    the prior image: Lin et al., Magn Reson Med 51:559 (2004).
+
+    Parameters
+    ----------
+    weight
+        In units of the noise. None: 1 / (mean signal power of a k-space sample outside that centre), the Wiener weight
+        of what the penalty acts on. 0: least squares.
+    tol
+        Stops when the residual of the normal equations is below ``tol`` times the norm that noise has in ``A^H y``:
+        what is left to fit is then noise.
+    max_iter
+        Iterations at most.
+    """
+
+    name: ClassVar[str] = "CG-SENSE"
+    weight: float | None = None
+    tol: float = 0.02
+    max_iter: int = 100
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]:
+        operator = Sense(maps, mask)
+        prior = Sense(maps, _centre(mask, kspace)).adjoint(kspace)
+        weight = self.wiener_weight(kspace, mask) if self.weight is None else self.weight
+        solution = conjugate_gradient(
+            lambda x: operator.gram(x) + weight * x,
+            operator.adjoint(kspace) - operator.gram(prior),
+            rtol=8 * torch.finfo(kspace.dtype).eps,  # what the precision allows, where noise is negligible
+            atol=self.tol * _adjoint_noise(kspace, maps, mask),
+            max_iter=self.max_iter,
+        )
+        return replace(solution, value=solution.value + prior)
+
+    @staticmethod
+    def wiener_weight(kspace: Tensor, mask: Tensor) -> float:
+        """The weight that ``None`` stands for: noise power 1 over the signal power, all coils together."""
+        outside = mask.bool() & ~_centre(mask, kspace)
+        samples = int(count_samples(outside, kspace).sum())
+        if samples == 0:
+            return 0.0  # nothing but the centre: nothing to fill in
+        power = float((kspace * outside).abs().square().sum(dtype=torch.float64)) / samples - kspace.shape[1]
+        return 1 / max(power, 0.1)
+
+
+@dataclass(frozen=True)
+class WaveletSense:
+    """``argmin_x 1/2 |A x - y|^2 + weight |W x|_1`` by FISTA (Lustig et al., Magn Reson Med 58:1182, 2007).
+
+    W is an orthogonal periodic wavelet transform; its coarsest scale is not penalised.
+
+    Parameters
+    ----------
+    weight
+        In units of the noise. The default gives the best PSNR, within 0.3 dB, for 4-fold lines and 6-fold Poisson-disc
+        sampling of 8 coils at peak signal-to-noise ratios of 20 and 50.
+    wavelet, levels
+        See :class:`pyrecon.linops.Wavelet`.
+    tol
+        Stops when an iteration changes the image by less than ``tol`` relative to it.
+    max_iter
+        Iterations at most.
+    """
+
+    name: ClassVar[str] = "l1-wavelet SENSE"
+    weight: float = 0.4
+    wavelet: str = "db4"
+    levels: int | None = None
+    tol: float = 3e-4
+    max_iter: int = 200
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]:
+        transform = Wavelet((kspace.shape[2], kspace.shape[3]), wavelet=self.wavelet, levels=self.levels)
+        rows, columns = transform.coarse_shape
+
+        def prox(x: Tensor, step: Tensor) -> Tensor:
+            coefficients = transform(x)
+            coarse = coefficients[:, :rows, :columns].clone()
+            coefficients = soft_threshold(coefficients, self.weight * step.flatten())
+            coefficients[:, :rows, :columns] = coarse
+            return transform.adjoint(coefficients)
+
+        return _fista(self, kspace, maps, mask, prox)
+
+
+@dataclass(frozen=True)
+class TVSense:
+    """``argmin_x 1/2 |A x - y|^2 + weight TV(x)`` by FISTA (Block et al., Magn Reson Med 57:1086, 2007).
+
+    TV is isotropic and that of a complex image: magnitude and phase have their edges together.
+
+    Parameters
+    ----------
+    weight
+        In units of the noise; the default as in :class:`WaveletSense`.
+    tol
+        Stops when an iteration changes the image by less than ``tol`` relative to it. The proximal map of TV within
+        starts from the last dual and runs until its duality gap proves the same precision.
+    max_iter, max_inner
+        Iterations at most, of FISTA and of the proximal map within.
+    """
+
+    name: ClassVar[str] = "TV-SENSE"
+    weight: float = 0.4
+    tol: float = 3e-4
+    max_iter: int = 200
+    max_inner: int = 100
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.max_inner < 1:
+            raise ValueError(f"max_inner: {self.max_inner}, expected at least 1")
+
+    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]:
+        dual: Tensor | None = None
+
+        def prox(x: Tensor, step: Tensor) -> Tensor:
+            nonlocal dual
+            # A fixed small number of inner iterations is not enough: with the dual carried along, 10 make FISTA diverge
+            # slowly, and from zero they leave the objective 1 % too high; certified, 30 outer ones reach 1e-6.
+            level = self.weight * step.flatten()
+            image, dual = tv_prox(x, level, dual, iterations=self.max_inner, tol=self.tol, return_dual=True)
+            return image
+
+        return _fista(self, kspace, maps, mask, prox)
+
+
+METHODS: Mapping[str, type[Any]] = {
+    "rss": ZeroFilled,
+    "cg-sense": CGSense,
+    "l1-sense": WaveletSense,
+    "tv-sense": TVSense,
+}
+
+
+def _check(method: CGSense | WaveletSense | TVSense) -> None:
+    if method.weight is not None and not method.weight >= 0:
+        raise ValueError(f"weight: {method.weight}, expected a number >= 0")
+    if not method.tol > 0 or method.max_iter < 1:
+        raise ValueError(f"tol, max_iter: {method.tol} and {method.max_iter}, expected numbers > 0 and >= 1")
+
+
+def _fista(method: WaveletSense | TVSense, kspace: Tensor, maps: Tensor, mask: Tensor, prox: Any) -> Solution[Tensor]:
+    operator = Sense(maps, mask)
+    start = operator.adjoint(kspace)
+    # A^H A has no eigenvalue above 1: F is unitary, and the maps' root sum of squares is 1 at most.
+    return fista(
+        lambda x: operator.gram(x) - start,
+        prox,
+        start,
+        step=1.0,
+        max_iter=method.max_iter,
+        tol=method.tol,
+    )
+
+
+def _direct(image: Tensor) -> Solution[Tensor]:
+    """The solution of a method without iterations."""
+    count = torch.zeros(len(image), dtype=torch.int32, device=image.device)
+    finite = torch.isfinite(image.abs()).flatten(1).all(dim=1)
+    status = torch.where(finite, int(Status.CONVERGED), int(Status.NONFINITE)).to(torch.int8)
+    return Solution(image, status, count, torch.zeros(len(image), device=image.device))
+
+
+def _centre(mask: Tensor, kspace: Tensor) -> Tensor:
+    """Mask ``(B | 1, 1, H, W)`` of the largest fully sampled block about the centre of k-space."""
+    shape = (kspace.shape[2], kspace.shape[3])
+    centre = torch.zeros(len(mask), 1, *shape, dtype=torch.bool)
+    for block, sampled in zip(centre, mask.bool().cpu().numpy(), strict=True):
+        block[(0, *calibration_region(sampled[None], shape))] = True
+    return centre.to(kspace.device)
+
+
+def count_samples(mask: Tensor, kspace: Tensor) -> Tensor:
+    """Samples of one coil, per image ``(B,)``."""
+    batch, _, height, width = kspace.shape
+    return mask.bool().expand(batch, 1, height, width).flatten(1).sum(dim=1)
+
+
+def _adjoint_noise(kspace: Tensor, maps: Tensor, mask: Tensor) -> float:
+    """``sqrt(E|A^H n|^2)`` for white noise n of unit power, the smallest of the batch's images that see any.
+
+    That is the trace of A A^H: by the unitarity of F, the sampled fraction times the sum of |maps|^2.
+    """
+    _, _, height, width = kspace.shape
+    power = maps.abs().square().sum(dim=(1, 2, 3)) * count_samples(mask, kspace) / (height * width)
+    seen = power[power > 0]
+    return float(seen.min().sqrt()) if len(seen) else 0.0

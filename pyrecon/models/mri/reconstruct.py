@@ -1,0 +1,233 @@
+"""From a scan to images and a report."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrecon._errors import DataError
+from pyrecon.data.coil_maps import espirit_maps, walsh_maps
+from pyrecon.data.fourier import ifft_centered
+from pyrecon.data.mri import (
+    COIL_TRANSFORM,
+    WHITENED,
+    calibration_data,
+    check_scan,
+    compress_coils,
+    prewhiten,
+    remove_oversampling,
+    slice_name,
+)
+from pyrecon.data.raw import MRIScan
+from pyrecon.linops import Sense
+from pyrecon.models.mri.methods import CGSense, Method, TVSense, ZeroFilled, count_samples
+from pyrecon.report import Recorder, Report
+
+_CHUNK_BYTES = 2**29  # of coil data reconstructed at a time; a solver needs about four times as much
+
+
+def default_method(scan: MRIScan) -> CGSense | TVSense:
+    """What a scan is reconstructed by if nothing is said: CG-SENSE up to 3-fold undersampling, TV-SENSE beyond it."""
+    return TVSense() if scan.mask.size / max(1, int(scan.mask.sum())) > 3 else CGSense()
+
+
+def reconstruct_mri(
+    scan: MRIScan,
+    method: Method | None = None,
+    *,
+    maps: Tensor | None = None,
+    coil_maps: Literal["espirit", "walsh"] = "espirit",
+    calibration: int = 24,
+    whiten: bool = True,
+    coils: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Report]:
+    """Reconstruct every slice of a scan.
+
+    Removes readout oversampling, whitens the noise, compresses the coils if asked, estimates coil maps, and solves.
+
+    Parameters
+    ----------
+    scan
+        From a reader or a simulation.
+    method
+        One of the classes here; :func:`default_method` if not given.
+    maps
+        Maps ``(S | 1, C, H, W)`` of the scan's coils, in place of estimated ones; any normalisation.
+    coil_maps
+        How maps are estimated: :func:`~pyrecon.data.coil_maps.espirit_maps` or
+        :func:`~pyrecon.data.coil_maps.walsh_maps`. A single coil has the map 1.
+    calibration
+        Maps are estimated from this many central samples along each axis, or as many as are sampled.
+    whiten
+        Whiten by :func:`~pyrecon.data.mri.prewhiten`; a scan that is whitened already stays as it is. Without it, or
+        where the noise cannot be found (then with a warning), a hundredth of the brightest pixel counts as noise.
+    coils
+        Compress to this many coils.
+    device
+        Where to compute.
+
+    Returns
+    -------
+    images, report
+        ``(S, H, W)`` complex64 on the CPU. In units of the noise if the data were whitened and the maps estimated: the
+        magnitude is then the signal-to-noise ratio of a fully sampled scan. Else in units of the data, over those of
+        ``maps``.
+
+    Raises
+    ------
+    DataError
+        If the scan is damaged, or has no calibration region and no maps are given.
+    """
+    method = default_method(scan) if method is None else method
+    if coil_maps not in ("espirit", "walsh"):
+        raise ValueError(f"coil_maps: {coil_maps!r} is not known, expected 'espirit' or 'walsh'")
+    run = Recorder(method.name, method, device=device)
+    report = run.report()
+    images = []
+    iterations = 0
+    with run:
+        data = _prepare(scan, maps, whiten, coils, report.details)
+        if isinstance(method, CGSense) and method.weight is None:
+            method = replace(method, weight=method.wiener_weight(*data.tensors(slice(None))))
+            report.parameters["weight"] = method.weight
+        if not isinstance(method, ZeroFilled):
+            data = _with_maps(data, coil_maps, calibration, torch.device(device), report.details)
+        for part in data.parts():
+            kspace, mask = (tensor.to(device) for tensor in data.tensors(part))
+            if isinstance(method, ZeroFilled):
+                solution = method.solve(kspace, None, mask)
+                run.add(solution)
+            else:
+                here = data.maps_of(part).to(device)
+                solution = method.solve(kspace, here, mask)
+                misfit = ((Sense(here, mask)(solution.value) - kspace) * mask).flatten(1)
+                noise = (kspace.shape[1] * count_samples(mask, kspace)).sqrt() if data.noise_known else None
+                run.add(solution, residual=torch.linalg.vector_norm(misfit, dim=1), noise_level=noise)
+            iterations = max(iterations, int(solution.iterations.max()))
+            images.append(solution.value.cpu() * data.unit(part))
+    report.details["iterations"] = iterations
+    return torch.cat(images), report
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A scan in units of its noise; with maps of root sum of squares 1 or 0 once they are known."""
+
+    scan: MRIScan
+    noise_known: bool
+    scale: float  # by which the data were multiplied where the noise is not known
+    maps: Tensor | None = None
+    gain: Tensor | None = None  # (S | 1, H, W): root sum of squares of the maps that were given
+
+    def parts(self) -> Iterator[slice]:
+        """The slices of the scan in groups that fit the memory."""
+        count = len(self.scan.kspace)
+        step = max(1, _CHUNK_BYTES // self.scan.kspace[0].nbytes)
+        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+    def tensors(self, part: slice) -> tuple[Tensor, Tensor]:
+        """k-space and mask."""
+        return torch.from_numpy(self.scan.kspace[part]), torch.from_numpy(_of(self.scan.mask, part))
+
+    def maps_of(self, part: slice) -> Tensor:
+        assert self.maps is not None
+        return cast(Tensor, _of(self.maps, part))
+
+    def unit(self, part: slice) -> Tensor | float:
+        """What a solution is to be multiplied by."""
+        if self.gain is None:
+            return 1 / self.scale
+        gain = _of(self.gain, part)
+        return torch.where(gain > 0, 1 / (self.scale * gain), 0)
+
+
+def _of(values: Any, part: slice) -> Any:
+    """Those of the slices ``part``; one alone is everybody's."""
+    return values if len(values) == 1 else values[part]
+
+
+def _prepare(scan: MRIScan, maps: Tensor | None, whiten: bool, coils: int | None, details: dict[str, Any]) -> _Data:
+    """Whitened and compressed, with the given maps taken along."""
+    check_scan(scan)
+    before = scan.metadata.get(COIL_TRANSFORM, np.eye(scan.kspace.shape[1]))
+    scan = remove_oversampling(scan)
+    if maps is not None:
+        _check_maps(maps, scan)
+    known = WHITENED in scan.metadata
+    if whiten and not known:
+        try:
+            scan = prewhiten(scan)
+            known = True
+        except DataError as error:
+            warnings.warn(f"{error}; a hundredth of the brightest pixel counts as noise", stacklevel=4)
+    if coils is not None:
+        scan = compress_coils(scan, coils)
+        details["coils"] = f"{coils} combinations with {scan.metadata['compression_energy']:.2%} of the energy"
+    scale = 1.0
+    if not known:
+        brightest = max(
+            float(torch.linalg.vector_norm(ifft_centered(torch.from_numpy(k)), dim=0).max()) for k in scan.kspace
+        )
+        if brightest == 0:
+            raise DataError("kspace: is zero everywhere, nothing to reconstruct")
+        scale = 100 / brightest
+        scan = replace(
+            scan,
+            kspace=scan.kspace * np.float32(scale),
+            calibration=None if scan.calibration is None else scan.calibration * np.float32(scale),
+        )
+    details["noise"] = scan.metadata[WHITENED] if known else "unknown: 1 % of the brightest pixel"
+    details["image_unit"] = "noise" if known and maps is None else "data"
+    data = _Data(scan, known, scale)
+    if maps is None:
+        return data
+    change = scan.metadata.get(COIL_TRANSFORM, before) @ np.linalg.pinv(before)
+    moved = torch.einsum("dc,schw->sdhw", torch.from_numpy(change).to(maps.dtype), maps.cpu()).to(torch.complex64)
+    gain = torch.linalg.vector_norm(moved, dim=1)
+    details["maps"] = "given"
+    return replace(data, maps=torch.where(gain[:, None] > 0, moved / gain[:, None], 0), gain=gain)
+
+
+def _with_maps(data: _Data, kind: str, size: int, device: torch.device, details: dict[str, Any]) -> _Data:
+    """With maps estimated unless they are there."""
+    if data.maps is not None:
+        return data
+    slices, coils, height, width = data.scan.kspace.shape
+    if coils == 1:
+        details["maps"] = "1 (single coil)"
+        return replace(data, maps=torch.ones(1, 1, height, width, dtype=torch.complex64))
+    block = calibration_data(data.scan, size)
+    details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples"
+    block = block.to(device)
+    if kind == "espirit":
+        maps = espirit_maps(block, (height, width), noise_std=1.0)[0]
+    else:
+        maps = walsh_maps(block, (height, width))
+    maps = maps.cpu().repeat_interleave(slices // len(maps), dim=0)
+    empty = (maps == 0).flatten(1).all(dim=1).nonzero()[:, 0].tolist()
+    if len(empty) == slices:
+        raise DataError("kspace: no signal rises above the noise in the centre of any slice; nothing to reconstruct")
+    if empty:
+        names = ", ".join(slice_name(data.scan, s) for s in empty[:8]) + (", ..." if len(empty) > 8 else "")
+        warnings.warn(f"no signal rises above the noise in {names}: the image is zero there", stacklevel=4)
+    return replace(data, maps=maps)
+
+
+def _check_maps(maps: Tensor, scan: MRIScan) -> None:
+    slices, coils, height, width = scan.kspace.shape
+    if not isinstance(maps, Tensor) or not maps.is_complex():
+        raise TypeError(f"maps: expected a complex tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
+    if maps.dim() != 4 or maps.shape[0] not in (1, slices) or maps.shape[1:] != (coils, height, width):
+        raise ValueError(
+            f"maps: shape {tuple(maps.shape)} does not fit the scan, "
+            f"expected (S | 1, C, H, W) = ({slices} | 1, {coils}, {height}, {width})"
+        )
+    if not bool(torch.isfinite(torch.view_as_real(maps)).all()):
+        raise ValueError("maps: hold NaN or Inf")
