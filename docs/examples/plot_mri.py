@@ -8,9 +8,8 @@ maps estimated from its own calibration lines.
 
 # %%
 # Simulate. ``simulate`` gives what a reader of a raw-data file gives, noise scan included.
-from pyrecon.models.mri import METHODS, reconstruct_mri
-
 from pyrecon import plotting
+from pyrecon.models.mri import METHODS, reconstruct_mri
 from pyrecon.physics.mri import acceleration, coil_maps, head_phantom, random_lines, simulate
 
 shape = (192, 192)
