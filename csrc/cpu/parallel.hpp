@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
+#include <new>
 
 #include "cpu/simd.hpp"
 
@@ -14,13 +16,10 @@ PYRECON_INLINE int share_count(int threads, int64_t n, int64_t grain) {
 }
 
 // body(share, begin, end) over [0, n) in `shares` contiguous parts, one thread each. For a fixed number of shares the
-// parts are the same in every run, so sums kept per share and added in order are too.
+// parts are the same in every run, so sums kept per share and added in order are too. With n = 0 share 0 runs, empty.
 template <class Body>
 PYRECON_INLINE void parallel_shares(int shares, int64_t n, const Body& body) {
-  if (shares <= 1) {
-    if (n > 0) body(0, int64_t{0}, n);
-    return;
-  }
+  if (shares <= 1) return body(0, int64_t{0}, n);
 #pragma omp parallel for num_threads(shares) schedule(static, 1)
   for (int s = 0; s < shares; ++s) body(s, n * s / shares, n * (s + 1) / shares);
 }
@@ -30,5 +29,23 @@ template <class Body>
 PYRECON_INLINE void parallel_for(int threads, int64_t n, int64_t grain, const Body& body) {
   parallel_shares(share_count(threads, n, grain), n, [&](int, int64_t begin, int64_t end) { body(begin, end); });
 }
+
+// Uninitialised working memory of one call, on a cache line. Made outside parallel regions: it may throw.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 64) / 64 * 64))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_;
+};
 
 }  // namespace pyrecon::PYRECON_ISA

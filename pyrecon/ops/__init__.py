@@ -1,7 +1,7 @@
 """Fast operators that drop into torch code: each one has a plain-torch reference that defines it."""
 
 from pyrecon.ops.anderson import anderson_mix
-from pyrecon.ops.consistency import project_l2_ball
+from pyrecon.ops.consistency import project_l2_ball, sm_consistency
 from pyrecon.ops.kaczmarz import kaczmarz, kaczmarz_order
 from pyrecon.ops.sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 from pyrecon.ops.variation import soft_threshold, tv_gap, tv_prox
@@ -15,6 +15,7 @@ __all__ = [
     "sense_forward",
     "sense_maps_adjoint",
     "sense_normal",
+    "sm_consistency",
     "soft_threshold",
     "tv_gap",
     "tv_prox",
