@@ -23,7 +23,7 @@ def project_l2_ball_kernel(v, center, radius, out, n, BLOCK: tl.constexpr):
         total += d * d
     r = tl.load(radius + row)
     norm = tl.sqrt(tl.sum(total, 0))
-    outside = norm > r  # false for NaN: such a row comes back as it came
+    outside = not (norm <= r)  # NaN counts as outside, and then shows in the whole row
     scale = tl.where(outside, r / norm, 1.0)
     for start in range(0, n, BLOCK):
         inside = start + offsets < n
@@ -118,7 +118,7 @@ def finish_kernel(
         total += tl.load(squares + sample * programs + index, index < programs, 0.0)
     limit = tl.load(radius + sample)
     norm = tl.sqrt(tl.sum(total, 0))
-    outside = norm > limit  # false for NaN
+    outside = not (norm <= limit)  # true for NaN
     scale = tl.where(outside, limit / norm, 1.0)
     if program < z_programs:
         index = program * BLOCK + offsets
@@ -155,7 +155,7 @@ def project_dual_kernel(ax, d, y, radius, z, w, reals, BLOCK: tl.constexpr, WIDT
         total += t * t
     limit = tl.load(radius + tl.program_id(0))
     norm = tl.sqrt(tl.sum(total, 0))
-    outside = norm > limit  # false for NaN
+    outside = not (norm <= limit)  # true for NaN
     scale = tl.where(outside, limit / norm, 1.0)
     for start in range(0, reals, BLOCK):
         at = row + start + offsets
@@ -192,7 +192,7 @@ def sm_consistency(
         _products(A, x, d, y, radius, ax, z, r, multiply)
         return
     width, image = 1 + A.is_complex(), 1 + x.is_complex()
-    rows, cols, block = 32, min(64, triton.next_power_of_2(n)), 256  # 8 numbers of A a thread
+    rows, cols, block = 32 // width, 64, 256  # 8 reals of A a thread
     programs = triton.cdiv(m, rows)
     sums = z.new_empty((batch, programs, 2, image, n), dtype=radius.dtype)
     squares = z.new_empty((batch, programs), dtype=radius.dtype)

@@ -45,11 +45,11 @@ PYRECON_INLINE double squared_distance(const T* a, const T* b, int64_t n) {
 // How a point at a distance from the centre moves: the factor on its offset, and whether it moves at all.
 struct Shrink {
   double scale;
-  bool outside;  // false for NaN: such a sample comes back as it came
+  bool outside;  // true for NaN as well: it shows in the whole sample then, wherever it came from
 };
 PYRECON_INLINE Shrink shrink(double squared, double radius) {
   const double distance = std::sqrt(squared);
-  if (!(distance > radius)) return {1.0, false};
+  if (distance <= radius) return {1.0, false};
   return {radius / distance, true};
 }
 

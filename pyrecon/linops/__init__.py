@@ -4,6 +4,7 @@ from pyrecon.linops._base import LinearOperator
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.sense import Sense
+from pyrecon.linops.system_matrix import SystemMatrix
 from pyrecon.linops.wavelet import Wavelet
 
-__all__ = ["Fourier", "Gradient", "LinearOperator", "Sense", "Wavelet"]
+__all__ = ["Fourier", "Gradient", "LinearOperator", "Sense", "SystemMatrix", "Wavelet"]

@@ -24,8 +24,9 @@ from pyrecon._library import Op, needs_grad
 def _project_reference(v: Tensor, center: Tensor, radius: Tensor) -> Tensor:
     offset = v - center
     norm = torch.linalg.vector_norm(offset, dim=1)
-    scale = torch.where(norm > radius, radius / norm, 1.0)
-    return torch.where((norm > radius)[:, None], center + scale[:, None] * offset, v)
+    inside = norm <= radius  # not for NaN, which then shows in the whole row
+    scale = torch.where(inside, 1.0, radius / norm)
+    return torch.where(inside[:, None], v, center + scale[:, None] * offset)
 
 
 def _step_reference(
@@ -107,7 +108,7 @@ def _through_ball(offset: Tensor, radius: Tensor, g: Tensor) -> tuple[Tensor, Te
     and dradius = 0. Always dcenter = g - dv.
     """
     norm = torch.linalg.vector_norm(offset, dim=1, keepdim=True)
-    outside = norm > radius[:, None]
+    outside = ~(norm <= radius[:, None])
     norm = torch.where(outside, norm, 1.0)
     u = offset / norm
     t = (u.conj() * g).real.sum(dim=1, keepdim=True)
@@ -185,8 +186,8 @@ def project_l2_ball(v: Tensor, center: Tensor, radius: Tensor | float, *, out: T
     Returns
     -------
     Tensor
-        ``(B, M)``. Rows inside the ball come back bit for bit; a row with a NaN comes back as it came and reaches no
-        other row. Differentiable (twice) in ``v``, ``center`` and ``radius``.
+        ``(B, M)``. Rows inside the ball come back bit for bit. A NaN, in whichever argument, fills its row and reaches
+        no other. Differentiable (twice) in ``v``, ``center`` and ``radius``.
 
     Notes
     -----
@@ -247,7 +248,7 @@ def sm_consistency(
         ``(B, M)``, the given tensor itself if there was one.
 
         All three are differentiable (twice) in ``A``, ``x``, ``d``, ``y``, ``radius`` and a given ``Ax``, which counts
-        as an input of its own: no gradient reaches ``x`` then. A NaN in one sample reaches no other.
+        as an input of its own: no gradient reaches ``x`` then. A NaN fills its sample and reaches no other.
 
     Notes
     -----

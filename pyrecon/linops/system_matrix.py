@@ -1,0 +1,117 @@
+"""A dense matrix as an operator: the measured system function of magnetic particle imaging, or any small model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_shape
+from pyrecon.linops._base import LinearOperator
+
+Derived = TypeVar("Derived")
+
+
+class SystemMatrix(LinearOperator):
+    """``A x`` for a dense matrix ``A``: images ``(B, N)`` to data ``(B, M)``.
+
+    Real images under a complex matrix are best served by :meth:`stacked`: the adjoint of a complex operator is complex,
+    and half of its work is thrown away with the imaginary part.
+
+    Parameters
+    ----------
+    matrix
+        ``(M, N)``, float32, float64, complex64 or complex128. May require grad, or depend on what does.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        check_dtype("matrix", matrix, (*FLOATING, *COMPLEX))
+        check_shape("matrix", matrix, (None, None), "(M, N)")
+        self.register_buffer("matrix", matrix)
+        self.range_shape, self.domain_shape = (matrix.shape[0],), (matrix.shape[1],)
+        self._derived: dict[str, tuple[object, Any]] = {}
+
+    @classmethod
+    def stacked(cls, matrix: Tensor) -> SystemMatrix:
+        """The real operator ``[Re A; Im A]`` on real images; :meth:`stack` brings data into its form."""
+        return cls(torch.cat((matrix.real, matrix.imag)) if matrix.is_complex() else matrix)
+
+    @staticmethod
+    def stack(data: Tensor) -> Tensor:
+        """Complex data ``(..., M)`` as ``(..., 2 M)`` reals: real parts first, then imaginary parts."""
+        return torch.cat((data.real, data.imag), dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.matrix.dtype) @ self.matrix.mT
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y.to(self.matrix.dtype) @ self.matrix.conj()
+
+    def gram(self, x: Tensor) -> Tensor:
+        """``A^H A x`` by the ``(N, N)`` Gram matrix, made once in double precision: N/2M of the work of two products.
+
+        While gradients in the matrix are needed, both products are taken instead.
+        """
+        if self.matrix.requires_grad and torch.is_grad_enabled():
+            return self.adjoint(self(x))
+        return x.to(self.matrix.dtype) @ self._once("gram", self._gram)
+
+    def singular_values(self) -> Tensor:
+        """All ``min(M, N)`` singular values, largest first, float64."""
+        return self._once("svd", self._svd)[1]
+
+    def pinv(self, y: Tensor, *, rtol: float | None = None, rank: int | None = None) -> Tensor:
+        """Least squares by the truncated singular value decomposition: ``sum_i v_i <u_i, y> / s_i``.
+
+        Parameters
+        ----------
+        y
+            ``(B, M)`` data.
+        rtol
+            Singular values up to ``rtol`` times the largest are left out. Default: ``max(M, N) * eps`` of the matrix's
+            dtype, its numerical rank; for noisy data something above the inverse of their signal-to-noise ratio.
+        rank
+            At most so many singular values are kept (220 to 250 of 338 in DEQ-MPI).
+
+        Returns
+        -------
+        Tensor
+            ``(B, N)``. Differentiable in ``y``; the factors, computed once in float64, are constants.
+        """
+        check_shape("y", y, (None, *self.range_shape), "(B, M)")
+        if rtol is not None and not 0 <= rtol < 1:
+            raise ValueError(f"rtol: {rtol} is not a fraction of the largest singular value, expected 0 <= rtol < 1")
+        if rank is not None and rank < 0:
+            raise ValueError(f"rank: {rank} is not a number of singular values")
+        u, s, vh = self._once("svd", self._svd)
+        if rtol is None:
+            rtol = max(self.matrix.shape) * torch.finfo(self.matrix.dtype).eps
+        kept = s > rtol * s[:1]
+        if rank is not None:
+            kept = kept & (torch.arange(len(s), device=s.device) < rank)
+        inverse = torch.where(kept, 1 / s, 0.0)
+        return ((y.to(u.dtype) @ u.conj()) * inverse @ vh.conj()).to(self.matrix.dtype)
+
+    def _gram(self, matrix: Tensor) -> Tensor:
+        return (matrix.mH @ matrix).mT.contiguous().to(self.matrix.dtype)
+
+    def _svd(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u, s, vh
+
+    def _once(self, name: str, make: Callable[[Tensor], Derived]) -> Derived:
+        """``make(matrix in double precision)``, kept until the matrix is replaced, moved or written to."""
+        matrix = self.matrix.detach()
+        version = 0 if matrix.is_inference() else matrix._version
+        state = (matrix.data_ptr(), version, matrix.device, matrix.dtype)
+        known = self._derived.get(name)
+        if known is None or known[0] != state:
+            wide = torch.complex128 if matrix.is_complex() else torch.float64
+            known = self._derived[name] = (state, make(matrix.to(wide)))
+        derived: Derived = known[1]
+        return derived
