@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyrecon.data.mpi import prepare_system
 from pyrecon.data.raw import Grid
+from pyrecon.io import mdf
 from pyrecon.physics.mpi import Particles, ReceiveCoil, Receiver, Scanner, langevin
 from pyrecon.physics.mpi._system_function import harmonics_of_magnetization
 from pyrecon.physics.mpi.particles import BOLTZMANN
@@ -377,6 +379,26 @@ def test_background_frames_are_interleaved() -> None:
     np.testing.assert_array_equal(scan.is_background, [True, True, False, False, True])
     power = np.linalg.norm(scan.spectrum.reshape(5, -1), axis=1)
     assert power[scan.is_background].max() < power[~scan.is_background].min()
+
+
+def test_what_it_measures_can_be_written_and_read(tmp_path: Path) -> None:
+    calibration = FEW.calibrate(SMALL)
+    scan = FEW.measure(np.ones((2, *SMALL.shape)), SMALL)
+    mdf.write_system_matrix(tmp_path / "system_matrix.mdf", calibration)
+    mdf.write_measurement(tmp_path / "measurement.mdf", scan)
+    read = mdf.read_system_matrix(tmp_path / "system_matrix.mdf")
+    np.testing.assert_array_equal(read.spectrum, calibration.spectrum)
+    np.testing.assert_array_equal(read.background_positions, calibration.background_positions)
+    np.testing.assert_allclose(read.frequencies, calibration.frequencies, rtol=1e-12)
+    np.testing.assert_allclose(read.transfer_function, calibration.transfer_function, rtol=1e-12)
+    assert read.grid.shape == SMALL.shape
+    np.testing.assert_allclose(read.grid.center, SMALL.center)
+    drive = "/acquisition/drivefield"
+    frequency = read.metadata[f"{drive}/baseFrequency"] / np.ravel(read.metadata[f"{drive}/divider"])[0]
+    np.testing.assert_allclose(frequency, FEW.drive_frequency)
+    again = mdf.read_measurement(tmp_path / "measurement.mdf")
+    np.testing.assert_array_equal(again.spectrum, scan.spectrum)
+    np.testing.assert_array_equal(again.is_background, scan.is_background)
 
 
 def test_seeds_make_it_repeatable() -> None:
