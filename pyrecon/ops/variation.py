@@ -38,8 +38,8 @@ CERTIFY_EVERY = 5  # iterations between two looks at the duality gap; a look cos
 
 # --- tv_prox: the reference ------------------------------------------------------------------------------------
 @lru_cache(maxsize=32)
-def schedule(iterations: int) -> Tensor:
-    """The five coefficients of each iteration, (iterations, 5) float64: of q, D u and, for the next s, of z, q, D u."""
+def _schedule(iterations: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None) -> Tensor:
+    """The five coefficients of each iteration, (iterations, 5): of q, D u and, for the next s, of z, q, D u."""
     # theta is FISTA's sequence; a, b, c weigh the three momentum terms w_k - w_{k-1}, w_k - q_{k-1}, z_{k-1} - q_{k-1}
     # of the method, where w_k = q_{k-1} + D u / 8 is the gradient step.
     theta, gamma, momenta = 1.0, 1.0, []
@@ -51,7 +51,7 @@ def schedule(iterations: int) -> Tensor:
     rows = [
         (1 + a - c, (1 + a + b) / 8, next_c, next_a, next_a / 8) for (a, b, c), (next_a, _, next_c) in pairwise(momenta)
     ]
-    return torch.tensor(rows, dtype=torch.float64).reshape(iterations, 5)
+    return torch.tensor(rows, dtype=dtype, device=device).reshape(iterations, 5)
 
 
 def _differences(u: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def _tv_reference(
     count = torch.zeros(x.shape[:1], dtype=torch.int32, device=x.device)
     running = torch.ones_like(count, dtype=torch.bool)
     enough = tol * torch.linalg.vector_norm(x, dim=(1, 2))
-    for k, step in enumerate(schedule(iterations).tolist()):
+    for k, step in enumerate(_schedule(iterations).tolist()):
         if tol > 0 and k % CERTIFY_EVERY == 0:
             gap = _gap(_image(x, q, nonneg), q, weight, isotropic)
             running = running & ~(gap.clamp(min=0).sqrt() <= enough)
@@ -155,7 +155,7 @@ def _tv_backward_reference(
     nonneg: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reverse mode through the iterations that were run, recomputed from every sqrt(iterations)-th state."""
-    steps = schedule(iterations).tolist()
+    steps = _schedule(iterations).tolist()
     level = weight[:, None, None, None]
     runs = [(k < count)[:, None, None, None] for k in range(iterations)]
     q, s = _start(x, level, dual, isotropic)
@@ -230,7 +230,7 @@ def _tv_cpp(
         dual_out.data_ptr(),
         count.data_ptr(),
         scratch.data_ptr(),
-        schedule(iterations).data_ptr(),
+        _schedule(iterations).data_ptr(),
         *sizes,
         iterations,
         tol,
@@ -238,6 +238,24 @@ def _tv_cpp(
         nonneg,
         threads,
     )
+
+
+def _tv_triton(
+    x: Tensor,
+    weight: Tensor,
+    dual: Tensor | None,
+    iterations: int,
+    tol: float,
+    isotropic: bool,
+    nonneg: bool,
+    u: Tensor,
+    dual_out: Tensor,
+    count: Tensor,
+) -> None:
+    from pyrecon.kernels.variation import tv_prox as launch
+
+    steps = _schedule(iterations, weight.dtype, weight.device)
+    launch(x, weight, dual, steps, tol, isotropic, nonneg, u, dual_out, count)
 
 
 def _tv_outputs(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,7 +268,7 @@ _tv = Op(
     " -> (Tensor, Tensor, Tensor)",
     outputs=_tv_outputs,
     reference=_tv_reference,
-    kernels={"cpp": _tv_cpp},
+    kernels={"cpp": _tv_cpp, "triton": _tv_triton},
 )
 
 _tv_backward = Op(
@@ -514,11 +532,17 @@ def _soft_strides(threshold: Tensor) -> tuple[int, int]:
     return (n if rows > 1 else 0), (1 if n > 1 else 0)
 
 
+def _soft_triton(x: Tensor, threshold: Tensor, nonneg: bool, out: Tensor) -> None:
+    from pyrecon.kernels.variation import soft_threshold as launch
+
+    launch(x, threshold, nonneg, out)
+
+
 _soft = Op(
     "soft_threshold(Tensor x, Tensor threshold, bool nonneg) -> Tensor",
     outputs=lambda x, threshold, nonneg: torch.empty_like(x),
     reference=_soft_reference,
-    kernels={"cpp": _soft_cpp},
+    kernels={"cpp": _soft_cpp, "triton": _soft_triton},
 )
 
 

@@ -46,6 +46,12 @@ CASES: tuple[Case, ...] = (
     _tv("3x4-anisotropic-warm", _images(2, 3, 4, 0.3, dual=True), 8, {"iterations": 3, "isotropic": False},
         tiny=True, grad=(0, 1, 2), twice=False),
     _tv("5x4-tol", _images(3, 5, 4, 0.3), 8, {"iterations": 40, "tol": 3e-2}, tiny=True, grad=(0, 1), twice=False),
+    # Longer than a block of the GPU kernels, in both directions.
+    _tv("3x66", _images(1, 3, 66, 0.3), 8, FEW, tiny=True),
+    _tv("66x2-tol-nonneg", _images(2, 66, 2, 0.3), 8, {"iterations": 30, "tol": 2e-2, "nonneg": True},
+        dtypes=REAL, tiny=True),
+    _tv("66x2-warm", _images(1, 66, 2, 0.3, dual=True), 256, {"iterations": 9, "tol": 1e-3, "return_dual": True,
+        "isotropic": False}, tiny=True),
     _tv("empty-batch", _images(0, 5, 4, 0.3), 8, {}),
     _tv("no-rows", _images(2, 0, 4, 0.3), 8, {}),
     _tv("pixel", _images(1, 1, 1, 0.3), 8, {}),
