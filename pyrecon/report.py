@@ -10,8 +10,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from enum import Enum
-from pathlib import PurePath
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyrecon import __version__, _core
+from pyrecon._plain import plain
 from pyrecon.solvers import Solution
 
 
@@ -201,29 +200,6 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
         "isa": _core.isa(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: dicts, lists, strings, numbers, booleans and None."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, complex):
-        return [plain(value.real), plain(value.imag)]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return str(value) if isinstance(value, PurePath | torch.dtype | torch.device) else repr(value)
 
 
 def _reset_peak_memory(device: torch.device) -> None:
