@@ -22,7 +22,7 @@ OPTIONAL = (
     ("triton", "GPU kernels", "gpu"),
     ("cupy-cuda13x", "CuPy arrays in and out", "gpu"),
     ("nibabel", "NIfTI files", "io"),
-    ("PIL", "PNG images", "io"),
+    ("pillow", "PNG images", "io"),
     ("twixtools", "Siemens raw data", "io"),
     ("matplotlib", "figures", "viz"),
     ("scikit-image", "the demo's phantoms", "demo"),
