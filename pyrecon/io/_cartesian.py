@@ -40,15 +40,17 @@ def assemble(
     channels = len(readouts[0].data)
     entries = sorted({r.entry for r in readouts})
     index = {entry: i for i, entry in enumerate(entries)}
-    check_memory(
-        path,
-        f"a k-space of {len(entries)} x {partitions} x {channels} x {rows} x {columns}",
-        len(entries) * partitions * channels * rows * columns * 8,
-        sum(r.data.nbytes for r in readouts),
-        _MOST_UNDERSAMPLING,
-    )
+    places = len(entries) * partitions * channels * rows * columns
+    measured = sum(r.data.size for r in readouts)
+    field = f"the k-space of {len(entries)} x {partitions} x {channels} x {rows} x {columns}"
+    if places > _MOST_UNDERSAMPLING * measured and places > 2**16:
+        raise DataError(
+            f"{path}: {field} has {places // measured} places for each sample measured, expected at most "
+            f"{_MOST_UNDERSAMPLING}; a counter or the header is corrupted"
+        )
+    check_memory(path, field, 8 * places, 8 * measured, _MOST_UNDERSAMPLING)
     kspace = np.zeros((len(entries), partitions, rows, channels, columns), np.complex64)
-    times = np.zeros((len(entries), partitions, rows, columns), np.uint16)
+    times = np.zeros((len(entries), partitions, rows, columns), np.uint32)
     bad = []
     for number, r in enumerate(readouts):
         stop = r.column + r.data.shape[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pyrecon._errors import DataError
-from pyrecon.io._files import PathLike, existing_file
+from pyrecon.io._files import PathLike, existing_file, one_line
 from pyrecon.io._hdf5 import Hdf5
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -51,7 +51,7 @@ def _hdf5_kind(path: Path) -> str:
             if any(file.has(f"/calibration/{name}") for name in ("size", "method", "positions", "fieldOfView")):
                 return "mdf-system-matrix"
             return "mdf-measurement" if file.has("/measurement") else "mdf-reconstruction"
-        if file.attribute("pyrecon") is not None and file.has("/image"):
+        if file.has("/pyrecon") and file.has("/image"):
             return "pyrecon-image"
         if file.has("/kspace") and file.has("/ismrmrd_header"):
             return "fastmri"
@@ -75,7 +75,9 @@ def _kind_of_bytes(path: Path, head: bytes) -> str | None:
             with gzip.open(path, "rb") as file:
                 head = file.read(540)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: cannot be decompressed ({error}); it is truncated or corrupted") from error
+            raise DataError(
+                f"{path}: cannot be decompressed ({one_line(error)}); it is truncated or corrupted"
+            ) from error
         return "nifti" if _is_nifti(head) else None
     if _is_nifti(head):
         return "nifti"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +40,11 @@ def existing_file(path: PathLike) -> Path:
     return path
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, fit for the middle of a one-line message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def check_memory(path: PathLike, field: str, nbytes: int, available_on_disk: int, ratio: int) -> None:
     """DataError if ``field`` asks for more than ``ratio`` times its bytes on disk, or more memory than there is."""
     if nbytes <= SMALL:
@@ -69,7 +74,7 @@ def check_finite(path: PathLike, field: str, data: NDArray[Any], unit: str) -> N
     with np.errstate(over="ignore", invalid="ignore"):
         # A sum is non-finite if any term is: one pass without a temporary of the data's size. It may also overflow, so
         # only the suspects are looked at in full.
-        suspects = np.flatnonzero(~np.isfinite(data.reshape(len(data), -1).sum(axis=1)))
+        suspects = np.flatnonzero(~np.isfinite(data.sum(axis=tuple(range(1, data.ndim)))))
     bad = [int(i) for i in suspects if not np.isfinite(data[i]).all()]
     if bad:
         raise DataError(
@@ -89,32 +94,27 @@ def written_whole(path: PathLike) -> Iterator[Path]:
 
     ``path`` therefore holds either its old content or all of the new one, whatever happens in between.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays one: what it leads to is replaced
+    temporary: Path | None = None
     try:
-        if path.is_dir():
-            raise DataError(f"{path}: is a directory, expected a file name to write")
+        mode = path.stat().st_mode if path.exists() else None
+        if mode is not None and not stat.S_ISREG(mode):
+            raise DataError(
+                f"{path}: is {'a directory' if stat.S_ISDIR(mode) else 'no file'}, expected a file to write"
+            )
         # The suffix stays last: libraries choose the format or compression by it.
         suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.", suffix=suffix)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
-    temporary = Path(name)
-    try:
-        os.fchmod(handle, 0o666 & ~_umask())
+        temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(6)}{suffix}")
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        if mode is not None:
+            os.fchmod(handle, stat.S_IMODE(mode))
         os.close(handle)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise DataError(f"{path}: cannot be written ({error.strerror or one_line(error)})") from error
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
-from pyrecon.io._files import PathLike, check_memory, existing_file
+from pyrecon.io._files import PathLike, check_memory, existing_file, one_line
+from pyrecon.io._hdf5_checks import Heaps, is_plain
 
 # What h5py raises on a damaged file, seen by fuzzing.
 _DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, MemoryError, OverflowError, NotImplementedError)
 
-# Deflate cannot expand more than 1032 times.
-_MOST_EXPANSION = 1100
-_MOST_TEXT = 2**20
+# Measured data hardly compress; a zero-filled k-space does by its undersampling. Deflate could expand 1032 times.
+_MOST_EXPANSION = 200
+_MOST_TEXT = 8 * 2**20
 _MOST_HOPS = 16
 _MOST_OBJECTS = 10_000
 
@@ -39,6 +40,7 @@ class Hdf5:
         self._known: dict[str, _Node | None] = {}
         with self.reading("/"):
             self._file = h5py.File(self.path, "r", locking="best-effort")
+            self._heaps = Heaps(self.path, self._file)
 
     def __enter__(self) -> Hdf5:
         return self
@@ -58,9 +60,8 @@ class Hdf5:
         except DataError:
             raise
         except _DAMAGE as error:
-            detail = " ".join(str(error).split())[:200] or type(error).__name__
             what = "is not a readable HDF5 file" if field == "/" else f"{field} cannot be read"
-            raise DataError(f"{self.path}: {what} ({detail}); it is truncated or corrupted") from error
+            raise DataError(f"{self.path}: {what} ({one_line(error)}); it is truncated or corrupted") from error
 
     # ---- objects
 
@@ -103,16 +104,6 @@ class Hdf5:
         with self.reading(group):
             return [str(name) for name in node][:_MOST_OBJECTS]
 
-    def attribute(self, name: str) -> str | None:
-        """A text attribute of the file, or None."""
-        with self.reading("/"):
-            if name not in self._file.attrs:
-                return None
-            if self._file.attrs.get_id(name).get_storage_size() > 16 * _MOST_TEXT:
-                raise self.fail(f"attribute {name}", "more text than is plausible", "a short text")
-            value = self._file.attrs[name]
-        return value if isinstance(value, str) else None
-
     def dataset(self, field: str) -> h5py.Dataset:
         """A dataset that is safe to read: stored in this file, of a size that the file can account for."""
         node = self._find(field)
@@ -121,16 +112,20 @@ class Hdf5:
         if not isinstance(node, h5py.Dataset):
             raise self.fail(field, "a group", "a dataset")
         with self.reading(field):
-            if node.is_virtual or node.external:
+            settings = node.id.get_create_plist()
+            layout = settings.get_layout()
+            if layout == h5py.h5d.VIRTUAL or settings.get_external_count() > 0:
                 raise self.fail(field, "data kept in another file", "data inside this file")
             if node.shape is None:
                 raise self.fail(field, "an empty dataset", "data")
+            if not is_plain(node.id.get_type()):
+                raise self.fail(field, "values of an unusual type", "numbers or text")
             nbytes = node.size * node.dtype.itemsize
-            filtered = node.chunks is not None and node.id.get_create_plist().get_nfilters() > 0
             stored = node.id.get_storage_size()
-            check_memory(self.path, field, nbytes, min(stored, self._size), _MOST_EXPANSION if filtered else 1)
-            if node.chunks is not None:  # a chunk is decompressed whole, however little of it is asked for
-                chunk = int(np.prod(node.chunks, dtype=object)) * node.dtype.itemsize
+            ratio = _MOST_EXPANSION if layout == h5py.h5d.CHUNKED and settings.get_nfilters() > 0 else 1
+            check_memory(self.path, field, nbytes, min(stored, self._size), ratio)
+            if layout == h5py.h5d.CHUNKED:  # a chunk is decompressed whole, however little of it is asked for
+                chunk = int(np.prod(settings.get_chunk(), dtype=object)) * node.dtype.itemsize
                 check_memory(self.path, f"{field} (chunk)", chunk, max(stored, nbytes), _MOST_EXPANSION)
         return node
 
@@ -148,6 +143,8 @@ class Hdf5:
         if pair and data.dtype.names is not None:
             real, imag = (data[name] for name in data.dtype.names)
             data = real + 1j * imag
+        if shape is not None and len(shape) == 1 and data.ndim > 1 and data.size == max(data.shape):
+            data = data.reshape(-1)  # a vector that its writer keeps as a row or a column
         if shape is not None:
             fits = data.ndim == len(shape) and all(w in (None, n) for w, n in zip(shape, data.shape, strict=True))
             if not fits:
@@ -198,11 +195,37 @@ class Hdf5:
         """An array of texts."""
         node = self.dataset(field)
         with self.reading(field):
-            if h5py.check_string_dtype(node.dtype) is None:
+            kind = h5py.check_string_dtype(node.dtype)
+            if kind is None:
                 raise self.fail(field, f"values of type {node.dtype}", "text")
-            if node.size * max(1, node.dtype.itemsize) > _MOST_TEXT:
-                raise self.fail(field, f"{node.size} texts of {node.dtype.itemsize} bytes", "a short text")
+            size = node.size * node.dtype.itemsize
+            if kind.length is None:
+                size += self._heaps.total(field, node, member=0, width=16, itemsize=1)
+            if size > _MOST_TEXT:
+                raise self.fail(field, f"{size} bytes", f"a text of at most {_MOST_TEXT}")
             return np.asarray(node.asstr(errors="replace")[()])
+
+    def records(self, field: str) -> h5py.Dataset:
+        """A list of records of which every variable-length member is safe to read.
+
+        HDF5 follows the references of all members, also of those that are not asked for.
+        """
+        node = self.dataset(field)
+        with self.reading(field):
+            kind = node.id.get_type()
+            if node.ndim != 1 or node.shape[0] == 0 or kind.get_class() != h5py.h5t.COMPOUND:
+                raise self.fail(field, f"{node.dtype} of shape {node.shape}", "a list of records")
+            total = 0
+            for i in range(kind.get_nmembers()):
+                member = kind.get_member_type(i)
+                if member.get_class() == h5py.h5t.VLEN and not member.get_super().detect_class(h5py.h5t.VLEN):
+                    itemsize = member.get_super().get_size()
+                    total += self._heaps.total(field, node, kind.get_member_offset(i), kind.get_size(), itemsize)
+                elif member.detect_class(h5py.h5t.VLEN) or h5py.check_string_dtype(member.dtype) is not None:
+                    raise self.fail(field, f"a member of type {member.dtype}", "numbers or lists of numbers")
+        # Many records may point at one value; a sound file is larger than all of its values.
+        check_memory(self.path, field, total, self._size, 1)
+        return node
 
     # ---- everything small, for the record
 

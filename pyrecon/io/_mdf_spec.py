@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import h5py
+import numpy as np
 
 from pyrecon._errors import DataError
 from pyrecon.io._hdf5 import Hdf5
@@ -188,7 +189,7 @@ def _variables(file: Hdf5) -> dict[str, int]:
         sizes["K"] = sizes["V"] // 2 + 1
     try:
         if file.has("/measurement/isBackgroundFrame") and "N" in sizes:
-            sizes["O"] = sizes["N"] - int(file.array("/measurement/isBackgroundFrame", (None,)).sum())
+            sizes["O"] = sizes["N"] - int(np.count_nonzero(file.array("/measurement/isBackgroundFrame", (None,))))
     except DataError:
         pass
     return sizes

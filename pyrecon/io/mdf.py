@@ -60,7 +60,7 @@ def read_measurement(path: PathLike) -> MPIScan:
         _check_version(file)
         stored = _read_data(file)
         order = np.argsort(stored.acquired)
-        spectrum, background = stored.spectrum[order], stored.is_background[order]
+        spectrum, background = np.ascontiguousarray(stored.spectrum[order]), stored.is_background[order]
         check_finite(file.path, "/measurement/data", spectrum, "frame")
         return MPIScan(
             spectrum=spectrum,
@@ -96,8 +96,9 @@ def read_system_matrix(path: PathLike, *, grid: Grid | None = None) -> MPICalibr
                     "/measurement/data", f"{len(foreground)} positions", f"{grid.size} for the grid {grid.shape}"
                 )
             axes, positions = "zyx"[-len(grid.shape) :], np.arange(grid.size)
-        frames = foreground[positions]
-        check_finite(file.path, "/measurement/data", stored.spectrum[frames], "position")
+        # Positions move to the end, where most files have them, before they are sorted: a row is then one stretch.
+        spectrum = np.moveaxis(stored.spectrum, 0, -1)[..., foreground[positions]]
+        check_finite(file.path, "/measurement/data", np.moveaxis(spectrum, -1, 0), "position")
         noise = stored.spectrum[background]
         check_finite(file.path, "/measurement/data", noise, "background frame")
         earlier = np.searchsorted(np.sort(stored.acquired[foreground]), stored.acquired[background])
@@ -105,10 +106,10 @@ def read_system_matrix(path: PathLike, *, grid: Grid | None = None) -> MPICalibr
         order = np.argsort(np.argsort(stored.acquired[frames]))
         drift_known = file.text("/_pyrecon/background_positions", default="known") == "known"
         return MPICalibration(
-            spectrum=np.ascontiguousarray(np.moveaxis(stored.spectrum[frames], 0, -1)),
+            spectrum=np.ascontiguousarray(spectrum),
             frequencies=stored.frequencies,
             grid=grid,
-            background=noise[by_time] if len(background) else None,
+            background=np.ascontiguousarray(noise[by_time]) if len(background) else None,
             background_positions=earlier[by_time].astype(np.int64) if len(background) and drift_known else None,
             position_order=None if np.array_equal(order, np.arange(grid.size)) else order,
             snr=_snr(file, stored),
@@ -239,17 +240,17 @@ def _convert(file: Hdf5, data: NDArray[Any], fourier: bool, selection: NDArray[n
         scale, offset = values[:, 0].astype(float), values[:, 1].astype(float)
     with np.errstate(over="ignore", invalid="ignore"):  # values beyond complex64 become Inf and are reported as such
         if fourier:
-            spectrum = data.astype(np.complex64)
+            spectrum: Complex = data.astype(np.complex64, copy=False)  # ours to change: it was read for this
             if (scale != 1).any():
                 spectrum *= scale.astype(np.float32)[:, None]
             if offset.any() and 0 in selection:  # a constant lies in the zero-frequency bin alone
                 spectrum[..., np.flatnonzero(selection == 0)[0]] += (offset * samples).astype(np.complex64)
-            return np.ascontiguousarray(spectrum)
+            return spectrum
         exact = data.dtype.itemsize <= (4 if data.dtype.kind == "f" else 2)
         signal: NDArray[Any] = data.astype(np.float32 if exact else np.float64)
         if (scale != 1).any() or offset.any():
             signal = signal * scale[:, None] + offset[:, None]
-        return np.asarray(scipy.fft.rfft(signal, axis=-1)).astype(np.complex64)
+        return np.asarray(scipy.fft.rfft(signal, axis=-1)).astype(np.complex64, copy=False)
 
 
 def _background_mask(file: Hdf5, frames: int) -> NDArray[np.bool_]:

@@ -7,14 +7,13 @@ header extension, so that one file stays one file; PNG in a text chunk; NPZ and 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import platform
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
+from pyrecon._plain import plain
 from pyrecon.data.raw import Grid
-from pyrecon.io._files import PathLike, check_memory, existing_file, written_whole
+from pyrecon.io._detect import detect
+from pyrecon.io._files import PathLike, check_memory, one_line, written_whole
 from pyrecon.io._hdf5 import Hdf5
 
 __all__ = ["FORMATS", "Result", "read_result", "write_result"]
@@ -33,6 +34,7 @@ __all__ = ["FORMATS", "Result", "read_result", "write_result"]
 FORMATS = (".nii", ".nii.gz", ".npz", ".h5", ".hdf5", ".png")
 _KEY = "pyrecon"
 _MOST_PIXELS = 2**28
+_MOST_EXPANSION = 1100  # deflate's, for masks and the like
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Result:
         Shape, spacing and centre of the trailing axes, in metres; None if unknown.
     labels
         One text per entry of the leading axes, if any.
-    parameters, report
-        Plain JSON values; ``report`` is what the reconstruction says about itself.
+    parameters
+        What the method ran with. Values that JSON lacks are written as :func:`pyrecon._plain.plain` does.
+    report
+        What the reconstruction says about itself: a :class:`pyrecon.report.Report` or a dict; read back as a dict.
     versions
         Of pyrecon and what it ran on; filled in on writing.
     """
@@ -57,7 +61,7 @@ class Result:
     grid: Grid | None = None
     method: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
+    report: Any = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -93,7 +97,7 @@ def write_result(path: PathLike, result: Result, *, window: tuple[float, float] 
         else:
             with h5py.File(temporary, "w") as file:
                 file.create_dataset("image", data=image, compression="gzip" if image.size else None)
-                file.attrs[_KEY] = json.dumps(story)
+                file[_KEY] = json.dumps(story)  # an attribute holds 64 KiB at most
 
 
 def read_result(path: PathLike) -> Result:
@@ -101,18 +105,18 @@ def read_result(path: PathLike) -> Result:
 
     PNG gives the 8-bit picture. Raises DataError naming what does not fit.
     """
-    path = existing_file(path)
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start.startswith(b"\x89PNG"):
+    kind, path = detect(path), Path(path)
+    if kind == "png":
         image, story = _read_png(path)
-    elif start.startswith(b"PK"):
+    elif kind == "npz":
         image, story = _read_npz(path)
-    elif start.startswith(b"\x89HDF"):
+    elif kind == "pyrecon-image":
         with Hdf5(path) as hdf5:
-            image, story = hdf5.array("/image"), _parsed(path, hdf5.attribute(_KEY))
-    else:
+            image, story = hdf5.array("/image"), _parsed(path, hdf5.text(f"/{_KEY}"))
+    elif kind == "nifti":
         return _read_nifti(path)
+    else:
+        raise DataError(f"{path}: is a {kind} file, expected an image ({', '.join(FORMATS)})")
     return _result(path, image, story)
 
 
@@ -146,34 +150,13 @@ def _story(result: Result, image: NDArray[Any]) -> dict[str, Any]:
         "method": result.method,
         "grid": None if result.grid is None else asdict(result.grid),
         "shape": list(image.shape),
-        "parameters": _plain(result.parameters),
-        "report": _plain(result.report),
+        "parameters": plain(result.parameters),
+        "report": plain(result.report),
         "labels": list(result.labels),
         "versions": result.versions
         or {"pyrecon": __version__, "python": platform.python_version(), "numpy": np.__version__},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON values: arrays as lists, dataclasses as objects, NaN and infinities as texts, the rest as its text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, (str, bool, int)) or value is None:
-        return value.item() if isinstance(value, np.generic) else value
-    if hasattr(value, "detach"):  # a tensor
-        value = value.detach().cpu().numpy()
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float):
-        return value if np.isfinite(value) else str(value)
-    if isinstance(value, complex):
-        return [_plain(value.real), _plain(value.imag)]
-    return value if isinstance(value, (str, bool, int)) or value is None else str(value)
 
 
 def _json_array(story: dict[str, Any]) -> NDArray[np.uint8]:
@@ -186,7 +169,9 @@ def _parsed(path: Path, text: str | None) -> dict[str, Any]:
     try:
         story = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: the description of the image is no JSON ({error}); the file is corrupted") from error
+        raise DataError(
+            f"{path}: the description of the image is no JSON ({one_line(error)}); the file is corrupted"
+        ) from error
     return story if isinstance(story, dict) else {}
 
 
@@ -196,7 +181,7 @@ def _result(path: Path, image: NDArray[Any], story: dict[str, Any], grid: Grid |
     def texts(value: Any) -> dict[str, str]:
         return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
-    def plain(value: Any) -> dict[str, Any]:
+    def fields(value: Any) -> dict[str, Any]:
         return value if isinstance(value, dict) else {}
 
     labels = story.get("labels")
@@ -204,8 +189,8 @@ def _result(path: Path, image: NDArray[Any], story: dict[str, Any], grid: Grid |
         image=image,
         grid=_stored_grid(path, story.get("grid"), image.shape, bool(story.get("tiled"))) or grid,
         method=str(story.get("method", "")),
-        parameters=plain(story.get("parameters")),
-        report=plain(story.get("report")),
+        parameters=fields(story.get("parameters")),
+        report=fields(story.get("report")),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
         versions=texts(story.get("versions")),
     )
@@ -217,13 +202,13 @@ def _stored_grid(path: Path, stored: Any, shape: Sequence[int], tiled: bool) -> 
     try:
         size = tuple(int(n) for n in stored["shape"])
         spacing, center = (tuple(float(v) for v in stored[key]) for key in ("spacing", "center"))
-        if not (len(size) == len(spacing) == len(center) <= len(shape) and min(spacing) > 0):
+        if not (len(size) == len(spacing) == len(center) and min(spacing) > 0):
             raise ValueError("lengths differ")
         if not np.isfinite([*spacing, *center]).all():
             raise ValueError("not finite")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: the grid in the image's description cannot be used ({error})") from error
-    if not tiled and tuple(shape[len(shape) - len(size) :]) != size:
+        raise DataError(f"{path}: the grid in the image's description cannot be used ({one_line(error)})") from error
+    if not tiled and tuple(shape[-len(size) :]) != size:
         raise DataError(f"{path}: the image has shape {tuple(shape)}, expected it to end in {size} as its grid says")
     return Grid(size, spacing, center)
 
@@ -271,20 +256,23 @@ def _read_nifti(path: Path) -> Result:
     nib = _nibabel()
     content = _nifti_bytes(path)
     try:
+        nib.imageglobals.logger.disabled = True  # it prints what it mends in damaged headers
         second = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # 540: NIfTI-2
         stored = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(content)
         declared = int(np.prod(stored.shape, dtype=object)) * stored.get_data_dtype().itemsize
         if declared > len(content):
             raise DataError(f"{path}: the image declares {declared} bytes, the file holds {len(content)}")
-        data = np.asarray(stored.dataobj)
-        sizes = np.asarray(stored.header.get_zooms()[:3], dtype=float)
-        origin = np.asarray(stored.affine[:3, 3], dtype=float)
-        is_axial = np.allclose(stored.affine[:3, :3], np.diag(sizes), atol=1e-3 * sizes.max())
+        data = np.asarray(stored.dataobj).copy()
+        affine = np.asarray(stored.affine, dtype=float)
         notes = [e.get_content() for e in stored.header.extensions if e.get_code() == 6]
     except DataError:
         raise
     except Exception as error:  # nibabel raises many kinds on damaged headers
-        raise DataError(f"{path}: is not a readable NIfTI file ({error}); it is truncated or corrupted") from error
+        raise DataError(
+            f"{path}: is not a readable NIfTI file ({one_line(error)}); it is truncated or corrupted"
+        ) from error
+    finally:
+        nib.imageglobals.logger.disabled = False
     story: dict[str, Any] = {}
     for note in notes:
         text = note.decode(errors="replace") if isinstance(note, bytes) else str(note)
@@ -299,11 +287,18 @@ def _read_nifti(path: Path) -> Result:
     image = np.ascontiguousarray(data.transpose([*range(3, data.ndim), 2, 1, 0]))
     if isinstance(story, dict) and story.get("shape") and np.prod(story["shape"]) == image.size:
         return _result(path, image.reshape([int(n) for n in story["shape"]]), story)
-    grid = None
-    if is_axial and np.isfinite(sizes).all() and (sizes > 0).all() and np.isfinite(origin).all():
-        center = (origin + sizes * (np.array(spatial) - 1) / 2)[::-1] / 1e3
-        grid = Grid(spatial[::-1], tuple(float(v) / 1e3 for v in sizes[::-1]), tuple(float(v) for v in center))
-    return _result(path, image, {}, grid)
+    return _result(path, image, {}, _affine_grid(affine, spatial))
+
+
+def _affine_grid(affine: NDArray[np.float64], shape: tuple[int, ...]) -> Grid | None:
+    """Voxel sizes and centre of a foreign image, whatever way its axes run; the centre is 0 if they run obliquely."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    center = affine[:3] @ [*(np.array(shape) - 1) / 2, 1]
+    if not (np.isfinite(center).all() and np.isfinite(sizes).all() and (sizes > 0).all()):
+        return None
+    if not np.allclose(np.abs(affine[:3, :3]), np.diag(sizes), atol=1e-3 * sizes.max()):
+        center = np.zeros(3)
+    return Grid(shape[::-1], tuple(float(v) / 1e3 for v in sizes[::-1]), tuple(float(v) / 1e3 for v in center[::-1]))
 
 
 def _nifti_bytes(path: Path) -> bytes:
@@ -316,10 +311,10 @@ def _nifti_bytes(path: Path) -> bytes:
         with gzip.open(path, "rb") as file:
             head = file.read(540)
             size = _declared_size(head)
-            check_memory(path, "the image", size, path.stat().st_size, 1100)
+            check_memory(path, "the image", size, path.stat().st_size, _MOST_EXPANSION)
             return head + file.read(max(0, size - len(head)))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be decompressed ({error}); it is truncated or corrupted") from error
+        raise DataError(f"{path}: cannot be decompressed ({one_line(error)}); it is truncated or corrupted") from error
 
 
 def _declared_size(head: bytes) -> int:
@@ -367,19 +362,20 @@ def _read_npz(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
 
 def _read_npy(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     entry = archive.getinfo(name)
-    check_memory(path, name, entry.file_size, path.stat().st_size, 1100)
     with archive.open(entry) as file:
-        content = file.read(entry.file_size)
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    if dtype.hasobject:
-        raise DataError(f"{path}: {name}: holds Python objects, expected numbers")
-    if int(np.prod(shape, dtype=object)) * dtype.itemsize > len(content):
-        raise DataError(f"{path}: {name}: declares shape {shape}, but holds {len(content)} bytes")
-    stream.seek(0)
-    return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read_header(file)
+        if dtype.hasobject:
+            raise DataError(f"{path}: {name}: holds Python objects, expected numbers")
+        nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if nbytes > entry.file_size:
+            raise DataError(f"{path}: {name}: declares shape {shape}, but holds {entry.file_size} bytes")
+        check_memory(path, name, nbytes, path.stat().st_size, _MOST_EXPANSION)
+        content = file.read(nbytes)
+    if len(content) < nbytes:
+        raise DataError(f"{path}: {name}: holds {len(content)} bytes, expected {nbytes} for shape {shape}")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C").copy()
 
 
 @contextmanager
@@ -390,7 +386,9 @@ def _damage(path: Path, kind: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, SyntaxError, TypeError,
             MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
-        raise DataError(f"{path}: is not a readable {kind} file ({error}); it is truncated or corrupted") from error
+        raise DataError(
+            f"{path}: is not a readable {kind} file ({one_line(error)}); it is truncated or corrupted"
+        ) from error
 
 
 # ---- PNG
@@ -412,7 +410,8 @@ def _write_png(
     finite = tiles[np.isfinite(tiles)]
     if window is None:
         low = min(0.0, float(finite.min())) if finite.size else 0.0
-        window = (low, max(float(np.percentile(finite, 99.9)) if finite.size else 0.0, low + np.finfo(float).tiny))
+        high = float(np.percentile(finite, 99.9)) if finite.size else 0.0
+        window = (low, max(high, float(np.nextafter(low, np.inf))))
     picture = _mosaic(np.nan_to_num(tiles, nan=window[0], posinf=window[1], neginf=window[0]), window[0])
     grey = np.rint(255 * np.clip((picture - window[0]) / (window[1] - window[0]), 0, 1)).astype(np.uint8)
     info = plugin.PngInfo()
@@ -426,7 +425,7 @@ def _write_png(
 def _mosaic(tiles: NDArray[np.float64], fill: float) -> NDArray[np.float64]:
     """Images side by side in an almost square field, one pixel apart."""
     count, height, width = tiles.shape
-    columns = min(count, max(1, round(np.sqrt(count * height / width))))
+    columns = min(count, int(np.ceil(np.sqrt(count * height / width))))
     rows = -(-count // columns)
     field_ = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), fill)
     for i, tile in enumerate(tiles):

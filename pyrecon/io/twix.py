@@ -202,16 +202,16 @@ class _Measurement:
             if flags & self.layout.flags["ACQEND"]:
                 return
             samples, channels = int(header["SamplesInScan"]), int(header["UsedChannels"])
-            if flags & self.layout.flags["SYNCDATA"]:
-                needed = scan.itemsize
-            elif channel is not None:
-                needed = scan.itemsize + channels * (channel.itemsize + 8 * samples)
-            else:  # VB writes the header again before each channel, and the length of one channel
-                needed, length = channels * (scan.itemsize + 8 * samples), channels * length
-            if length < needed or needed == 0 or at + length > self.stop:
+            if not flags & self.layout.flags["SYNCDATA"]:
+                # Not the header's own length, which is wrong in some files: VB counts one channel, with packing bits.
+                length = channels * (8 * samples + (channel.itemsize if channel else scan.itemsize))
+                length += scan.itemsize if channel else 0
+                if channels == 0 or samples == 0:
+                    raise DataError(f"{self.path}: readout {number} has {channels} channels of {samples} samples")
+            if not scan.itemsize <= length <= self.stop - at:
                 raise DataError(
-                    f"{self.path}: readout {number} at byte {at} is {length} bytes long, expected {needed} of the "
-                    f"{self.stop - at} that are left; the file is truncated or corrupted"
+                    f"{self.path}: readout {number} at byte {at} is {length} bytes long, expected at least "
+                    f"{scan.itemsize} and at most the {self.stop - at} that are left; it is truncated or corrupted"
                 )
             if not flags & self.layout.flags["SYNCDATA"]:
                 yield self._line(at, header, flags, samples, channels, number)
@@ -222,7 +222,7 @@ class _Measurement:
         skip = self.layout.channel.itemsize if self.is_ve else self.layout.vb.itemsize
         start = at + (self.layout.scan.itemsize if self.is_ve else 0)
         block = self.raw[start : start + channels * (skip + 8 * samples)].reshape(channels, skip + 8 * samples)
-        data = np.ascontiguousarray(block[:, skip:]).view("<c8")
+        data = block[:, skip:].view("<c8")  # in the file: nothing is copied before it goes into k-space
         first, last = int(header["CutOff"]["Pre"]), samples - int(header["CutOff"]["Post"])
         if first >= last:
             raise DataError(
@@ -232,7 +232,7 @@ class _Measurement:
         start_sample = first
         if flags & self.layout.flags["REFLECT"]:
             data, start_sample = data[:, ::-1], samples - last
-        return _Line(np.ascontiguousarray(data), header, start_sample, flags, self.layout)
+        return _Line(data, header, start_sample, flags, self.layout)
 
 
 # ---- what the protocol says

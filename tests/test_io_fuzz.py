@@ -1,0 +1,198 @@
+"""Some thousand damaged files: each must either be read or raise one DataError of one line."""
+
+from __future__ import annotations
+
+import faulthandler
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pyrecon._errors import DataError
+from pyrecon.data.raw import Grid, MPICalibration, MPIScan, MRIScan
+from pyrecon.io import Result, mdf, read, write_result
+from pyrecon.io.ismrmrd import write_ismrmrd
+from pyrecon.testing.siemens import twix_bytes
+
+SIEMENS = Path(__file__).parents[2] / "shared/data/siemens_gre_2coils.dat"
+LONGEST = 20  # seconds for one small file, on a machine that does other things too
+
+
+def noise(*shape: int) -> NDArray[np.complex64]:
+    rng = np.random.default_rng(sum(shape))
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+
+
+def measurement(path: Path) -> None:
+    spectrum = noise(3, 2, 2, 5)
+    mdf.write_measurement(path, MPIScan(spectrum, np.arange(1, 6) * 100.0, np.arange(3) == 1))
+
+
+def system_matrix(path: Path) -> None:
+    grid = Grid((2, 3), (1e-3, 1e-3), (0.0, 0.0))
+    calibration = MPICalibration(
+        noise(2, 2, 5, 6), np.arange(1, 6) * 100.0, grid, noise(3, 2, 2, 5), np.array([0, 3, 6]), np.ones((2, 2, 5))
+    )
+    mdf.write_system_matrix(path, calibration)
+
+
+def ismrmrd(path: Path) -> None:
+    mask = np.ones((1, 1, 6, 1), bool)
+    write_ismrmrd(path, MRIScan(noise(2, 2, 6, 8), mask, noise(2, 16), readout_oversampling=2.0))
+
+
+def siemens(path: Path) -> None:
+    lines = [{"data": noise(2, 8), "at": {"Lin": row}, "center_line": 3, "rotation": (1, 0, 0, 0)} for row in range(6)]
+    protocol = "sKSpace.lBaseResolution = 4\nsKSpace.lPhaseEncodingLines = 6\nsSliceArray.asSlice[0].dThickness = 5\n"
+    parts = {"Dicom": '<ParamDouble."flReadoutOSFactor">  { <Precision> 6  2.000000  }'}
+    path.write_bytes(twix_bytes([{"data": noise(2, 16), "flags": ["NOISEADJSCAN"]}, *lines], protocol, parts))
+
+
+def image(kind: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        named = path.with_name(f"image{kind}")
+        write_result(named, Result(np.abs(noise(3, 4, 5)), Grid((4, 5), (1e-3, 2e-3), (0.0, 0.0)), "x", {"a": 1.0}))
+        named.rename(path)
+
+    return write
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """A hang ends the session with a traceback, wherever it is: no Python runs while a library loops in C."""
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def outcome(path: Path, check: Callable[[Path], Any] = read) -> str:
+    message = None
+    with in_time(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            check(path)
+        except DataError as error:
+            message = str(error)
+    assert message is None or ("\n" not in message and message.startswith(str(path)))
+    return "read" if message is None else "refused"
+
+
+def damaged(content: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Cut off, with scattered wrong bytes, with wrong bytes near its head, or with a stretch of one value."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return content[: rng.integers(len(content))]
+    content = content.copy()
+    if kind == 1:
+        where = rng.integers(len(content), size=rng.integers(1, 9))
+        content[where] = rng.integers(256, size=len(where))
+    elif kind == 2:
+        where = np.minimum(len(content) - 1, rng.exponential(2000, size=rng.integers(1, 5)).astype(int))
+        content[where] = rng.choice([0, 1, 127, 128, 255], size=len(where))
+    else:
+        start = rng.integers(len(content))
+        content[start : start + rng.integers(1, 64)] = rng.choice([0, 255, rng.integers(256)])
+    return content
+
+
+@pytest.mark.parametrize(
+    ("write", "count"),
+    [
+        (measurement, 300),
+        (system_matrix, 300),
+        (ismrmrd, 700),
+        (siemens, 1000),
+        (image(".h5"), 300),
+        (image(".nii"), 300),
+        (image(".nii.gz"), 200),
+        (image(".npz"), 200),
+        (image(".png"), 200),
+    ],
+    ids=["mdf", "mdf-system-matrix", "ismrmrd", "twix", "h5", "nii", "nii.gz", "npz", "png"],
+)
+def test_damaged_bytes(tmp_path: Path, write: Callable[[Path], None], count: int) -> None:
+    write(tmp_path / "sound")
+    assert outcome(tmp_path / "sound") == "read"
+    content = np.fromfile(tmp_path / "sound", np.uint8)
+    seen: Counter[str] = Counter()
+    for seed in range(count):
+        damaged(content, np.random.default_rng((count, seed))).tofile(tmp_path / "damaged")
+        seen[outcome(tmp_path / "damaged")] += 1
+    assert seen["refused"] > count // 5  # the damage was felt
+
+
+@pytest.mark.skipif(not SIEMENS.exists(), reason="no real twix file beside the checkout")
+def test_damaged_bytes_of_a_real_scan(tmp_path: Path) -> None:
+    content = np.fromfile(SIEMENS, np.uint8)
+    for seed in range(100):
+        damaged(content, np.random.default_rng(seed)).tofile(tmp_path / "damaged")
+        outcome(tmp_path / "damaged")
+
+
+WRONG: dict[str, Any] = {
+    "nothing": None,
+    "text": "x",
+    "empty text": "",
+    "long text": "y" * 5000,
+    "texts": np.array(["a", "b"], dtype=object),
+    "minus one": -1,
+    "zero": 0,
+    "large": 2**62,
+    "half": 0.5,
+    "nan": np.nan,
+    "infinities": np.full((3, 4), np.inf),
+    "complex": np.ones((2, 3), complex),
+    "empty": np.zeros((0, 3)),
+    "many": np.arange(1000),
+    "deep": np.ones((1,) * 7, np.int8),
+    "no shape": h5py.Empty("f8"),
+    "record": np.zeros(3, [("a", "f4"), ("b", "S3")]),
+    "reference": h5py.Reference(),
+}
+
+
+def replaced(path: Path, field: str, kind: str) -> None:
+    with h5py.File(path, "a") as file:
+        del file[field]
+        if kind == "group":
+            file.create_group(f"{field}/{field.rpartition('/')[2]}")
+        elif kind == "link":
+            file[field] = h5py.SoftLink(f"/{field}")
+        elif kind == "outside":
+            file[field] = h5py.ExternalLink("/dev/zero", "/")
+        elif WRONG[kind] is not None:
+            value = WRONG[kind]
+            file.create_dataset(field, data=value, dtype=h5py.ref_dtype if kind == "reference" else None)
+
+
+def fields_of(path: Path) -> list[str]:
+    names: list[str] = []
+    with h5py.File(path) as file:
+        file.visit(names.append)
+    return names
+
+
+@pytest.mark.parametrize("write", [measurement, system_matrix, ismrmrd], ids=["mdf", "mdf-system-matrix", "ismrmrd"])
+def test_fields_deleted_and_retyped(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "sound")
+    content = (tmp_path / "sound").read_bytes()
+    cases = [(field, kind) for field in fields_of(tmp_path / "sound") for kind in [*WRONG, "group", "link", "outside"]]
+    rng = np.random.default_rng(7)
+    chosen = rng.choice(len(cases), min(150, len(cases)), replace=False)
+    seen: Counter[str] = Counter()
+    for field, kind in (cases[i] for i in chosen):
+        (tmp_path / "damaged").write_bytes(content)
+        replaced(tmp_path / "damaged", field, kind)
+        seen[outcome(tmp_path / "damaged")] += 1
+        if write is not ismrmrd:
+            outcome(tmp_path / "damaged", mdf.validate)
+    assert seen["refused"] > len(chosen) // 10
