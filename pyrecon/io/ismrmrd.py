@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import Readout, assemble, averages
-from pyrecon.io._files import PathLike, check_finite, check_memory, written_whole
-from pyrecon.io._cartesian import Readout, assemble
 from pyrecon.io._files import PathLike, check_finite, one_line, written_whole
 from pyrecon.io._hdf5 import Hdf5
 
