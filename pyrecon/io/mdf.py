@@ -103,7 +103,7 @@ def read_system_matrix(path: PathLike, *, grid: Grid | None = None) -> MPICalibr
         check_finite(file.path, "/measurement/data", noise, "background frame")
         earlier = np.searchsorted(np.sort(stored.acquired[foreground]), stored.acquired[background])
         by_time = np.argsort(stored.acquired[background])
-        order = np.argsort(np.argsort(stored.acquired[frames]))
+        order = np.argsort(np.argsort(stored.acquired[foreground[positions]]))
         drift_known = file.text("/_pyrecon/background_positions", default="known") == "known"
         return MPICalibration(
             spectrum=np.ascontiguousarray(spectrum),
