@@ -27,9 +27,7 @@ def mpi(
         Path | None, typer.Option(help="NIfTI angiogram for vessel patches. Default: a retina's vessels.")
     ] = None,
     tissue: Annotated[float, typer.Option(min=0, help="Background brightness relative to the vessels.")] = 0.0,
-    tissue_images: Annotated[
-        Path | None, typer.Option(help="NIfTI volume for the background texture.")
-    ] = None,
+    tissue_images: Annotated[Path | None, typer.Option(help="NIfTI volume for the background texture.")] = None,
     system_matrix: Annotated[
         Path | None, typer.Option("--system-matrix", "-s", help="MDF system matrix. Default: a simulated calibration.")
     ] = None,

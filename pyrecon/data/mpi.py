@@ -145,7 +145,8 @@ def prepare_system(
         that of the calibration's.
     snr_threshold
         Rows whose signal-to-noise ratio is lower are left out. The ratio is the file's; where it has none, the largest
-        amplitude over all positions divided by the standard deviation of the (complex) noise.
+        amplitude over all positions divided by the standard deviation of the (complex) noise, as MPIFiles does. (The
+        simulated scanner's noise is set so that this selects about as many rows as published.)
     band
         Lowest and highest frequency in Hz.
     channels
