@@ -194,15 +194,15 @@ def test_from_the_scanner_to_the_image() -> None:
     y, x = fine.coordinates().T
     radius = np.hypot(y, x - 2e-3)
     torus = ((radius > 3.5e-3) & (radius < 8e-3)).reshape(fine.shape) * 0.05
-    calibration = scanner.calibrate(grid, sample_size=(2.5e-3, 2.5e-3, 2e-3))
+    calibration = scanner.calibrate(grid, sample_size=(2.5e-3, 2.5e-3, 2e-3), averages=10)
     scan = scanner.measure(np.stack([torus, 2 * torus]), fine, snr_db=30.0)
-    system = prepare_system(calibration, scan, snr_threshold=20.0)  # Kaczmarz fits what noise weak rows carry
+    system = prepare_system(calibration, scan)
     frames = prepare_frames(system, scan)
     assert isinstance(frames, MPIFrames)
     truth = torch.from_numpy(torus.reshape(12, 4, 10, 4).mean((1, 3))).float()
     for kind in METHODS.values():
         images, report = Reconstructor(system, kind())(frames)
-        assert float(metrics.psnr(images[:1], truth[None])) > 12, kind.name
+        assert float(metrics.nmse(images[:1], truth[None])) < 0.5, kind.name  # more than half of its energy is right
         assert float(images[1].sum() / images[0].sum()) == pytest.approx(2, rel=0.1), kind.name
         hole = images[0, 5:7, 5:6].mean()
         assert float(hole) < 0.6 * float(images[0].max()), kind.name
