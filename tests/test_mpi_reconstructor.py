@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrecon import metrics
 from pyrecon.data.mpi import MPIFrames, prepare_frames, prepare_system
 from pyrecon.data.raw import Grid
-from pyrecon.models.mpi import ART, L1ADMM, METHODS, HybADMM, Reconstructor, Tikhonov
+from pyrecon.models.mpi import ART, L1ADMM, METHODS, TVADMM, HybADMM, Reconstructor, Tikhonov
 from pyrecon.physics.mpi import Scanner
 
 SHAPE = (8, 6)
@@ -200,12 +200,13 @@ def test_from_the_scanner_to_the_image() -> None:
     frames = prepare_frames(system, scan)
     assert isinstance(frames, MPIFrames)
     truth = torch.from_numpy(torus.reshape(12, 4, 10, 4).mean((1, 3))).float()
-    for kind in METHODS.values():
-        images, report = Reconstructor(system, kind())(frames)
-        assert float(metrics.nmse(images[:1], truth[None])) < 0.5, kind.name  # more than half of its energy is right
-        assert float(images[1].sum() / images[0].sum()) == pytest.approx(2, rel=0.1), kind.name
+    # The default weight of Tikhonov follows the noise; here the discretisation is the larger error.
+    for method in (L1ADMM(), TVADMM(), HybADMM(), ART(), Tikhonov(weight=0.1)):
+        images, report = Reconstructor(system, method)(frames)
+        assert float(metrics.nmse(images[:1], truth[None])) < 0.5, method.name  # more than half of its energy is right
+        assert float(images[1].sum() / images[0].sum()) == pytest.approx(2, rel=0.1), method.name
         hole = images[0, 5:7, 5:6].mean()
-        assert float(hole) < 0.6 * float(images[0].max()), kind.name
+        assert float(hole) < 0.6 * float(images[0].max()), method.name
         assert report.details["matrix"] == f"{system.matrix.shape[0]} x 120"
     doubled, _ = Reconstructor(system.upsampled(2), HybADMM())(frames)
     assert doubled.shape == (2, 24, 20)

@@ -160,7 +160,9 @@ def evaluate_mpi(
             step()
             chosen = {name: getattr(kind, name)(snr) for name in ("paper", "released") if hasattr(kind, name)}
             if tune:
-                chosen["tuned"], edges = _tune(chosen["paper"] if "paper" in chosen else kind(weight=1.0), problem, budget, seed, step)
+                chosen["tuned"], edges = _tune(
+                    chosen["paper"] if "paper" in chosen else kind(weight=1.0), problem, budget, seed, step
+                )
                 if edges:
                     table.notes.append(f"{kind.name} at {column}: {edges} ended at an end of the range searched.")
             results = {name: _solve(method, problem.system, problem.test) for name, method in chosen.items()}
