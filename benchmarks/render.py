@@ -1,0 +1,133 @@
+"""Turn pytest-benchmark's JSON into ``benchmarks/results/<device>.json`` and ``docs/benchmarks.md``.
+
+    pytest benchmarks --benchmark-enable --benchmark-json=build/benchmark.json
+    python benchmarks/render.py build/benchmark.json
+
+``python benchmarks/render.py NEW.json --compare benchmarks/results/cpu.json`` lists rows whose ratio to the best rival
+got worse by more than 15 %, and exits with 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WORSE = 1.15  # runs of the same code differ by 6 to 10 %
+
+
+def condense(report: dict[str, Any]) -> dict[str, Any]:
+    """One entry per row: milliseconds of every implementation, ours over the best rival, and the goal."""
+    rows: dict[str, dict[str, Any]] = {}
+    for benchmark in report["benchmarks"]:
+        extra, stats = benchmark["extra_info"], benchmark["stats"]
+        row = rows.setdefault(benchmark["group"], {"ms": {}, "min_ms": {}, "device": extra["device"]})
+        row["ms"][extra["impl"]] = stats["median"] * 1e3
+        row["min_ms"][extra["impl"]] = stats["min"] * 1e3
+        for key in ("goal", "bytes_moved", "flops"):
+            if extra.get(key) is not None:
+                row[key] = extra[key]
+    for row in rows.values():
+        rivals = {name: ms for name, ms in row["ms"].items() if name != "pyrecon"}
+        if rivals and "pyrecon" in row["ms"]:
+            row["best_rival"] = min(rivals, key=rivals.__getitem__)
+            row["ratio"] = row["ms"]["pyrecon"] / rivals[row["best_rival"]]
+    info = report["machine_info"]
+    cpu = info.get("cpu", {})
+    machine = {
+        "cpu": cpu.get("brand_raw", info.get("processor", "unknown")),
+        "isa": info.get("isa"),
+        "threads": info.get("threads"),
+        "gpu": info.get("gpu"),
+        "python": info.get("python_version"),
+        "versions": info.get("versions", {}),
+    }
+    return {"machine": machine, "rows": rows}
+
+
+def reached(row: dict[str, Any]) -> bool | None:
+    """Whether a row meets its goal; None without a goal."""
+    goal = row.get("goal")
+    ours = row["ms"].get("pyrecon")
+    if not goal or ours is None:
+        return None
+    if "ms" in goal:
+        return bool(ours <= goal["ms"])
+    rival = row["ms"].get(goal.get("against", row.get("best_rival")))
+    return None if rival is None else bool(ours <= goal["ratio"] * rival)
+
+
+def goal_text(goal: dict[str, Any] | None) -> str:
+    if not goal:
+        return ""
+    if "ms" in goal:
+        return f"{goal['ms']:g} ms"
+    return f"{goal['ratio']:g} x {goal.get('against', 'best')}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
+    where = machine["gpu"] or machine["cpu"]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Every answer is asserted against the float64 reference before it is timed. Both sides get the same threads, "
+        "dtype and reused buffers. Times are medians; the ratio is ours over the fastest rival.",
+        "",
+        f"Measured on: {where}, kernels {machine['isa']}, {machine['threads']} threads; {versions}, "
+        f"Python {machine['python']}. On your machine: `make bench`.",
+        "",
+        "Goals were set on a processor with AVX-512; goals in milliseconds do not carry over to another machine, goals "
+        "in ratios do.",
+        "",
+        "| work | pyrecon, ms | best rival, ms | ratio | goal | reached |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in result["rows"].items():
+        ours, rival = row["ms"].get("pyrecon"), row.get("best_rival")
+        if ours is None:
+            continue
+        against = f"{row['ms'][rival]:.3g} ({rival})" if rival else ""
+        ratio = f"{row['ratio']:.2f}" if rival else ""
+        verdict = {True: "yes", False: "no", None: ""}[reached(row)]
+        lines.append(f"| {name} | {ours:.3g} | {against} | {ratio} | {goal_text(row.get('goal'))} | {verdict} |")
+    return "\n".join([*lines, ""])
+
+
+def regressions(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """Rows whose ratio to the best rival got worse; ratios, because machines differ and drift."""
+    found = []
+    for name, row in new["rows"].items():
+        before = old["rows"].get(name, {}).get("ratio")
+        if before and row.get("ratio", 0) > WORSE * before:
+            found.append(f"{name}: ratio {before:.2f} -> {row['ratio']:.2f}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path, help="JSON of pytest-benchmark")
+    parser.add_argument("--compare", type=Path, help="an earlier benchmarks/results/<device>.json")
+    arguments = parser.parse_args()
+    result = condense(json.loads(arguments.report.read_text()))
+    if arguments.compare:
+        found = regressions(result, json.loads(arguments.compare.read_text()))
+        print("\n".join(found) or "no regression")
+        return 1 if found else 0
+    device = result["machine"]["gpu"]
+    name = re.sub(r"\W+", "-", device.lower()) if device else "cpu"
+    (ROOT / "benchmarks/results").mkdir(exist_ok=True)
+    (ROOT / f"benchmarks/results/{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = markdown(result)
+    (ROOT / "docs/benchmarks.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
