@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan, MRIScan
 from pyrecon.io import Result, mdf, read, write_result
+from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io.ismrmrd import write_ismrmrd
 from pyrecon.testing.siemens import twix_bytes
 
@@ -196,3 +197,68 @@ def test_fields_deleted_and_retyped(tmp_path: Path, write: Callable[[Path], None
         if write is not ismrmrd:
             outcome(tmp_path / "damaged", mdf.validate)
     assert seen["refused"] > len(chosen) // 10
+
+
+# ---- what HDF5 2.0 itself does not survive, made on purpose: each of these crashed it or kept it busy for ever
+
+
+def patched(path: Path, old: bytes, new: bytes, after: bytes = b"") -> None:
+    content = path.read_bytes()
+    start = content.index(old, content.index(after))
+    path.write_bytes(content[:start] + new + content[start + len(old) :])
+
+
+def endless_heap(path: Path) -> None:
+    content = path.read_bytes()
+    heap = content.index(b"GCOL")
+    path.write_bytes(content[: heap + 16] + bytes(16) + content[heap + 32 :])
+
+
+def long_reference(path: Path) -> None:
+    with h5py.File(path) as file:
+        place = file["version"].id.get_offset()
+    content = path.read_bytes()
+    path.write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
+
+
+def odd_number(path: Path) -> None:
+    single = h5py.h5t.IEEE_F32LE.encode()[2:]
+    odd = h5py.h5t.IEEE_F32LE.copy()
+    odd.set_ebias(188)
+    patched(path, single, odd.encode()[2:], after=b"data")
+
+
+def odd_list(path: Path) -> None:
+    vlen = h5py.h5t.vlen_create(h5py.h5t.IEEE_F32LE).encode()[2:]
+    patched(path, vlen, vlen[:1] + b"\x02" + vlen[2:])
+
+
+@pytest.mark.parametrize(
+    ("write", "harm", "message"),
+    [
+        (measurement, endless_heap, "free space of no length"),
+        (measurement, long_reference, "/version: refers to 2147483647 bytes that are not at their place"),
+        (measurement, odd_number, "/measurement/data: values of an unusual type"),
+        (ismrmrd, endless_heap, "free space of no length"),
+        (ismrmrd, odd_list, "/dataset/data: values of an unusual type"),
+    ],
+)
+def test_what_hdf5_does_not_survive(
+    tmp_path: Path, write: Callable[[Path], None], harm: Callable[[Path], None], message: str
+) -> None:
+    write(tmp_path / "damaged")
+    harm(tmp_path / "damaged")
+    with in_time(), pytest.raises(DataError, match=message):
+        read(tmp_path / "damaged")
+
+
+def test_references_behind_a_user_block(tmp_path: Path) -> None:
+    """Addresses inside the file count from behind the block, offsets of data from the beginning."""
+    with h5py.File(tmp_path / "block.h5", "w", userblock_size=2048) as file:
+        file["image"] = np.ones((2, 3))
+        file["pyrecon"] = '{"method": "x"}'
+        chunked = file.create_dataset("more", (4,), h5py.string_dtype(), maxshape=(None,), chunks=(3,))
+        chunked[:] = ["a", "bb", "ccc", ""]
+    with Hdf5(tmp_path / "block.h5") as file:
+        assert file.text("/pyrecon") == '{"method": "x"}'
+        assert file.texts("/more").tolist() == ["a", "bb", "ccc", ""]
