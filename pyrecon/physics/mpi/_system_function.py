@@ -1,7 +1,7 @@
 """The system function of one line angle: a function of the distance to the line alone.
 
-Tabulated finely and interpolated, it turns the spectrum of any object into one small matrix product per angle, the
-table times the object's projection onto the normal of the line, in place of a time signal per voxel and angle.
+It is tabulated finely, reduced to the few independent shapes that it consists of, and interpolated: a spectrum at a
+point then costs four multiplications per shape in place of a time signal.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
@@ -49,10 +50,12 @@ class SystemFunction:
     S_nq(xi) = 2/T_b int_{-T_b/2}^{T_b/2} c_n(G xi + B_s 2t/T_b) exp(-2 pi i q t) dt
 
     in A/m, with the harmonics c_n of the magnetisation, averaged through the slice, where the selection field adds
-    G z across. ``values`` is (harmonics, offsets q, nodes), node j at ``(j - nodes // 2) * step`` metres.
+    G z across. S = ``mixing`` (components, shapes) @ shapes; ``shapes`` is (nodes, shapes), its node j at
+    ``(j - nodes // 2) * step`` metres. Without a shift each harmonic has one shape, with one a few.
     """
 
-    values: Complex
+    mixing: Complex
+    shapes: Real
     step: float
 
     @staticmethod
@@ -84,28 +87,37 @@ class SystemFunction:
             coefficients += weight * harmonics_of_magnetization(particles, field, transverse, drive, harmonics)
 
         t, weights = np.polynomial.legendre.leggauss(_BURST_NODES)
-        envelope = CubicSpline(field, coefficients)(gradient * distance[:, None] + shift * t)  # (X, t, harmonics)
+        envelope = CubicSpline(field, coefficients)(gradient * distance[:, None] + shift * t)  # (nodes, t, harmonics)
         kernel = weights[:, None] * np.exp(-1j * np.pi * burst * t[:, None] * offsets)
-        return SystemFunction(np.einsum("xtn,tq->nqx", envelope, kernel, optimize=True), step)
+        parts = np.concatenate([kernel.real, kernel.imag], axis=1)
+        mixing, shapes = zip(*(_factors(parts.T @ envelope[:, :, n].T) for n in range(len(harmonics))), strict=True)
+        split = scipy.linalg.block_diag(*mixing).reshape(len(harmonics), 2, len(offsets), -1)
+        complex_mixing = (split[:, 0] + 1j * split[:, 1]).reshape(len(harmonics) * len(offsets), -1)
+        return SystemFunction(complex_mixing, np.ascontiguousarray(np.concatenate(shapes).T), step)
 
-    def projection(
-        self, distance: Real, weights: Real, columns: NDArray[np.int64], count: int
-    ) -> scipy.sparse.csr_array:
-        """Matrix (nodes, ``count``) that spreads points at ``distance`` (P,) over the nodes, by cubic interpolation.
-
-        Point p adds to column ``columns[p]`` with ``weights[p]``, so that ``values @ projection`` is the spectrum of
-        each column.
-        """
-        nodes = self.values.shape[-1]
+    def at(self, distance: Real) -> Real:
+        """The shapes at ``distance`` (P,) metres, (P, shapes), by cubic interpolation."""
+        nodes = len(self.shapes)
         position = distance / self.step + nodes // 2
         first = np.clip(np.floor(position).astype(np.int64) - 1, 0, nodes - 4)
         u = position - first
-        lagrange = (
-            -(u - 1) * (u - 2) * (u - 3) / 6,
-            u * (u - 2) * (u - 3) / 2,
-            -u * (u - 1) * (u - 3) / 2,
-            u * (u - 1) * (u - 2) / 6,
+        lagrange = np.stack(
+            [
+                -(u - 1) * (u - 2) * (u - 3) / 6,
+                u * (u - 2) * (u - 3) / 2,
+                -u * (u - 1) * (u - 3) / 2,
+                u * (u - 1) * (u - 2) / 6,
+            ],
+            axis=1,
         )
-        rows = np.concatenate([first + k for k in range(4)])
-        data = np.concatenate([weights * w for w in lagrange])
-        return scipy.sparse.csr_array((data, (rows, np.tile(columns, 4))), shape=(nodes, count))
+        columns = first[:, None] + np.arange(4)
+        starts = np.arange(0, 4 * len(distance) + 1, 4)
+        rows = scipy.sparse.csr_array((lagrange.ravel(), columns.ravel(), starts), shape=(len(distance), nodes))
+        return np.asarray(rows @ self.shapes)
+
+
+def _factors(table: Real) -> tuple[Real, Real]:
+    """``table`` (a, nodes) as a product (a, r) @ (r, nodes) of its numerical rank r."""
+    u, s, v = np.linalg.svd(table, full_matrices=False)
+    rank = max(1, int(np.sum(s > 1e-13 * s[0])))
+    return u[:, :rank] * s[:rank], v[:rank]

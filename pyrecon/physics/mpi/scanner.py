@@ -179,36 +179,29 @@ class Scanner:
         points = np.asarray(positions, dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"positions: shape {points.shape} does not fit, expected (P, 2), rows (y, x)")
-        return self._spectra(points, np.ones(len(points)), np.arange(len(points)), len(points), thickness)
+        return self._spectra(points[:, None], np.ones(1), thickness)
 
-    def _spectra(
-        self,
-        points: Real,
-        volumes: Real,
-        columns: NDArray[np.int64],
-        count: int,
-        thickness: float,
-        amounts: Real | None = None,
-    ) -> Complex:
-        """Spectra (angles, channels, K, ``count``) of groups of points; of ``amounts`` (count, B) of them if given."""
-        reach = float(np.hypot(*(points - self.center).T).max(initial=0.0))
+    def _spectra(self, points: Real, volumes: Real, thickness: float, amounts: Real | None = None) -> Complex:
+        """Spectra (angles, channels, K, count) of boxes, ``points`` (count, P, 2) of ``volumes`` (P,) each.
+
+        Or (angles, channels, K, B) of B objects made of them, by ``amounts`` (B, count).
+        """
+        count, per_box, _ = points.shape
+        flat = points.reshape(-1, 2)
+        reach = float(np.hypot(*(flat - self.center).T).max(initial=0.0))
         table = _table(self, thickness, 5e-3 * np.ceil(max(reach, 30e-3) / 5e-3))
-        values = table.values.reshape(-1, table.values.shape[-1])
         f = self.frequencies
         factor = -2j * np.pi * f * self.particles.relaxation(f) * self.receiver.transfer(f)
-        values = factor[:, None] * values
-        parts = np.concatenate([values.real, values.imag])  # one real product instead of two complex by real ones
+        mixing = factor[:, None] * table.mixing
 
-        batch = count if amounts is None else amounts.shape[1]
-        spectra = np.empty((self.angles, len(self.coils), len(f), batch), np.complex128)
-        y, x = (points - self.center).T
+        spectra = np.empty((self.angles, len(self.coils), len(f), count if amounts is None else len(amounts)), complex)
+        y, x = (flat - self.center).T
         for a, angle in enumerate(self.line_angles):
-            distance = x * np.cos(angle) + y * np.sin(angle)
+            shapes = table.at(x * np.cos(angle) + y * np.sin(angle)).reshape(count, per_box, -1)
             for c, coil in enumerate(self.coils):
-                weights = volumes * coil.gain(points, angle)
-                projection = table.projection(distance, weights, columns, count)
-                result = parts @ (projection.toarray() if amounts is None else projection @ amounts)
-                spectra[a, c].real, spectra[a, c].imag = result[: len(f)], result[len(f) :]
+                weights = volumes * coil.gain(flat, angle).reshape(count, per_box)
+                boxes = np.einsum("np,npr->nr", weights, shapes)
+                spectra[a, c] = mixing @ (boxes if amounts is None else amounts @ boxes).T
         return spectra
 
     # --- measurements -------------------------------------------------------------------------------------------------
@@ -253,8 +246,7 @@ class Scanner:
         size = (sample_size,) * 3 if isinstance(sample_size, int | float) else tuple(sample_size)
         if len(size) != 3 or min(size) <= 0:
             raise ValueError(f"sample_size: {sample_size}, expected one positive edge or three (y, x, z)")
-        points, volumes, columns = _box_points(grid.coordinates(), size)
-        signal = self._spectra(points, volumes, columns, grid.size, size[2]).astype(np.complex64)
+        signal = self._spectra(*_box_points(grid.coordinates(), size), size[2]).astype(np.complex64)
 
         taken = np.unique(np.append(np.arange(0, grid.size, background_every), grid.size))
         position = np.sort(np.concatenate([np.arange(grid.size) + 0.5, taken]), kind="stable")
@@ -318,8 +310,8 @@ class Scanner:
         if not thickness > 0:
             raise ValueError(f"thickness: {thickness} is not positive")
         images = images.reshape(-1, grid.size)
-        points, volumes, columns = _box_points(grid.coordinates(), (*grid.spacing, thickness))
-        spectra = self._spectra(points, volumes, columns, grid.size, thickness, images.T)
+        points, volumes = _box_points(grid.coordinates(), (*grid.spacing, thickness))
+        spectra = self._spectra(points, volumes, thickness, images)
         signal = np.moveaxis(spectra, -1, 0).astype(np.complex64)
 
         before = (background_frames + 1) // 2
@@ -427,8 +419,8 @@ def _table(scanner: Scanner, thickness: float, reach: float) -> SystemFunction:
     )
 
 
-def _box_points(centers: Real, size: tuple[float, ...]) -> tuple[Real, Real, NDArray[np.int64]]:
-    """Gauss-Legendre points (P, 2) in boxes of ``size`` (y, x, z) around ``centers``, their volumes and box numbers."""
+def _box_points(centers: Real, size: tuple[float, ...]) -> tuple[Real, Real]:
+    """Gauss-Legendre points (count, P, 2) in boxes of ``size`` (y, x, z) around ``centers``, and their volumes (P,)."""
     lines = []
     for edge in size[:2]:
         # Two points and one more per millimetre: four in 2 mm, where lobes are 3 mm wide at the least.
@@ -436,7 +428,4 @@ def _box_points(centers: Real, size: tuple[float, ...]) -> tuple[Real, Real, NDA
         lines.append((nodes * edge / 2, weights * edge / 2))
     (dy, wy), (dx, wx) = lines
     offsets = np.stack(np.meshgrid(dy, dx, indexing="ij"), axis=-1).reshape(-1, 2)
-    volumes = np.outer(wy, wx).ravel() * size[2]
-    points = (centers[:, None] + offsets).reshape(-1, 2)
-    columns = np.repeat(np.arange(len(centers)), len(offsets))
-    return points, np.tile(volumes, len(centers)), columns
+    return centers[:, None] + offsets, np.outer(wy, wx).ravel() * size[2]
