@@ -282,3 +282,44 @@ def test_out_may_not_be_an_input() -> None:
         kaczmarz(A, y, x0=x, out=x)
     with pytest.raises(ValueError, match=r"out\[1\]: shares memory"):
         kaczmarz(A, y, out=(x, y), return_dual=True)
+
+
+# --- GPU --------------------------------------------------------------------------------------------------------
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize(("batch", "columns"), [(2, 1), (3, 700), (3, 1400), (3, 2000), (700, 70)], ids=str)
+@pytest.mark.parametrize("order", ["cyclic", "random"])
+def test_gpu_shapes_agree_with_the_cpu(dtype: torch.dtype, batch: int, columns: int, order: Any) -> None:
+    """Every shape of the kernel: columns in registers or in memory, one or four samples a thread block."""
+    A, y = problem(dtype, batch=batch, rows=150, columns=columns)
+    options: dict[str, Any] = {"weight": 0.2, "sweeps": 2, "nonneg": True, "return_dual": True}
+    rows = kaczmarz_order(A, sweeps=2) if order == "random" else None
+    expected = kaczmarz(A, y, order=rows, **options)
+    answer = kaczmarz(A.cuda(), y.cuda(), order=None if rows is None else rows.cuda(), **options)
+    for value, wanted in zip(answer, expected, strict=True):
+        testing.assert_close_to_reference(value.cpu(), wanted, k=2 * (8 + columns**0.5))
+
+
+@pytest.mark.gpu
+def test_gpu_draws_the_same_rows() -> None:
+    A, _ = problem(torch.float32)
+    assert torch.equal(kaczmarz_order(A.cuda(), sweeps=3, seed=2).cpu(), kaczmarz_order(A, sweeps=3, seed=2))
+
+
+@pytest.mark.gpu
+def test_gpu_row_outside_the_matrix_shows() -> None:
+    A, y = problem(torch.float32)
+    assert kaczmarz(A.cuda(), y.cuda(), order=torch.tensor([0, 40]).cuda()).isnan().all()
+
+
+@pytest.mark.gpu
+def test_gpu_sweeps_are_captured_in_a_graph() -> None:
+    A, y = (t.cuda() for t in problem(torch.float32))
+    out = torch.empty(3, 12, device="cuda")
+    kaczmarz(A, y, weight=0.1, out=out)  # loads the module
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kaczmarz(A, y, weight=0.1, sweeps=2, out=out)
+    y.mul_(2)
+    graph.replay()
+    torch.testing.assert_close(out, kaczmarz(A, y, weight=0.1, sweeps=2))

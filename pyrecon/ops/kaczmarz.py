@@ -135,8 +135,13 @@ def _steps(A: Tensor, order: Tensor | None) -> int:
     return A.shape[0] if order is None else order.shape[-1]
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _sizes(A: Tensor, y: Tensor, order: Tensor | None, sweeps: int, nonneg: bool) -> tuple[int, ...]:
+    return y.shape[0], *A.shape, _steps(A, order), sweeps, order is not None and order.dim() == 2, nonneg
+
+
+def _addresses(tensors: tuple[Tensor | None, ...], outs: tuple[Tensor, ...], workspace: Tensor) -> tuple[int, ...]:
+    unused = (None,) * (4 - len(outs))
+    return tuple(0 if t is None else t.data_ptr() for t in (*tensors, *outs, *unused, workspace))
 
 
 def _cpp(
@@ -152,13 +157,30 @@ def _cpp(
 ) -> None:
     if order is not None:
         _check_rows(order, A.shape[0])
-    suffix = _SUFFIX[A.dtype]
-    sizes = (y.shape[0], *A.shape, _steps(A, order), sweeps, order is not None and order.dim() == 2, nonneg)
-    threads = torch.get_num_threads()
-    elements = getattr(_core, f"kaczmarz_workspace_{suffix}")(*sizes, threads)
-    workspace = torch.empty(elements, dtype=weight.dtype)
-    tensors = (A, y, x0, dual, weight, order, *outs, *(None,) * (4 - len(outs)), workspace)
-    getattr(_core, f"kaczmarz_{suffix}")(*map(_address, tensors), *sizes, threads)
+    suffix, sizes, threads = _SUFFIX[A.dtype], _sizes(A, y, order, sweeps, nonneg), torch.get_num_threads()
+    workspace = weight.new_empty(getattr(_core, f"kaczmarz_workspace_{suffix}")(sizes, threads))
+    addresses = _addresses((A, y, x0, dual, weight, order), outs, workspace)
+    getattr(_core, f"kaczmarz_{suffix}")(addresses, sizes, threads)
+
+
+def _cuda(
+    A: Tensor,
+    y: Tensor,
+    x0: Tensor | None,
+    dual: Tensor | None,
+    weight: Tensor,
+    order: Tensor | None,
+    sweeps: int,
+    nonneg: bool,
+    *outs: Tensor,
+) -> None:
+    from pyrecon import _cuda as module
+
+    suffix, sizes, device = _SUFFIX[A.dtype], _sizes(A, y, order, sweeps, nonneg), A.get_device()
+    workspace = weight.new_empty(getattr(module, f"kaczmarz_workspace_{suffix}")(sizes, device))
+    addresses = _addresses((A, y, x0, dual, weight, order), outs, workspace)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    getattr(module, f"kaczmarz_{suffix}")(addresses, sizes, device, stream)
 
 
 def _outputs(A: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -178,7 +200,7 @@ _kaczmarz = Op(
     f"kaczmarz({_ARGUMENTS}, int sweeps, bool nonneg) -> (Tensor, Tensor)",
     outputs=_outputs,
     reference=_reference,
-    kernels={"cpp": _cpp},
+    kernels={"cpp": _cpp, "cuda": _cuda},
 )
 
 # The same, and what the backward needs: the multiplier of every step and where positivity cut after every sweep.
@@ -186,7 +208,7 @@ _trace = Op(
     f"kaczmarz_trace({_ARGUMENTS}, int sweeps, bool nonneg) -> (Tensor, Tensor, Tensor, Tensor)",
     outputs=_trace_outputs,
     reference=_trace_reference,
-    kernels={"cpp": _cpp},
+    kernels={"cpp": _cpp, "cuda": _cuda},
 )
 
 
@@ -298,7 +320,7 @@ _backward = Op(
         torch.empty_like(weight),
     ),
     reference=_backward_reference,
-    kernels={"cpp": _backward_into},
+    kernels={"cpp": _backward_into, "cuda": _backward_into},
 )
 
 
