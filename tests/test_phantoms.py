@@ -114,7 +114,6 @@ def test_patches_are_filled_scaled_and_repeatable() -> None:
     # the share of bright pixels that was asked for, at the volume's scale
     sparse = phantoms.vessel_patches(volume, 60, filled=0.0, seed=1)
     assert (images > 0).mean() > (sparse > 0).mean()
-    assert phantoms.vessel_patches(volume, 0).shape[0] == 0
 
 
 def test_impossible_patches_are_refused() -> None:
@@ -122,6 +121,8 @@ def test_impossible_patches_are_refused() -> None:
         phantoms.vessel_patches(np.zeros((12, 60, 40)), 2)
     with pytest.raises(ValueError, match="volume"):
         phantoms.vessel_patches(np.ones((12, 60)), 1)
+    with pytest.raises(ValueError, match="count"):
+        phantoms.vessel_patches(np.ones((12, 60, 40)), 0)
     with pytest.raises(ValueError, match="patch"):
         phantoms.vessel_patches(np.ones((12, 60, 20)), 1)
 
@@ -160,6 +161,15 @@ def test_retina_crops() -> None:
     assert roughness(wide) < roughness(images)
     with pytest.raises(ValueError, match="shape"):
         phantoms.retina_vessels((800, 400), 1)
+
+
+def test_retina_crops_come_in_every_orientation() -> None:
+    pytest.importorskip("skimage")
+    tree = phantoms.retina_tree()[::10, ::10]
+    whole = phantoms.retina_vessels((1411, 1411), 12, pixels=1, filled=0.0)[:, ::10, ::10]
+    eight = [np.rot90(t, k) for t in (tree, tree[:, ::-1]) for k in range(4)]
+    found = [int(np.argmin([np.abs(image / image.max() - t).sum() for t in eight])) for image in whole]
+    assert len(set(found)) > 4  # turns alone give four, mirror images alone two
 
 
 # --- a head -------------------------------------------------------------------------------------------------------

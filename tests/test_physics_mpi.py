@@ -298,6 +298,10 @@ def test_noise_has_the_stated_deviation() -> None:
     # 800 records: |n|^2 of Gaussian noise has relative deviation 1, its mean 0.035, the root half of that; 4.5 sigma
     np.testing.assert_allclose(rms, expected, rtol=0.08)
     assert expected.argmax() == np.abs(s.frequencies - (3 * 26e3 + 90.0)).argmin()
+    # A cosine of amplitude a throughout the window: 2/T_b int_0^T_w a cos(w t) exp(-i w t) dt = a T_w / T_b
+    line = Receiver(noise_density=1e-30, digitizer_noise=0.0, interference=((1e5, 1e-6),))
+    on_line = line.noise_deviation(1e5, 1e-2, 2e-2)
+    np.testing.assert_allclose(on_line, 2e-6 * np.abs(line.transfer(1e5)), rtol=1e-9)
     white = Receiver(
         gain=1.0, band=(1e-3, 1e12), noise_density=2e-9, noise_corner=0.0, digitizer_noise=0.0, interference=()
     )
@@ -357,7 +361,8 @@ def test_background_drifts_slowly_and_is_the_same_in_both_files() -> None:
     assert 0 < near < far / 5
     amplitude = np.sqrt(np.mean(np.abs(b) ** 2))
     expected_step = s.receiver.feedthrough_drift * np.sqrt(s.angles * s.repetition / 3600) * amplitude
-    np.testing.assert_allclose(np.sqrt(near), expected_step, rtol=0.35)  # 200 complex steps times the drift so far
+    # 200 complex steps: the root mean square has relative deviation 0.5 / sqrt(200)
+    np.testing.assert_allclose(np.sqrt(near), expected_step, rtol=4.5 * 0.036)
     background = s.calibrate(SMALL, noise=0.0).background
     assert background is not None
     # two files of one session: the same feed-through but for its drift over hours
@@ -407,10 +412,42 @@ def test_seeds_make_it_repeatable() -> None:
     assert not np.array_equal(a, c)
 
 
-def test_sessions_differ_a_little() -> None:
+def test_feedthrough_follows_the_drive_current() -> None:
+    # Half a turn reverses the current: odd harmonics change their sign with it, even ones do not.
+    s = replace(FEW, receiver=Receiver(interference=()))
+    background = s.calibrate(SMALL, noise=0.0).background
+    assert background is not None
+    b = background[0, :, 0].reshape(8, 3, 13)
+    sign = np.array([1, -1, -1])[:, None]  # of harmonics 2, 3, 5
+    np.testing.assert_allclose(b[4:], sign * b[:4], atol=1e-6 * np.abs(b).max())
+
+
+def test_coil_sensitivity_falls_off_like_a_loop() -> None:
+    coil = ReceiveCoil(sensitivity=1e-3, center=(1e-2, 2e-2), radius=5e-2, anisotropy=0.2)
+    gain = coil.gain([[1e-2, 2e-2], [4e-2, 6e-2]], np.pi / 2)
+    np.testing.assert_allclose(gain, [0.8e-3, 0.8e-3 / 2**1.5], rtol=1e-12)
+    np.testing.assert_allclose(coil.gain([[1e-2, 2e-2]], 0.0), 1.2e-3, rtol=1e-12)
+
+
+def test_sessions_differ_by_the_stated_amounts() -> None:
     s = replace(FEW, receiver=Receiver())
     assert replace(s.drifted(3, 0.0), session=0) == s
     assert s.drifted(3) == s.drifted(3) != s.drifted(4)
+    drifted = [s.drifted(seed) for seed in range(400)]
+    moves = {
+        "gradient": ([d.gradient / s.gradient - 1 for d in drifted], 0.01),
+        "drive": ([d.drive_amplitude / s.drive_amplitude - 1 for d in drifted], 0.005),
+        "angle": ([d.angle_offset for d in drifted], np.deg2rad(0.5)),
+        "axis": ([d.center[1] for d in drifted], 0.3e-3),
+        "sensitivity": ([d.coils[0].sensitivity / s.coils[0].sensitivity - 1 for d in drifted], 0.03),
+        "coil": ([d.coils[0].center[0] - s.coils[0].center[0] for d in drifted], 1e-3),
+        "delay": ([d.receiver.delay for d in drifted], 50e-9),
+        "core": ([d.particles.core_diameter / s.particles.core_diameter - 1 for d in drifted], 0.01),
+        "relaxation": ([d.particles.relaxation_time / s.particles.relaxation_time - 1 for d in drifted], 0.05),
+    }
+    for name, (values, deviation) in moves.items():
+        # 400 normal draws: the standard deviation is known to 1 / sqrt(800) = 3.5 %
+        np.testing.assert_allclose(np.std(values), deviation, rtol=4.5 * 0.0354, err_msg=name)
     before, after, later = (x.response(GRID.coordinates()) for x in (s, s.drifted(3), s.drifted(3, 3.0)))
     change = [np.linalg.norm(x - before) / np.linalg.norm(before) for x in (after, later)]
     assert 0.01 < change[0] < 0.3

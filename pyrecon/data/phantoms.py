@@ -209,19 +209,21 @@ def _accepted(
     draw: Callable[[], Real], count: int, rng: np.random.Generator, threshold: float, filled: float, source: str
 ) -> Image:
     """``count`` images that are not empty, each scaled to a random peak."""
-    images: list[Real] = []
+    if count < 1:
+        raise ValueError(f"count: {count}, expected at least 1")
+    images: list[Image] = []
     for _ in range(_ATTEMPTS * count):
         if len(images) == count:
             break
         image = draw()
         if image.max() > 0 and np.mean(image > threshold) >= filled:
-            images.append(image / image.max() * rng.uniform(0.5, 1.5))
+            images.append((image / image.max() * rng.uniform(0.5, 1.5)).astype(np.float32))
     if len(images) < count:
         raise DataError(
             f"{source}: {_ATTEMPTS * count} random patches gave {len(images)} of {count} with at least {filled:.0%} of "
             f"their pixels above {threshold:.3g}; lower level or filled"
         )
-    return np.array(images, dtype=np.float32).reshape(count, *(images[0].shape if images else (0, 0)))
+    return np.stack(images)
 
 
 @lru_cache(maxsize=1)
