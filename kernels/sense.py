@@ -1,17 +1,75 @@
 """Triton kernels of pyrecon.ops.sense: the pointwise parts around torch's cuFFT.
 
-A complex number is an interleaved pair; one program handles BLOCK pixels of one image row set. The centring phases of
-the Fourier transform are multiplied in where the data pass anyway.
+The centred transform is F = Q FFT P with diagonal phases P and Q, multiplied in where the data pass anyway: there are
+no fftshift copies. A complex number is an interleaved pair; one program handles BLOCK pixels of all coils of a sample.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-Phases = tuple[Tensor, Tensor] | None
+Phases = tuple[Tensor, Tensor] | None  # along rows and columns
+
+
+# --- the operators ---------------------------------------------------------------------------------------------
+def forward(image: Tensor, maps: Tensor, mask: Tensor, out: Tensor) -> None:
+    before, after = centring(image)
+    expand(image, maps, before, out)
+    weight(transform(torch.fft.fftn, out, (-2, -1)), mask, after, out)
+
+
+def adjoint(kspace: Tensor, maps: Tensor, mask: Tensor, out: Tensor) -> None:
+    combine(from_kspace(kspace, mask), maps, centring(kspace)[0], out)
+
+
+def maps_adjoint(kspace: Tensor, image: Tensor, mask: Tensor, out: Tensor) -> None:
+    correlate(from_kspace(kspace, mask), image, centring(kspace)[0], out)
+
+
+def normal(image: Tensor, maps: Tensor, mask: Tensor, out: Tensor) -> None:
+    axes = tuple(axis for axis in (-2, -1) if mask.shape[axis] > 1)
+    coils = image.new_empty(image.shape[0], *maps.shape[1:])
+    expand(image, maps, None, coils)
+    spectrum = transform(torch.fft.fftn, coils, axes)
+    weight(spectrum, torch.fft.ifftshift(mask, dim=(-2, -1)).square(), None, spectrum)
+    combine(transform(torch.fft.ifftn, spectrum, axes), maps, None, out)
+
+
+def from_kspace(kspace: Tensor, mask: Tensor) -> Tensor:
+    coils = torch.empty_like(kspace)
+    p, q = centring(kspace)[1]
+    weight(kspace, mask, (p.conj().resolve_conj(), q.conj().resolve_conj()), coils)
+    return transform(torch.fft.ifftn, coils, (-2, -1))
+
+
+def transform(function, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    if not axes or x.numel() == 0:
+        return x
+    result: Tensor = function(x, dim=axes, norm="ortho")
+    return result.contiguous()  # a transform of one axis may come back transposed
+
+
+def centring(like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Phases along rows and columns before and after an uncentred transform that make it a centred one."""
+    before, after = zip(*(centring_axis(n, like.dtype, like.device) for n in like.shape[-2:]), strict=True)
+    return before, after
+
+
+@cache
+def centring_axis(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    # exp(-2 pi i (j - c)(k - c) / n) = exp(2 pi i c j / n) exp(-2 pi i j k / n) exp(2 pi i c (k - c) / n), c = n // 2
+    c, j = n // 2, torch.arange(n)
+    angles = (torch.remainder(c * index, n).double() * (2 * torch.pi / n) for index in (j, j - c))
+    before, after = (torch.polar(torch.ones_like(a), a).to(dtype=dtype, device=device) for a in angles)
+    return before, after
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -34,7 +92,6 @@ def times_phase(ar, ai, p, q, pixel, cols, inside):
 
 @triton.jit
 def expand_kernel(image, maps, p, q, out, coils, pixels, cols, maps_step, PHASES: tl.constexpr, BLOCK: tl.constexpr):
-    # One read of the image serves all coils of a sample.
     b = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
@@ -100,7 +157,6 @@ def weight_kernel(
     PHASES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One look at mask and phase serves all coils of a sample.
     b = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
@@ -116,6 +172,7 @@ def weight_kernel(
         tl.store(out + 2 * index + 1, vi, inside)
 
 
+# --- launchers -------------------------------------------------------------------------------------------------
 def expand(image: Tensor, maps: Tensor, phases: Phases, out: Tensor) -> None:
     launch(expand_kernel, image, maps, phases, out, out, _step(maps.shape[0], maps.shape[1]))
 

@@ -17,20 +17,30 @@ struct SenseShape {
 
 PYRECON_PER_ISA(
 
-    // out[b, c, i, j] = image[b, i, j] * maps[b, c, i, j] * p[i] * q[j]; null phases count as 1.
-    template <class T> void coil_expand(const T* image, const T* maps, const T* p, const T* q, T* out,
-                                        const SenseShape& shape, int threads);
+    // Rows and cols must be lengths that sense_plan accepts: no prime factor above 257. `mask` is (mask_batch,
+    // mask_rows, mask_cols); plans are those of rows and cols.
+    //
+    // Bytes of the plan for length n, 0 if there is none; with memory (64-byte aligned) it is written there.
+    template <class T> int64_t sense_plan(int64_t n, void* memory);
 
-    // out[b, i, j] = sum_c coils[b, c, i, j] * conj(maps[b, c, i, j] * p[i] * q[j])
-    template <class T> void coil_combine(const T* coils, const T* maps, const T* p, const T* q, T* out,
-                                         const SenseShape& shape, int threads);
+    // Numbers of T that `workspace` must hold, 64-byte aligned.
+    template <class T> int64_t sense_workspace(const SenseShape& shape, int threads);
 
-    // out[b, c, i, j] = coils[b, c, i, j] * conj(image[b, i, j] * p[i] * q[j])
-    template <class T> void coil_correlate(const T* coils, const T* image, const T* p, const T* q, T* out,
-                                           const SenseShape& shape, int threads);
+    // out = mask * F(maps * image)
+    template <class T> void sense_forward(const T* image, const T* maps, const T* mask, T* out, const void* row_plan,
+                                          const void* col_plan, T* workspace, const SenseShape& shape, int threads);
 
-    // out[b, c, i, j] = coils[b, c, i, j] * mask[b, i, j] * p[i] * q[j]; out may be coils.
-    template <class T> void coil_weight(const T* coils, const T* mask, const T* p, const T* q, T* out,
-                                        const SenseShape& shape, int threads);
+    // out = sum_c conj(maps) F^H(mask * kspace)
+    template <class T> void sense_adjoint(const T* kspace, const T* maps, const T* mask, T* out, const void* row_plan,
+                                          const void* col_plan, T* workspace, const SenseShape& shape, int threads);
+
+    // out = conj(image) F^H(mask * kspace)
+    template <class T>
+    void sense_maps_adjoint(const T* kspace, const T* image, const T* mask, T* out, const void* row_plan,
+                            const void* col_plan, T* workspace, const SenseShape& shape, int threads);
+
+    // out = sum_c conj(maps) F^H(mask^2 F(maps * image)), transforming only the axes along which the mask varies.
+    template <class T> void sense_normal(const T* image, const T* maps, const T* mask, T* out, const void* row_plan,
+                                         const void* col_plan, T* workspace, const SenseShape& shape, int threads);
 
 )

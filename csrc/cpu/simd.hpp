@@ -8,6 +8,7 @@
 #include <cstring>
 
 #define PYRECON_INLINE static inline __attribute__((always_inline))
+#define PYRECON_MEMBER inline __attribute__((always_inline))
 
 namespace pyrecon::PYRECON_ISA {
 
@@ -79,6 +80,99 @@ PYRECON_INLINE Vec<float> splat_pair(const float* p) {  // as one 64-bit broadca
   int64_t bits;
   std::memcpy(&bits, p, sizeof bits);
   return (Vec<float>)(bits - VecOf<double>::mask{});
+}
+
+// --- complex numbers and transposes ----------------------------------------------------------------------------------
+// Indices that stay within groups of 16 bytes, which is one cheap instruction each; group g of a result takes from
+// group g of both arguments. H = 0 is the low half of the pairs or groups, 1 the high half.
+template <int E, int H>
+struct PickAlternate {  // one stream of interleaved pairs: a0 a2 b0 b2
+  static constexpr int at(int i, int n) {
+    const int g = i / E * E, k = i % E;
+    return k < E / 2 ? g + 2 * k + H : n + g + 2 * (k - E / 2) + H;
+  }
+};
+template <int E, int H>
+struct PickPairs {  // pairs from two streams: a0 b0 a1 b1
+  static constexpr int at(int i, int n) { return i / E * E + i % E / 2 + H * E / 2 + (i % 2 ? n : 0); }
+};
+template <int E, int H>
+struct PickHalves {  // halves of groups: a0 a1 b0 b1
+  static constexpr int at(int i, int n) {
+    const int g = i / E * E, k = i % E;
+    return g + k % (E / 2) + H * E / 2 + (k < E / 2 ? 0 : n);
+  }
+};
+template <int E, int H>
+struct PickGroups {  // every second group of E lanes: of four, 0 2 of a and 0 2 of b, or 1 3 of both
+  static constexpr int at(int i, int n) {
+    const int g = i / E, k = i % E;
+    return (2 * (g % 2) + H) * E + k + (g < 2 ? 0 : n);
+  }
+};
+template <class Pick, class V, int... I>
+PYRECON_INLINE V pick(V a, V b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, Pick::at(I, sizeof...(I))...);
+}
+template <class Pick, class V>
+PYRECON_INLINE V pick(V a, V b) {
+  return pick<Pick>(a, b, typename Range<sizeof(V) / sizeof(a[0])>::type{});
+}
+template <class T>
+inline constexpr int group = 16 / sizeof(T);
+
+// `lanes` complex numbers as (re, im) pairs at p to a vector of each part. The order of the numbers changes to what
+// within-group shuffles give: lane i holds number complex_lane<T>(i). Arithmetic does not mind, and put_complex undoes
+// it.
+template <class T>
+PYRECON_INLINE void get_complex(const T* p, Vec<T>& re, Vec<T>& im) {
+  const Vec<T> a = load(p), b = load(p + lanes<T>);
+  re = pick<PickAlternate<group<T>, 0>>(a, b);
+  im = pick<PickAlternate<group<T>, 1>>(a, b);
+}
+template <class T>
+PYRECON_INLINE void put_complex(T* p, Vec<T> re, Vec<T> im) {
+  store<T>(p, pick<PickPairs<group<T>, 0>>(re, im));
+  store<T>(p + lanes<T>, pick<PickPairs<group<T>, 1>>(re, im));
+}
+template <class T>
+PYRECON_INLINE constexpr int complex_lane(int i) {
+  constexpr int e = group<T>, half = e / 2;
+  return i / e * half + i % half + (i % e < half ? 0 : static_cast<int>(lanes<T>) / 2);
+}
+
+// v[i][j] <-> v[j][i] for `lanes` vectors.
+template <class T>
+PYRECON_INLINE void transpose(Vec<T>* v) {
+  constexpr int n = lanes<T>, e = group<T>, groups = n / e;
+  for (int a = 0; a < n; a += e) {  // within groups: e x e blocks
+    if constexpr (e == 2) {
+      const Vec<T> t = pick<PickPairs<2, 0>>(v[a], v[a + 1]);
+      v[a + 1] = pick<PickPairs<2, 1>>(v[a], v[a + 1]);
+      v[a] = t;
+    } else {
+      const Vec<T> p = pick<PickPairs<4, 0>>(v[a], v[a + 1]), q = pick<PickPairs<4, 0>>(v[a + 2], v[a + 3]);
+      const Vec<T> r = pick<PickPairs<4, 1>>(v[a], v[a + 1]), s = pick<PickPairs<4, 1>>(v[a + 2], v[a + 3]);
+      v[a] = pick<PickHalves<4, 0>>(p, q);
+      v[a + 1] = pick<PickHalves<4, 1>>(p, q);
+      v[a + 2] = pick<PickHalves<4, 0>>(r, s);
+      v[a + 3] = pick<PickHalves<4, 1>>(r, s);
+    }
+  }
+  for (int i = 0; i < e; ++i) {  // groups as wholes: groups x groups
+    if constexpr (groups == 2) {
+      const Vec<T> t = pick<PickHalves<n, 0>>(v[i], v[i + e]);
+      v[i + e] = pick<PickHalves<n, 1>>(v[i], v[i + e]);
+      v[i] = t;
+    } else if constexpr (groups == 4) {
+      const Vec<T> p = pick<PickHalves<n, 0>>(v[i], v[i + e]), q = pick<PickHalves<n, 0>>(v[i + 2 * e], v[i + 3 * e]);
+      const Vec<T> r = pick<PickHalves<n, 1>>(v[i], v[i + e]), s = pick<PickHalves<n, 1>>(v[i + 2 * e], v[i + 3 * e]);
+      v[i] = pick<PickGroups<e, 0>>(p, q);
+      v[i + e] = pick<PickGroups<e, 1>>(p, q);
+      v[i + 2 * e] = pick<PickGroups<e, 0>>(r, s);
+      v[i + 3 * e] = pick<PickGroups<e, 1>>(r, s);
+    }
+  }
 }
 
 // The vector folded to its first N lanes: lane i is the sum of lanes i, i + N, i + 2 N, ...

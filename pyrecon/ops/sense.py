@@ -16,8 +16,8 @@ transformed. And the centring cancels against a rolled mask, so that A^H A needs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -68,103 +68,47 @@ def _normal_reference(image: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
 
 def _circulant(coils: Tensor, mask: Tensor) -> Tensor:
     """``F^H M^2 F``, transforming only the axes along which the mask varies."""
-    axes = _varying(mask)
+    axes = tuple(axis for axis in _AXES if mask.shape[axis] > 1)
     return _ifft(torch.fft.ifftshift(mask, dim=_AXES).square() * _fft(coils, axes), axes)
 
 
-def _varying(mask: Tensor) -> tuple[int, ...]:
-    return tuple(axis for axis in _AXES if mask.shape[axis] > 1)
-
-
 # --- kernels ---------------------------------------------------------------------------------------------------
-# The pointwise parts are kernels of ours, the transforms torch's. F = Q FFT P with diagonal phases P and Q, which the
-# pointwise kernels multiply in on their way: no fftshift copies.
-def _forward_by(ours: Any, image: Tensor, maps: Tensor, mask: Tensor, out: Tensor) -> None:
-    before, after = _centring(image)
-    ours.expand(image, maps, before, out)
-    ours.weight(_fft(out).contiguous(), mask, after, out)
+def _cpp(name: str, reference: Callable[..., Tensor]) -> Callable[..., None]:
+    """The kernel ``name`` of csrc/cpu/sense.cpp, and the reference for sizes that its FFT does not take."""
 
+    def kernel(first: Tensor, second: Tensor, mask: Tensor, out: Tensor) -> None:
+        plans = [_plan(n, out.dtype) for n in first.shape[-2:]]
+        if out.numel() == 0:
+            return
+        if any(plan is None for plan in plans):
+            out.copy_(reference(first, second, mask))
+            return
+        suffix, threads = "f32" if out.dtype == torch.complex64 else "f64", torch.get_num_threads()
+        coils = (first if first.dim() == 4 else second).shape[1]
+        maps_batch = second.shape[0] if second.dim() == 4 else 1
+        sizes = first.shape[0], coils, *first.shape[-2:], maps_batch, mask.shape[0], *mask.shape[2:], threads
+        workspace = torch.empty(getattr(_core, f"sense_workspace_{suffix}")(*sizes), dtype=mask.dtype)
+        tensors = (first, second, mask, out, *plans, workspace)
+        getattr(_core, f"{name}_{suffix}")(*(t.data_ptr() for t in tensors if t is not None), *sizes)
 
-def _adjoint_by(ours: Any, kspace: Tensor, maps: Tensor, mask: Tensor, out: Tensor) -> None:
-    ours.combine(_to_coils(ours, kspace, mask), maps, _centring(kspace)[0], out)
-
-
-def _maps_adjoint_by(ours: Any, kspace: Tensor, image: Tensor, mask: Tensor, out: Tensor) -> None:
-    ours.correlate(_to_coils(ours, kspace, mask), image, _centring(kspace)[0], out)
-
-
-def _to_coils(ours: Any, kspace: Tensor, mask: Tensor) -> Tensor:
-    coils = torch.empty_like(kspace)
-    p, q = _centring(kspace)[1]
-    ours.weight(kspace, mask, (p.conj().resolve_conj(), q.conj().resolve_conj()), coils)
-    return _ifft(coils).contiguous()
-
-
-def _normal_by(ours: Any, image: Tensor, maps: Tensor, mask: Tensor, out: Tensor) -> None:
-    axes = _varying(mask)
-    coils = _like_coils(image, maps, mask)
-    ours.expand(image, maps, None, coils)
-    spectrum = _fft(coils, axes).contiguous()  # torch lays a transform along the rows out by columns
-    ours.weight(spectrum, torch.fft.ifftshift(mask, dim=_AXES).square(), None, spectrum)
-    ours.combine(_ifft(spectrum, axes).contiguous(), maps, None, out)
-
-
-def _centring(like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Phases along rows and columns before and after an uncentred transform that make it a centred one."""
-    before, after = zip(*(_centring_axis(n, like.dtype, like.device) for n in like.shape[-2:]), strict=True)
-    return before, after
+    return kernel
 
 
 @cache
-def _centring_axis(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    # exp(-2 pi i (j - c)(k - c) / n) = exp(2 pi i c j / n) exp(-2 pi i j k / n) exp(2 pi i c (k - c) / n), c = n // 2
-    c, j = n // 2, torch.arange(n)
-    angles = (torch.remainder(c * index, n).double() * (2 * torch.pi / n) for index in (j, j - c))
-    before, after = (torch.polar(torch.ones_like(a), a).to(dtype=dtype, device=device) for a in angles)
-    return before, after
+def _plan(n: int, dtype: torch.dtype) -> Tensor | None:
+    """Tables of the C++ FFT of length n, or None where n has a prime factor that is too large."""
+    make = _core.sense_plan_f32 if dtype == torch.complex64 else _core.sense_plan_f64
+    memory = torch.empty(make(n, 0), dtype=torch.uint8)
+    return memory if make(n, memory.data_ptr()) else None
 
 
-class _Cpp:
-    """The pointwise kernels of csrc/cpu/sense.cpp."""
+def _triton(name: str) -> Callable[..., None]:
+    def kernel(*tensors: Tensor) -> None:
+        from pyrecon.kernels import sense
 
-    @staticmethod
-    def expand(image: Tensor, maps: Tensor, phases: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
-        _cpp("coil_expand", image, maps, phases, out, out, maps_batch=maps.shape[0])
+        getattr(sense, name)(*tensors)
 
-    @staticmethod
-    def combine(coils: Tensor, maps: Tensor, phases: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
-        _cpp("coil_combine", coils, maps, phases, out, coils, maps_batch=maps.shape[0])
-
-    @staticmethod
-    def correlate(coils: Tensor, image: Tensor, phases: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
-        _cpp("coil_correlate", coils, image, phases, out, coils)
-
-    @staticmethod
-    def weight(coils: Tensor, mask: Tensor, phases: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
-        _cpp("coil_weight", coils, mask, phases, out, coils, mask=mask.shape)
-
-
-def _cpp(
-    name: str,
-    first: Tensor,
-    second: Tensor,
-    phases: tuple[Tensor, Tensor] | None,
-    out: Tensor,
-    coils: Tensor,
-    *,
-    maps_batch: int = 1,
-    mask: tuple[int, ...] = (1, 1, 1, 1),
-) -> None:
-    kernel = getattr(_core, f"{name}_{'f32' if out.dtype == torch.complex64 else 'f64'}")
-    p, q = (phases[0].data_ptr(), phases[1].data_ptr()) if phases else (0, 0)
-    addresses = first.data_ptr(), second.data_ptr(), p, q, out.data_ptr()
-    kernel(*addresses, *coils.shape, maps_batch, mask[0], mask[2], mask[3], torch.get_num_threads())
-
-
-def _triton() -> ModuleType:
-    from pyrecon.kernels import sense
-
-    return sense
+    return kernel
 
 
 def _like_coils(image: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
@@ -179,25 +123,25 @@ _forward = Op(
     "sense_forward(Tensor image, Tensor maps, Tensor mask) -> Tensor",
     outputs=_like_coils,
     reference=_forward_reference,
-    kernels={"cpp": lambda *a: _forward_by(_Cpp, *a), "triton": lambda *a: _forward_by(_triton(), *a)},
+    kernels={"cpp": _cpp("sense_forward", _forward_reference), "triton": _triton("forward")},
 )
 _adjoint = Op(
     "sense_adjoint(Tensor kspace, Tensor maps, Tensor mask) -> Tensor",
     outputs=_like_image,
     reference=_adjoint_reference,
-    kernels={"cpp": lambda *a: _adjoint_by(_Cpp, *a), "triton": lambda *a: _adjoint_by(_triton(), *a)},
+    kernels={"cpp": _cpp("sense_adjoint", _adjoint_reference), "triton": _triton("adjoint")},
 )
 _maps_adjoint = Op(
     "sense_maps_adjoint(Tensor kspace, Tensor image, Tensor mask) -> Tensor",
     outputs=lambda kspace, image, mask: torch.empty_like(kspace),
     reference=_maps_adjoint_reference,
-    kernels={"cpp": lambda *a: _maps_adjoint_by(_Cpp, *a), "triton": lambda *a: _maps_adjoint_by(_triton(), *a)},
+    kernels={"cpp": _cpp("sense_maps_adjoint", _maps_adjoint_reference), "triton": _triton("maps_adjoint")},
 )
 _normal = Op(
     "sense_normal(Tensor image, Tensor maps, Tensor mask) -> Tensor",
     outputs=lambda image, maps, mask: torch.empty_like(image),
     reference=_normal_reference,
-    kernels={"cpp": lambda *a: _normal_by(_Cpp, *a), "triton": lambda *a: _normal_by(_triton(), *a)},
+    kernels={"cpp": _cpp("sense_normal", _normal_reference), "triton": _triton("normal")},
 )
 
 
@@ -302,7 +246,8 @@ def sense_forward(image: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | No
 
     Notes
     -----
-    CPU (C++) and GPU (Triton around cuFFT). Pruessmann et al., SENSE, Magn Reson Med 42:952 (1999).
+    CPU (C++ throughout; sizes with a prime factor above 257 take the reference and torch's FFT) and GPU (Triton around
+    cuFFT). Pruessmann et al., SENSE, Magn Reson Med 42:952 (1999).
     """
     check_dtype("image", image, COMPLEX)
     check_shape("image", image, (None, None, None), "(B, H, W)")
