@@ -153,14 +153,14 @@ def tv_whole_kernel(
     tl.store(count + sample, k)
 
 
-@triton.jit(do_not_specialize=["k"])
+@triton.jit(do_not_specialize=["k", "levels"])
 def tv_block_kernel(
-    x, weight, source, s_source, target, s_target, running, gaps, schedule, height, width, across, blocks, k,
+    x, weight, source, s_source, target, s_target, running, gaps, schedule, height, width, across, blocks, k, levels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, HALO: tl.constexpr, TINY: tl.constexpr,
-    LEVELS: tl.constexpr, ISOTROPIC: tl.constexpr, NONNEG: tl.constexpr, CERTIFY: tl.constexpr,
+    FIRST: tl.constexpr, ISOTROPIC: tl.constexpr, NONNEG: tl.constexpr, CERTIFY: tl.constexpr,
 ):  # fmt: skip
-    # LEVELS iterations on one block of one image, from the source to the target buffers, and its share of the gap of
-    # the source. No LEVELS: the source is a first dual, the target receives its projection and s = 0.
+    # Some iterations on one block of one image, from the source to the target buffers, and its share of the gap of the
+    # source. FIRST: no iterations; the source is a first dual, the target receives its projection and s = 0.
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     if CERTIFY:  # noqa: SIM102
@@ -178,7 +178,7 @@ def tv_block_kernel(
     level = tl.load(weight + sample)
     image = tl.load(x + sample * plane + at, inside, 0.0)
     down, right = _load_dual(source + 2 * sample * plane, at, plane, rows, columns, height, width)
-    if LEVELS == 0:
+    if FIRST:
         down, right = _project(down, right, level, TINY, ISOTROPIC)
         s_down = tl.zeros_like(image)
         s_right = tl.zeros_like(image)
@@ -188,7 +188,7 @@ def tv_block_kernel(
     if CERTIFY:
         gap = _gap(image, down, right, level, rows, columns, height, width, mine, ISOTROPIC, NONNEG)
         tl.store(gaps + sample * blocks + block, gap)
-    for g in range(0, LEVELS):
+    for g in range(0, levels):
         down, right, s_down, s_right = _advance(
             image, down, right, s_down, s_right, schedule, k + g, level, rows, columns, height, width,
             TINY, ISOTROPIC, NONNEG,
@@ -275,7 +275,7 @@ def tv_prox(
     def round_from(source: Tensor, s_source: Tensor, to: int, k: int, n: int) -> None:
         tv_block_kernel[(batch * blocks,)](
             x, weight, source, s_source, fields[to], momenta[to], running, gaps, schedule, height, width, across,
-            blocks, k, ROWS=rows, COLUMNS=columns, HALO=levels, LEVELS=n, CERTIFY=tol > 0 and n > 0,
+            blocks, k, n, ROWS=rows, COLUMNS=columns, HALO=levels, FIRST=n == 0, CERTIFY=tol > 0 and n > 0,
             num_warps=_warps(rows * columns * channels), **options,
         )  # fmt: skip
 
@@ -301,11 +301,13 @@ def _warps(elements: int) -> int:
 
 @triton.jit
 def soft_threshold_kernel(
-    x, threshold, out, total, n, t_row, t_column, CHANNELS: tl.constexpr, NONNEG: tl.constexpr, BLOCK: tl.constexpr
+    x, threshold, out, n, blocks, t_row, t_column, CHANNELS: tl.constexpr, NONNEG: tl.constexpr, BLOCK: tl.constexpr
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < total
-    level = tl.load(threshold + (at // n) * t_row + (at % n) * t_column, inside, 0.0)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < n
+    at = row * n + column
+    level = tl.load(threshold + row * t_row + column * t_column, inside, 0.0)
     if CHANNELS == 2:
         re = tl.load(x + 2 * at, inside, 0.0)
         im = tl.load(x + 2 * at + 1, inside, 0.0)
@@ -323,13 +325,18 @@ def soft_threshold_kernel(
 
 def soft_threshold(x: Tensor, threshold: Tensor, nonneg: bool, out: Tensor) -> None:
     """x (rows, n), threshold (rows | 1, n | 1)."""
-    rows, n = x.shape
     if x.numel() == 0:
         return
+    if x.shape[0] > 1 and x.shape[1] < 128:  # a program for each short row would be mostly idle
+        threshold = threshold.expand(x.shape).reshape(1, -1)
+        x, out = x.view(1, -1), out.view(1, -1)
+    rows, n = x.shape
     channels = 2 if x.is_complex() else 1
     if channels == 2:
         x, out = torch.view_as_real(x), torch.view_as_real(out)
     t_row, t_column = (threshold.stride(i) if threshold.shape[i] > 1 else 0 for i in (0, 1))
-    soft_threshold_kernel[(triton.cdiv(rows * n, 1024),)](
-        x, threshold, out, rows * n, n, t_row, t_column, CHANNELS=channels, NONNEG=nonneg, BLOCK=1024
+    block = min(1024, triton.next_power_of_2(n))
+    blocks = triton.cdiv(n, block)
+    soft_threshold_kernel[(rows * blocks,)](
+        x, threshold, out, n, blocks, t_row, t_column, CHANNELS=channels, NONNEG=nonneg, BLOCK=block
     )
