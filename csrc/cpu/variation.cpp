@@ -363,6 +363,7 @@ void tv_prox(const T* x, const T* weight, const T* first_dual, T* u, T* dual, in
 template <class T>
 void soft_threshold(const T* x, const T* threshold, T* out, int64_t rows, int64_t n, int64_t channels, int64_t t_row,
                     int64_t t_column, bool nonneg, int threads) {
+  if (rows * n == 0) return;
   // Shares of the flat range: one long row and many short ones go the same way.
   parallel_for(threads, rows * n, 16384, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin / n; begin < end; ++row) {
