@@ -38,7 +38,8 @@ def test_no_kernel_code_is_shared_between_instruction_sets() -> None:
         pytest.skip("installed from a wheel: no object files to look into")
     for path in objects:
         table = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
-        weak = [line for line in table.splitlines() if re.match(r"[0-9a-f]+ [WVu] ", line)]
+        # DW.ref is a pointer of the exception tables, not code.
+        weak = [line for line in table.splitlines() if re.match(r"[0-9a-f]+ [WVu] (?!DW\.ref)", line)]
         shared = [line for line in weak if f"pyrecon::{path.parts[-4].split('_')[1].removesuffix('.dir')}" not in line]
         assert not shared, f"{path.name} instantiates code that all levels share:\n" + "\n".join(shared)
 

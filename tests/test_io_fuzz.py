@@ -39,7 +39,7 @@ def measurement(path: Path) -> None:
 def system_matrix(path: Path) -> None:
     grid = Grid((2, 3), (1e-3, 1e-3), (0.0, 0.0))
     calibration = MPICalibration(
-        noise(2, 2, 5, 6), np.arange(1, 6) * 100.0, grid, noise(3, 2, 2, 5), np.array([0, 3, 6]), np.ones((2, 2, 5))
+        noise(2, 2, 5, 6), np.arange(1, 6) * 100.0, grid, noise(3, 2, 2, 5), np.array([0, 3, 6]), snr=np.ones((2, 2, 5))
     )
     mdf.write_system_matrix(path, calibration)
 

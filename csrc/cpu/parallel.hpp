@@ -24,8 +24,8 @@ PYRECON_INLINE void parallel_shares(int shares, int64_t n, const Body& body) {
   for (int s = 0; s < shares; ++s) body(s, n * s / shares, n * (s + 1) / shares);
 }
 
-// body(begin, end) over [0, n) in contiguous shares, one per thread; no thread gets fewer than `grain` items. With n = 0
-// nothing runs: a body may divide by sizes that are zero then.
+// body(begin, end) over [0, n) in contiguous shares, one per thread; no thread gets fewer than `grain` items. With n =
+// 0 nothing runs: a body may divide by sizes that are zero then.
 template <class Body>
 PYRECON_INLINE void parallel_for(int threads, int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
