@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from importlib.metadata import version as distribution_version
+import pyrecon
 
 project = "pyrecon"
 author = "The pyrecon developers"
 copyright = "the pyrecon developers, Apache-2.0"
-release = distribution_version("pyrecon-imaging")
+release = pyrecon.__version__
 
 extensions = [
     "myst_parser",
@@ -35,3 +35,16 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
 }
 suppress_warnings = ["config.cache"]
+
+
+def _norms_are_not_substitutions(app, what, name, obj, options, lines):  # type: ignore[no-untyped-def]
+    """Docstrings write |x| for a norm and x * y for a product; reStructuredText reads markup into both."""
+    text = "\n".join(lines)
+    parts = text.split("``")
+    parts[::2] = [part.replace("|", r"\|").replace(" * ", r" \* ") for part in parts[::2]]
+    lines[:] = "``".join(parts).split("\n")
+
+
+def setup(app):  # type: ignore[no-untyped-def]
+    # After napoleon (500), which looks for | in type lists.
+    app.connect("autodoc-process-docstring", _norms_are_not_substitutions, priority=900)

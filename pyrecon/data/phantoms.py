@@ -137,7 +137,7 @@ def vessel_patches(
     volume
         3-D intensities; the projection runs along the first axis. Negative values count as zero.
     count, shape
-        Returns (count, *shape).
+        Returns ``(count, *shape)``.
     depth, factor
         A patch has ``(depth, factor * shape[0], factor * shape[1])`` voxels.
     level, filled
@@ -180,7 +180,7 @@ def retina_vessels(
     Parameters
     ----------
     shape, count
-        Returns (count, *shape).
+        Returns ``(count, *shape)``.
     pixels
         How many pixels of the photograph make one of the result; vessels are 5 to 15 of them wide. With 2, and 4 x 4
         pixels of the result for one of the system matrix, they are one or two voxels wide.

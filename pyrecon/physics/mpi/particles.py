@@ -47,7 +47,7 @@ class Particles:
 
     In a field of flux density B a core of volume V = pi d^3 / 6 and saturation magnetisation M_s has the moment
     m = M_s V and the mean moment ``m L(m |B| / k_B T)`` along B. For small fields this is ``m^2 B / (3 k_B T)``.
-    A distribution of core sizes is log-normal in number: log d ~ N(log ``core_diameter``, ``size_spread``^2).
+    A distribution of core sizes is log-normal in number: ``log d ~ N(log core_diameter, size_spread^2)``.
 
     Relaxation is first order, tau dM/dt = M_eq - M; in the periodic steady state the component at frequency f is
     multiplied by 1 / (1 + 2 pi i f tau) (Debye).

@@ -15,7 +15,7 @@ Complex = NDArray[np.complex128]
 class ReceiveCoil:
     """Coils whose signals are combined to look along the drive field, at every angle of the line.
 
-    p(r, theta) = ``sensitivity`` (1 + |r - ``center``|^2 / ``radius``^2)^(-3/2) (1 + ``anisotropy`` cos 2 theta)
+    ``p(r, theta) = sensitivity (1 + |r - center|^2 / radius^2)^(-3/2) (1 + anisotropy cos 2 theta)``
 
     The fall-off is that of the field of a current loop along its axis.
 
