@@ -39,7 +39,12 @@ def measurement(path: Path) -> None:
 def system_matrix(path: Path) -> None:
     grid = Grid((2, 3), (1e-3, 1e-3), (0.0, 0.0))
     calibration = MPICalibration(
-        noise(2, 2, 5, 6), np.arange(1, 6) * 100.0, grid, noise(3, 2, 2, 5), np.array([0, 3, 6]), snr=np.ones((2, 2, 5))
+        noise(2, 2, 5, 6),
+        np.arange(1, 6) * 100.0,
+        grid,
+        background=noise(3, 2, 2, 5),
+        background_positions=np.array([0, 3, 6]),
+        snr=np.ones((2, 2, 5)),
     )
     mdf.write_system_matrix(path, calibration)
 
@@ -236,10 +241,10 @@ def odd_list(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "harm", "message"),
     [
-        (measurement, endless_heap, "free space of no length"),
+        (measurement, endless_heap, "the HDF5 heap at byte .* holds a value of 0 bytes"),
         (measurement, long_reference, "/version: refers to 2147483647 bytes that are not at their place"),
         (measurement, odd_number, "/measurement/data: values of an unusual type"),
-        (ismrmrd, endless_heap, "free space of no length"),
+        (ismrmrd, endless_heap, "the HDF5 heap at byte .* holds a value of 0 bytes"),
         (ismrmrd, odd_list, "/dataset/data: values of an unusual type"),
     ],
 )

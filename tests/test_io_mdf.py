@@ -165,12 +165,38 @@ def test_reading_and_writing_again_changes_nothing(tmp_path: Path) -> None:
         ({"metadata": {"/acquisition/drivefield/strength": np.ones(7)}}, "/acquisition/drivefield/strength"),
         ({"metadata": {"/study/number": "seven"}}, "/study/number"),
         ({"metadata": {"odd": object()}}, "odd"),
+        ({"spectrum": np.zeros((4, 3, 2), np.complex64)}, r"scan.spectrum: got shape \(4, 3, 2\), expected 4 axes"),
+        ({"is_background": np.zeros(5, bool)}, r"is_background: got shape \(5,\), expected \(4,\)"),
+        ({"transfer_function": np.ones((2, 4), complex)}, r"transfer_function: got shape \(2, 4\), expected \(2, 3\)"),
     ],
 )
 def test_what_does_not_fit_is_not_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mdf.write_measurement(tmp_path / "m.mdf", replace(a_scan(length=3), **change))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["spectrum", "frequencies", "background", "background_positions", "position_order", "snr"]
+)
+def test_a_calibration_whose_parts_do_not_fit_is_not_written(tmp_path: Path, name: str) -> None:
+    calibration = a_calibration()
+    part = getattr(calibration, name)
+    wrong = np.zeros(11, int) if part is None else part[..., 1:]
+    with pytest.raises(ValueError, match=f"{name}: got shape"):
+        mdf.write_system_matrix(tmp_path / "s.mdf", replace(calibration, **{name: wrong}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_order_in_which_positions_were_measured(tmp_path: Path) -> None:
+    written = replace(a_calibration(), position_order=np.random.default_rng(8).permutation(12))
+    mdf.write_system_matrix(tmp_path / "s.mdf", written, method="hybrid")
+    back = mdf.read_system_matrix(tmp_path / "s.mdf")
+    for name in ("spectrum", "background", "background_positions", "position_order"):
+        assert same(getattr(back, name), getattr(written, name)), name
+    assert back.metadata["/calibration/method"] == "hybrid"
+    mdf.write_system_matrix(tmp_path / "t.mdf", back)
+    assert mdf.read_system_matrix(tmp_path / "t.mdf").metadata["/calibration/method"] == "hybrid"
 
 
 # ---- files of other writers

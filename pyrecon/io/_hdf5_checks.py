@@ -1,6 +1,6 @@
 """What HDF5 2.0 believes though a damaged file may get it wrong, checked before it is asked to read. Found by fuzzing.
 
-- A heap's free space of length zero keeps it in place for ever.
+- A heap's free space of length zero, or a value of nearly 2^64 bytes, keeps it in place for ever.
 - The length in a reference to a variable-length value makes it allocate and copy that much, whatever the heap holds.
 - A number type with an odd bias or layout makes its conversion write past the end of the buffer.
 
@@ -122,10 +122,14 @@ class Heaps:
                 while at + _OBJECT_HEADER <= stop:
                     index = int.from_bytes(content[at : at + 2], "little")
                     size = int.from_bytes(content[at + 8 : at + 16], "little")
-                    if index == 0 and size < _OBJECT_HEADER:
-                        raise DataError(f"{self._path}: the HDF5 heap at byte {start} has free space of no length")
+                    step = _OBJECT_HEADER + (size + 7) // 8 * 8 if index else size
+                    if step < _OBJECT_HEADER or at + step > stop:
+                        raise DataError(
+                            f"{self._path}: the HDF5 heap at byte {start} holds a value of {size} bytes, expected 0 to "
+                            f"{stop - at - _OBJECT_HEADER}; it is truncated or corrupted"
+                        )
                     sizes[start - self._base, index] = size
-                    at += _OBJECT_HEADER + (size + 7) // 8 * 8 if index else size
+                    at += step
                 start = content.find(_SIGNATURE, start + len(_SIGNATURE))
         return sizes
 

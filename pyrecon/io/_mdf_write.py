@@ -36,8 +36,13 @@ def write_measurement(path: PathLike, scan: MPIScan, *, domain: Literal["frequen
     """
     if domain not in ("frequency", "time"):
         raise ValueError(f"domain: got {domain!r}, expected 'frequency' or 'time'")
+    frames, periods, channels, length = _shape("scan.spectrum", scan.spectrum, 4)
+    _check_shapes(
+        frequencies=(scan.frequencies, (length,)),
+        is_background=(scan.is_background, (frames,)),
+        transfer_function=(scan.transfer_function, (channels, length)),
+    )
     bins = _bins(scan.frequencies, scan.metadata)
-    frames, periods, channels, _ = scan.spectrum.shape
     fields = _common(scan, bins, frames, periods, channels, scan.is_background)
     fields["/measurement/isFastFrameAxis"] = np.int8(0)
     fields["/measurement/isFramePermutation"] = np.int8(0)
@@ -60,16 +65,25 @@ def write_measurement(path: PathLike, scan: MPIScan, *, domain: Literal["frequen
     _write(path, fields)
 
 
-def write_system_matrix(path: PathLike, calibration: MPICalibration, *, method: str = "simulation") -> None:
+def write_system_matrix(path: PathLike, calibration: MPICalibration, *, method: str | None = None) -> None:
     """Write a system matrix as MDF 2.1.0, whole or not at all: positions in order xyz, then background frames.
 
-    ``method`` says how it was obtained ("robot", "hybrid", "simulation"). The image axes y and x (or z, y, x) are those
-    of the grid unless ``metadata["axes"]`` names others. See :func:`write_measurement` for ``metadata`` and errors.
+    ``method`` says how it was obtained ("robot", "hybrid", "simulation"); without it, the metadata do, or it is
+    "unknown". The image axes y and x (or z, y, x) are those of the grid unless ``metadata["axes"]`` names others. See
+    :func:`write_measurement` for ``metadata`` and errors.
     """
-    spectrum, grid = calibration.spectrum, calibration.grid
-    periods, channels, _, count = spectrum.shape
-    if count != grid.size:
-        raise ValueError(f"calibration: spectrum has {count} positions, expected {grid.size} for the grid {grid.shape}")
+    spectrum, grid, background = calibration.spectrum, calibration.grid, calibration.background
+    periods, channels, length, count = _shape("calibration.spectrum", spectrum, 4)
+    extra = 0 if background is None else len(background)
+    _check_shapes(
+        spectrum=(spectrum, (periods, channels, length, grid.size)),
+        frequencies=(calibration.frequencies, (length,)),
+        background=(background, (extra, periods, channels, length)),
+        background_positions=(calibration.background_positions, (extra,)),
+        position_order=(calibration.position_order, (count,)),
+        snr=(calibration.snr, (periods, channels, length)),
+        transfer_function=(calibration.transfer_function, (channels, length)),
+    )
     axes = str(calibration.metadata.get("axes", "zyx"[-len(grid.shape) :]))
     if len(axes) != len(grid.shape) or not set(axes) <= set("xyz") or len(set(axes)) != len(axes):
         raise ValueError(f"metadata['axes']: got {axes!r}, expected {len(grid.shape)} of the letters x, y, z")
@@ -77,8 +91,6 @@ def write_system_matrix(path: PathLike, calibration: MPICalibration, *, method: 
     # Voxels with x fastest: the image axes sorted z, y, x.
     voxels = np.arange(count).reshape(grid.shape).transpose(np.argsort([-"xyz".index(a) for a in axes])).ravel()
     data = np.moveaxis(spectrum[..., voxels], -1, 0)
-    background = calibration.background
-    extra = 0 if background is None else len(background)
     if background is not None:
         data = np.concatenate([data, background])
     is_background = np.arange(count + extra) >= count
@@ -114,13 +126,25 @@ def write_system_matrix(path: PathLike, calibration: MPICalibration, *, method: 
                 if axis not in axes:
                     fields[f"/calibration/{name}"][i] = np.asarray(known)[i]
     fields["/calibration/order"] = "xyz"
-    fields["/calibration/method"] = str(calibration.metadata.get("/calibration/method", method))
+    fields["/calibration/method"] = method or str(calibration.metadata.get("/calibration/method", "unknown"))
     fields.pop("/calibration/isMeanderingGrid", None)
     for name in ("offsetFields", "offsetField"):  # one row a position, in the order of the file it came from
         fields.pop(f"/calibration/{name}", None)
     if calibration.snr is not None:
         fields["/calibration/snr"] = calibration.snr.astype(np.float64)
     _write(path, fields)
+
+
+def _shape(name: str, values: NDArray[Any], axes: int) -> tuple[int, ...]:
+    if values.ndim != axes or values.size == 0:
+        raise ValueError(f"{name}: got shape {values.shape}, expected {axes} axes, none of them empty")
+    return values.shape
+
+
+def _check_shapes(**arrays: tuple[NDArray[Any] | None, tuple[int, ...]]) -> None:
+    for name, (values, expected) in arrays.items():
+        if values is not None and np.shape(values) != expected:
+            raise ValueError(f"{name}: got shape {np.shape(values)}, expected {expected}")
 
 
 class _Bins(NamedTuple):
