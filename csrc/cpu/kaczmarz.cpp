@@ -99,44 +99,49 @@ PYRECON_INLINE Columns<T> columns_of(int64_t width) {
 }
 
 // --- Gram matrices -----------------------------------------------------------------------------------------------
-// gram[(k P + l) parts + part] = a_k.conj(a_l) for l <= k. Re: a_k.a_l over the reals; Im: a_k.swapped(a_l), odd -
-// even.
+// gram[(k P + l) parts + part] = a_k.conj(a_l) for l <= k. Real parts: a_k.a_l over the reals; imaginary parts, for
+// l < k: a_k.swapped(a_l), odd lanes less even ones.
+template <class T, bool Complex, bool Imaginary>
+PYRECON_INLINE void gram_part(const Block<T>& block, const Block<T>& next, const Columns<T>& columns, T* gram) {
+  constexpr int first = Imaginary ? 1 : 0, pairs = P * (P + 1 - 2 * first) / 2;
+  const auto pair = [](int k, int l) __attribute__((always_inline)) { return k * (k + 1 - 2 * first) / 2 + l; };
+  T total[pairs] = {};
+  Vec<T> acc[pairs] = {};
+  const auto add = [&](int64_t i, bool rest) __attribute__((always_inline)) {
+    Vec<T> a[P], b[P];
+#pragma GCC unroll 8
+    for (int k = 0; k < P; ++k) {
+      a[k] = load_once<P>(block.row[k] + i);
+      b[k] = Imaginary ? swapped<T>(a[k]) : a[k];
+      if (rest) b[k] *= columns.mask;
+    }
+#pragma GCC unroll 8
+    for (int k = first; k < P; ++k)
+#pragma GCC unroll 8
+      for (int l = 0; l <= k - first; ++l) acc[pair(k, l)] += a[k] * b[l];
+  };
+  const auto restart = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int q = 0; q < pairs; ++q) {
+      total[q] += sum<T>(Imaginary ? -alternating<T>() * acc[q] : acc[q]);
+      acc[q] = Vec<T>{};
+    }
+  };
+  for (int64_t i = 0; i < columns.whole; i += lanes<T>) {
+    if (i > 0 && i % (kRun * lanes<T>) == 0) restart();
+    add(i, false);
+    if constexpr (!Imaginary) prefetch_rows<T>(next, i);
+  }
+  if (columns.rest) add(columns.last, true);
+  restart();
+  for (int k = first; k < P; ++k)
+    for (int l = 0; l <= k - first; ++l) gram[(k * P + l) * parts<Complex> + Imaginary] = total[pair(k, l)];
+}
+
 template <class T, bool Complex>
 PYRECON_INLINE void gram_block(const Block<T>& block, const Block<T>& next, const Columns<T>& columns, T* gram) {
-  constexpr int pairs = P * (P + 1) / 2;
-  for (int part = 0; part < parts<Complex>; ++part) {
-    T total[pairs] = {};
-    Vec<T> acc[pairs] = {};
-    const auto add = [&](int64_t i, bool rest) __attribute__((always_inline)) {
-      Vec<T> a[P], b[P];
-#pragma GCC unroll 8
-      for (int k = 0; k < P; ++k) {
-        a[k] = load(block.row[k] + i);
-        b[k] = part == 0 ? a[k] : swapped<T>(a[k]);
-        if (rest) b[k] *= columns.mask;
-      }
-#pragma GCC unroll 8
-      for (int k = 0; k < P; ++k)
-#pragma GCC unroll 8
-        for (int l = 0; l <= k; ++l) acc[k * (k + 1) / 2 + l] += a[k] * b[l];
-    };
-    const auto restart = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 16
-      for (int q = 0; q < pairs; ++q) {
-        total[q] += sum<T>(part == 0 ? acc[q] : -alternating<T>() * acc[q]);
-        acc[q] = Vec<T>{};
-      }
-    };
-    for (int64_t i = 0; i < columns.whole; i += lanes<T>) {
-      if (i > 0 && i % (kRun * lanes<T>) == 0) restart();
-      add(i, false);
-      prefetch_rows<T>(next, i);
-    }
-    if (columns.rest) add(columns.last, true);
-    restart();
-    for (int k = 0; k < P; ++k)
-      for (int l = 0; l <= k; ++l) gram[(k * P + l) * parts<Complex> + part] = total[k * (k + 1) / 2 + l];
-  }
+  gram_part<T, Complex, false>(block, next, columns, gram);
+  if constexpr (Complex) gram_part<T, Complex, true>(block, next, columns, gram);
 }
 
 template <class T, bool Complex>  // fewer columns than lanes
