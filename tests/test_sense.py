@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import pyrecon
+from pyrecon import _core
 from pyrecon.ops import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 from pyrecon.testing import assert_adjoint, assert_close_to_reference
 
@@ -87,6 +89,39 @@ def test_shared_inputs_collect_gradients_over_the_batch() -> None:
     maps = randn(1, 2, 4, 6, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: sense_normal(x, s, mask), maps)
     assert torch.autograd.gradcheck(lambda s: sense_forward(x, s, mask), maps)
+
+
+@pytest.mark.parametrize(
+    ("batch", "coils"),
+    [(1, 5), (1, 2), (2, 1), (4, 2), (3, 3)],
+    ids=["coils and a rest", "fewer coils than threads", "one coil", "samples", "samples and a rest"],
+)
+def test_threads_share_the_work_without_changing_the_answer(batch: int, coils: int) -> None:
+    # 192 x 140 is large enough that one coil is split between threads too; 140 leaves a tile that is not full.
+    x, k = randn(batch, 192, 140, dtype=torch.complex64), randn(batch, coils, 192, 140, dtype=torch.complex64, seed=1)
+    maps = randn(1, coils, 192, 140, dtype=torch.complex64, seed=2)
+    before = torch.get_num_threads()
+    for size in [(1, 1, 192, 140), (batch, 1, 192, 1), (1, 1, 1, 140), (1, 1, 1, 1)]:
+        mask = random_mask(*size, dtype=torch.float32)
+        answers = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            calls = (sense_forward(x, maps, mask), sense_normal(x, maps, mask))
+            answers.append((*calls, sense_adjoint(k, maps, mask), sense_maps_adjoint(k, x, mask)))
+        torch.set_num_threads(before)
+        for answer in answers[1:]:
+            for value, alone in zip(answer, answers[0], strict=True):
+                # Only the sum over coils may be grouped otherwise: a rounding per coil.
+                assert_close_to_reference(value, alone, k=coils + 1)
+
+
+def test_sizes_with_large_primes_take_the_reference() -> None:
+    assert _core.sense_plan_f32(257 * 8, 0) > 0
+    assert _core.sense_plan_f32(263, 0) == 0
+    x, maps, mask = randn(1, 263, 6), randn(1, 2, 263, 6, seed=1), random_mask(1, 1, 263, 6)
+    with pyrecon.backend("reference"):
+        expected = sense_normal(x, maps, mask)
+    assert torch.equal(sense_normal(x, maps, mask), expected)
 
 
 def test_a_nan_stays_in_its_sample() -> None:
