@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from pyrecon.ops import project_l2_ball
+from pyrecon.ops import project_l2_ball, sm_consistency
+
+M, N = 5486, 338
 
 
 def torch_project(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> Tensor:
@@ -19,10 +23,9 @@ def torch_project(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> Ten
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
 @pytest.mark.parametrize("batch", [1, 64])
 def test_project_l2_ball(timed, impl: str, batch: int) -> None:
-    m = 5486
     generator = torch.Generator().manual_seed(0)
-    v, center = (torch.randn(batch, m, generator=generator) for _ in range(2))
-    radius = torch.full((batch,), 0.5 * m**0.5)
+    v, center = (torch.randn(batch, M, generator=generator) for _ in range(2))
+    radius = torch.full((batch,), 0.5 * M**0.5)
     out = torch.empty_like(v)
     call = {
         "pyrecon": lambda: project_l2_ball(v, center, radius, out=out),
@@ -30,11 +33,97 @@ def test_project_l2_ball(timed, impl: str, batch: int) -> None:
     }
     timed(
         call[impl],
-        row=f"l2-ball projection, {batch} x {m}",
+        row=f"l2-ball projection, {batch} x {M}",
         impl=impl,
         expected=torch_project(v.double(), center.double(), radius.double(), out.double()),
         k=34,
-        bytes_moved=3 * 4 * batch * m,
-        flops=6 * batch * m,
-        sizes={"batch": batch, "rows": m},
+        bytes_moved=3 * 4 * batch * M,
+        flops=6 * batch * M,
+        sizes={"batch": batch, "rows": M},
+    )
+
+
+class TorchStep:
+    """The step in torch, every result and the one intermediate in a buffer made once."""
+
+    def __init__(self, x: Tensor, d: Tensor) -> None:
+        self.r = torch.empty_like(x)
+        self.product, self.z, self.w = (torch.empty_like(d) for _ in range(3))
+
+    def __call__(
+        self, A: Tensor, x: Tensor, d: Tensor, y: Tensor, radius: Tensor, Ax: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        product = torch.mm(x, A.T, out=self.product) if Ax is None else Ax
+        torch.sub(product, d, out=self.w)
+        torch_project(self.w, y, radius, self.z)
+        torch.add(self.z, d, out=self.w)
+        return self.z, torch.mm(self.w, A, out=self.r), product
+
+
+def plain_step(
+    A: Tensor, x: Tensor, d: Tensor, y: Tensor, radius: Tensor, Ax: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    product = x.to(A.dtype) @ A.T if Ax is None else Ax
+    offset = product - d - y
+    norm = torch.linalg.vector_norm(offset, dim=1, keepdim=True)
+    z = y + offset * (radius[:, None] / norm).clamp(max=1.0)
+    r = (z + d) @ A.conj()
+    return z, r if x.is_complex() else r.real, product
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torch", pytest.param("torch.compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("given", [False, True], ids=["whole", "given"])
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_sm_consistency(timed, impl: str, batch: int, given: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, x = torch.randn(M, N, generator=generator), torch.randn(batch, N, generator=generator)
+    d, y = (N**0.5 * torch.randn(batch, M, generator=generator) for _ in range(2))
+    radius = (M * N) ** 0.5 * torch.linspace(0.5, 2.5, batch)  # some samples inside their ball, most outside
+    inputs = A, x, d, y, radius
+    expected = plain_step(*(t.double() for t in inputs), None)
+    Ax = expected[2].float() if given else None
+    product = Ax if Ax is not None else torch.empty_like(d)
+    out = torch.empty_like(d), torch.empty_like(x), product
+    eager, compiled = TorchStep(x, d), torch.compile(plain_step)
+    call = {
+        "pyrecon": lambda: sm_consistency(*inputs, Ax=Ax, out=out),
+        "torch": lambda: eager(*inputs, Ax),
+        "torch.compile": lambda: compiled(*inputs, Ax),
+    }
+    products = 1 if given else 2
+    timed(
+        call[impl],
+        row=f"sm_consistency {M} x {N}, {batch} sample{'s' * (batch > 1)}{', product given' * given}",
+        impl=impl,
+        expected=expected,
+        k=64,
+        # the sums of 5,486 terms by the rivals, in single precision throughout
+        bytes_moved=4 * (M * N + batch * (2 * N + (5 if given else 4) * M)),
+        flops=2 * products * batch * M * N,
+        sizes={"batch": batch, "rows": M, "columns": N},
+    )
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torch"])
+@pytest.mark.parametrize("batch", [1, 64])
+def test_real_images_under_a_complex_matrix(timed, impl: str, batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    m = M // 2
+    A = torch.randn(m, N, generator=generator, dtype=torch.complex64)
+    x = torch.randn(batch, N, generator=generator)
+    d, y = (N**0.5 * torch.randn(batch, m, generator=generator, dtype=torch.complex64) for _ in range(2))
+    radius = (m * N) ** 0.5 * torch.linspace(0.5, 2.5, batch)
+    inputs = A, x, d, y, radius
+    wide = [t.to(torch.complex128 if t.is_complex() else torch.float64) for t in inputs]
+    out = torch.empty_like(d), torch.empty_like(x), torch.empty_like(d)
+    call = {"pyrecon": lambda: sm_consistency(*inputs, out=out), "torch": lambda: plain_step(*inputs, None)}
+    timed(
+        call[impl],
+        row=f"sm_consistency {m} x {N} complex, {batch} real image{'s' * (batch > 1)}",
+        impl=impl,
+        expected=plain_step(*wide, None),
+        k=64,
+        bytes_moved=8 * (m * N + batch * (N + 4 * m)),
+        flops=8 * batch * m * N,
+        sizes={"batch": batch, "rows": m, "columns": N},
     )

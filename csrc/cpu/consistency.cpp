@@ -241,98 +241,144 @@ struct Sums {
   }
 };
 
-// running += A^T w for `rows` rows from `row`, S right-hand sides from `side` and V vectors of columns from `i`.
+// Cache lines to fetch while a chunk is worked on: those of the next one, a few with each tile. Tiles walk down
+// columns, which the processor's own prefetcher does not follow: without this a matrix in memory is read at half the
+// speed.
+struct Ahead {
+  const char* at;
+  int64_t lines;  // pairs of lines per tile, up to the number of its rows; 0: none
+};
+
+// running += A^T w for `rows` rows from `row`, S weights from `side` and V vectors of columns from `i`. Weight s of row
+// j is w[s * stride + j * unit].
 template <int S, int V, bool TAIL, class T, Field F>
-PYRECON_INLINE void adjoint_tile(const Problem<T, F>& p, int64_t row, int64_t rows, int64_t side, int64_t i, const T* w,
-                                 T* running) {
-  const T* a = p.a + row * p.k;
-  w += side * chunk * p.unit;
-  running += side * p.padded + i;
+PYRECON_INLINE void adjoint_tile(const Problem<T, F>& p, int64_t row, int64_t rows, int64_t i, const T* w,
+                                 int64_t stride, T* running, Ahead& ahead) {
+  const T* a = p.a + row * p.k + (TAIL ? p.k - lanes<T> : i);
   Vec<T> total[S][V] = {};
   for (int64_t j = 0; j < rows; ++j) {
-    Vec<T> aj[V];
-    for (int v = 0; v < V; ++v)
-      aj[v] = TAIL ? load(a + (j + 1) * p.k - lanes<T>) : load(a + j * p.k + i + v * lanes<T>);
-    for (int s = 0; s < S; ++s) {
-      const Vec<T> ws = splat_unit<p.unit>(w + (s * chunk + j) * p.unit);
-      for (int v = 0; v < V; ++v) total[s][v] += aj[v] * ws;
+    if (j < ahead.lines) __builtin_prefetch(ahead.at + 128 * j), __builtin_prefetch(ahead.at + 128 * j + 64);
+    if constexpr (V < S) {  // the fewer operands wait in registers for the others
+      Vec<T> aj[V];
+      for (int v = 0; v < V; ++v) aj[v] = load(a + j * p.k + v * lanes<T>);
+      for (int s = 0; s < S; ++s) {
+        const Vec<T> ws = splat_unit<p.unit>(w + s * stride + j * p.unit);
+        for (int v = 0; v < V; ++v) total[s][v] += aj[v] * ws;
+      }
+    } else {
+      Vec<T> ws[S];
+      for (int s = 0; s < S; ++s) ws[s] = splat_unit<p.unit>(w + s * stride + j * p.unit);
+      for (int v = 0; v < V; ++v) {
+        const Vec<T> aj = load(a + j * p.k + v * lanes<T>);
+        for (int s = 0; s < S; ++s) total[s][v] += aj * ws[s];
+      }
     }
   }
   for (int s = 0; s < S; ++s) {
     for (int v = 0; v < V; ++v) {
-      T* out = running + s * p.padded + v * lanes<T>;
+      T* out = running + s * p.padded + i + v * lanes<T>;
       store<T>(out, load(out) + total[s][v]);
     }
   }
+  ahead.at += 128 * ahead.lines;
 }
 
-// The same for all right-hand sides and columns of a chunk; its columns stay in cache strip by strip.
+// The same for all columns and `count` weights, four at a time; strips of columns stay in cache for all of them.
 template <class T, Field F>
-PYRECON_INLINE void adjoint_chunk(const Problem<T, F>& p, int64_t row, int64_t rows, const T* w, T* running) {
-  constexpr int strip = tile / 4;
-  for (int64_t v = 0; v < p.full; v += strip) {
-    for (int64_t side = 0; side < p.sides; side += 4) {
-      with_count<4>(p.sides - side, [&](auto s) {
-        with_count<strip>(p.full - v, [&](auto count) {
-          adjoint_tile<decltype(s)::value, decltype(count)::value, false>(p, row, rows, side, v * lanes<T>, w, running);
-        });
+PYRECON_INLINE void adjoint_rows(const Problem<T, F>& p, int64_t row, int64_t rows, int64_t count, const T* w,
+                                 int64_t stride, T* running) {
+  // One weight makes strips so wide that the processor's prefetcher follows them.
+  const int64_t bytes = rows * p.k * sizeof(T),
+                tiles = (p.full / (tile / (count < 4 ? count : 4)) + 1) * ((count + 3) / 4);
+  Ahead ahead{reinterpret_cast<const char*>(p.a + row * p.k) + bytes, count > 1 ? bytes / 128 / tiles + 1 : 0};
+  const auto strips = [&](auto s, int64_t side, int64_t begin, int64_t end) {
+    constexpr int S = decltype(s)::value, strip = S == 1 ? 12 : tile / S;
+    const T* ws = w + side * stride;
+    T* out = running + side * p.padded;
+    for (int64_t v = begin; v < end; v += strip) {
+      with_count<strip>(end - v, [&](auto width) {
+        adjoint_tile<S, decltype(width)::value, false>(p, row, rows, v * lanes<T>, ws, stride, out, ahead);
       });
     }
-  }
+  };
+  const int64_t strip = count > 4 ? tile / 4 : p.full;
+  for (int64_t v = 0; v < p.full; v += strip)
+    for (int64_t side = 0; side < count; side += 4)
+      with_count<4>(count - side, [&](auto s) { strips(s, side, v, v + strip < p.full ? v + strip : p.full); });
   if (p.has_tail()) {
-    for (int64_t side = 0; side < p.sides; side += 4) {
-      with_count<4>(p.sides - side, [&](auto s) {
-        adjoint_tile<decltype(s)::value, 1, true>(p, row, rows, side, p.full * lanes<T>, w, running);
+    for (int64_t side = 0; side < count; side += 4) {
+      with_count<4>(count - side, [&](auto s) {
+        adjoint_tile<decltype(s)::value, 1, true>(p, row, rows, p.full * lanes<T>, w + side * stride, stride,
+                                                  running + side * p.padded, ahead);
       });
     }
   }
 }
 
-// sums[q] += A^T w[q] for R rows from `row` and Q weights, along whole rows; fetches as many bytes from `next` ahead.
-template <int R, int Q, class T, Field F>
-PYRECON_INLINE void adjoint_rows(const Problem<T, F>& p, int64_t row, const T* const (&w)[Q], T* const (&sums)[Q],
-                                 const char* next) {
-  const int64_t full = p.full * lanes<T>;  // kept here: for all the compiler knows, the stores below change p
-  const T* rows[R];
-  for (int j = 0; j < R; ++j) rows[j] = p.a + (row + j) * p.k;
-  Vec<T> weight[Q][R];
-  for (int q = 0; q < Q; ++q)
-    for (int j = 0; j < R; ++j) weight[q][j] = splat_unit<p.unit>(w[q] + j * p.unit);
+// p += A^T center and q += A^T offset for R rows from `row`, along whole rows: for one right-hand side this beats
+// tiles. Meanwhile as many bytes are fetched from `next`.
+template <int R, class T, Field F>
+PYRECON_INLINE void adjoint_pair(const Problem<T, F>& problem, int64_t row, const T* center, const T* offset, T* p,
+                                 T* q, const char* next) {
+  constexpr int unit = Problem<T, F>::unit;
+  const int64_t k = problem.k, full = problem.full * lanes<T>;
+  const T* a = problem.a + row * k;
+  Vec<T> centers[R], offsets[R];
+  for (int j = 0; j < R; ++j) {
+    centers[j] = splat_unit<unit>(center + j * unit);
+    offsets[j] = splat_unit<unit>(offset + j * unit);
+  }
+  const auto columns = [&](int64_t i, int64_t at) {
+    Vec<T> pi = load(p + i), qi = load(q + i);
+    for (int j = 0; j < R; ++j) {
+      const Vec<T> aj = load(a + j * k + at);
+      pi += aj * centers[j];
+      qi += aj * offsets[j];
+    }
+    store<T>(p + i, pi);
+    store<T>(q + i, qi);
+  };
   for (int64_t i = 0; i < full; i += lanes<T>) {
     for (int line = 0; line < R * PYRECON_VECTOR_BYTES; line += 64) __builtin_prefetch(next + line);
     next += R * PYRECON_VECTOR_BYTES;
-    Vec<T> total[Q];
-    for (int q = 0; q < Q; ++q) total[q] = load(sums[q] + i);
-    for (int j = 0; j < R; ++j) {
-      const Vec<T> aj = load(rows[j] + i);
-      for (int q = 0; q < Q; ++q) total[q] += aj * weight[q][j];
-    }
-    for (int q = 0; q < Q; ++q) store<T>(sums[q] + i, total[q]);
+    columns(i, i);
   }
-  if (p.has_tail()) {
-    for (int q = 0; q < Q; ++q) {
-      Vec<T> total = load(sums[q] + full);
-      for (int j = 0; j < R; ++j) total += load(rows[j] + p.k - lanes<T>) * weight[q][j];
-      store<T>(sums[q] + full, total);
-    }
-  }
+  if (problem.has_tail()) columns(full, k - lanes<T>);
 }
 
-// The same for any number of rows; the lines fetched ahead are those of the same rows `ahead` further down.
-template <int Q, class T, Field F>
-PYRECON_INLINE void adjoint_block(const Problem<T, F>& p, int64_t row, int64_t rows, const T* const (&w)[Q],
-                                  T* const (&sums)[Q], int64_t ahead) {
-  const T* weights[Q];
-  const char* next = reinterpret_cast<const char*>(p.a) + (row + ahead) * p.k * sizeof(T);
-  int64_t j = 0;
-  for (int64_t step = 4; j < rows; j += step) {
-    for (int q = 0; q < Q; ++q) weights[q] = w[q] + j * p.unit;
-    if (j + 4 > rows) step = 1;
-    if (step == 4)
-      adjoint_rows<4, Q>(p, row + j, weights, sums, next + j * p.k * sizeof(T));
-    else
-      adjoint_rows<1, Q>(p, row + j, weights, sums, next + j * p.k * sizeof(T));
+// Both products of the rows [begin, end) while they are in the first-level cache, and |A x - d - y|^2.
+template <class T, Field F>
+PYRECON_INLINE void one_pass(const Problem<T, F>& p, const T* sides, int64_t begin, int64_t end, const Sums<T>& sums,
+                             double* squares) {
+  T center[tile * 2], offset[tile * 2];
+  const auto products = [&](auto count, int64_t row) {
+    constexpr int rows = decltype(count)::value, R = rows == tile ? tile / 2 : 1;
+    forward_rows(p, sides, row, row + rows);
+    for (int64_t side = 0; side < p.sides; ++side) {
+      const int64_t at = p.datum(side, row);
+      const T *ax = p.ax + at, *d = p.d + at, *y = p.y + at;
+      T square = 0;
+      for (int i = 0; i < rows * p.unit; ++i) {
+        const int j = i * p.sides_per_sample;
+        center[i] = y[j] + d[j];
+        offset[i] = ax[j] - d[j] - y[j];
+        square += offset[i] * offset[i];
+      }
+      squares[side / p.sides_per_sample] += square;
+      T* out = sums.running + side * 2 * p.padded;
+      for (int j = 0; j < rows; j += R) {
+        const char* next = reinterpret_cast<const char*>(p.a + (row + j) * p.k) + rows * p.k * sizeof(T);
+        adjoint_pair<R>(p, row + j, center + j * p.unit, offset + j * p.unit, out, out + p.padded, next);
+      }
+    }
+  };
+  int64_t row = begin;
+  for (; row + tile <= end; row += tile) {
+    products(Int<tile>{}, row);
+    if ((row - begin) % chunk < tile) sums.flush();
   }
+  for (; row < end; ++row) products(Int<1>{}, row);
+  sums.flush();
 }
 
 // Where the ball's rows of z, and their sums z + d as weights of the adjoint, are written for one chunk of rows.
@@ -403,11 +449,15 @@ PYRECON_INLINE void combine(const Problem<T, F>& p, const double* total, int sha
   }
 }
 
-constexpr int64_t few_sides = 3;            // up to here one pass over A is faster than two: see benchmarks
+// Up to how many right-hand sides one pass over A beats two: measured with A in memory (54 MB) and in the last-level
+// cache (7 MB), where the second pass costs no more than the second adjoint sum of the first.
+constexpr int64_t few_sides_in_memory = 4, few_sides_in_cache = 1;
+constexpr int64_t cached_bytes = int64_t{16} << 20;
 constexpr int64_t flush_rows = 16 * chunk;  // float sums of chunks go on in double after this many rows
 
 template <class T, Field F>
 void step(const Problem<T, F>& p, int threads) {
+  if (p.batch == 0) return;
   if (p.k < lanes<T>) {  // rows shorter than a vector: a copy with zeros after them, in which every row is one
     Scratch<T> rows(p.m * lanes<T>);
     for (int64_t i = 0; i < p.m; ++i)
@@ -418,7 +468,8 @@ void step(const Problem<T, F>& p, int threads) {
     wide.full = 1;
     return step(wide, threads);
   }
-  const bool few = p.sides <= few_sides, once = few && p.multiply;
+  const bool in_cache = p.m * p.k * static_cast<int64_t>(sizeof(T)) <= cached_bytes;
+  const bool once = p.multiply && p.sides <= (in_cache ? few_sides_in_cache : few_sides_in_memory);
   const int kinds = once ? 2 : 1;
   const int shares = share_count(threads, p.m, 65536 / (p.k * p.sides + 1) + 1);
   const int64_t per_share = kinds * p.sides * p.padded, weights = p.sides * chunk * p.unit;
@@ -440,27 +491,7 @@ void step(const Problem<T, F>& p, int threads) {
     }
     const Sums<T> sums{running.get() + share * per_share, total.get() + share * per_share, per_share};
     sums.clear();
-    int64_t unflushed = 0;
-    for (int64_t row = begin; row < end; row += tile) {
-      const int64_t rows = row + tile < end ? tile : end - row;
-      forward_rows(p, sides.get(), row, row + rows);
-      for (int64_t side = 0; side < p.sides; ++side) {
-        T center[tile * 2], offset[tile * 2], square = 0;
-        for (int64_t i = 0; i < rows; ++i) {
-          for (int u = 0; u < p.unit; ++u) {
-            const int64_t at = p.datum(side, row + i) + u;
-            center[i * p.unit + u] = p.y[at] + p.d[at];
-            const T t = offset[i * p.unit + u] = p.ax[at] - p.d[at] - p.y[at];
-            square += t * t;
-          }
-        }
-        squares[side / p.sides_per_sample] += square;
-        T* out = sums.running + side * 2 * p.padded;
-        adjoint_block<2>(p, row, rows, {center, offset}, {out, out + p.padded}, tile);
-      }
-      if ((unflushed += rows) >= chunk) sums.flush(), unflushed = 0;
-    }
-    sums.flush();
+    one_pass(p, sides.get(), begin, end, sums, squares);
   });
 
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -478,13 +509,8 @@ void step(const Problem<T, F>& p, int threads) {
       const int64_t rows = row + chunk < end ? chunk : end - row;
       project_chunk(p, shrinks.get(), row, rows, once ? nullptr : ws);
       if (once) continue;
-      if (few) {
-        for (int64_t side = 0; side < p.sides; ++side)
-          adjoint_block<1>(p, row, rows, {ws + side * chunk * p.unit}, {sums.running + side * p.padded}, tile);
-      } else {
-        adjoint_chunk(p, row, rows, ws, sums.running);
-      }
-      if ((unflushed += few ? flush_rows : rows) >= flush_rows) sums.flush(), unflushed = 0;
+      adjoint_rows(p, row, rows, p.sides, ws, chunk * p.unit, sums.running);
+      if ((unflushed += rows) >= flush_rows) sums.flush(), unflushed = 0;
     }
     if (!once) sums.flush();
   });
