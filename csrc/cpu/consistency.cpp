@@ -56,7 +56,7 @@ PYRECON_INLINE Shrink shrink(double squared, double radius) {
 template <class T>
 PYRECON_INLINE void move(const T* v, const T* center, Shrink s, T* out, int64_t n) {
   if (!s.outside) {
-    if (out != v) std::memcpy(out, v, n * sizeof(T));
+    if (out != v && n > 0) std::memcpy(out, v, n * sizeof(T));
     return;
   }
   const T scale = static_cast<T>(s.scale);

@@ -519,6 +519,7 @@ PYRECON_INLINE Plan<T, Complex> plan(const Kaczmarz<T>& p) {
 
 template <class T>
 PYRECON_INLINE void copy_or_zero(T* target, const T* source, int64_t n) {
+  if (n == 0) return;  // an empty tensor may have no address, which memset forbids
   if (source)
     std::memcpy(target, source, n * sizeof(T));
   else
