@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyrecon._errors import DataError
+from pyrecon.data._background import EmptyScanner
 from pyrecon.data.mpi import box_downsample, match_frequencies, prepare_frames, prepare_system, upsample_rows
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan
 
@@ -126,6 +127,67 @@ def test_interpolation_takes_out_a_drift_that_the_mean_leaves() -> None:
     assert rms["interpolate"] == pytest.approx(float(left["interpolate"].noise_std.square().mean().sqrt()), rel=0.1)
     assert rms["mean"] > 3 * rms["interpolate"]
     assert rms["none"] > 3 * rms["mean"]
+
+
+def background_model(times: np.ndarray[Any, Any], rho: float, seed: int, rows: int = 60) -> EmptyScanner:
+    """Frames of a level that walks ``rho`` noise variances over the whole time."""
+    rng = np.random.default_rng(seed)
+    ticks = np.arange(0, times.max() + 1)
+    noise = rng.normal(size=(2, len(times), 5, 1, rows))
+    walk = np.cumsum(rng.normal(size=(2, len(ticks), 5, 1, rows)) * np.sqrt(rho / np.ptp(times)), axis=1)
+    level = 30 + walk[:, np.searchsorted(ticks, times)]
+    parts = level + noise
+    return EmptyScanner((parts[0] + 1j * parts[1]).astype(np.complex64), times.astype(float), np.arange(len(times)))
+
+
+def test_the_strength_of_a_walk_is_found_and_noise_alone_is_none() -> None:
+    times = np.arange(0, 300, 10)
+    walks = 4.0 ** np.arange(-3, 9)
+    for rho in (0.0, 10.0, 1000.0):
+        noise = background_model(times, rho, seed=int(rho)).noise
+        assert noise is not None
+        # Between two frames the strongest walk moves 33 variances of the noise, which can then hardly be told apart.
+        np.testing.assert_allclose(noise.variance.mean(), 1.0, atol=0.1 if rho < 100 else 0.5)
+        found = np.where(noise.drift == 0, 0.0, walks[np.clip(noise.drift - 1, 0, 11)])
+        if rho == 0:
+            assert (noise.drift > 0).mean() < 0.15  # two kinds of motion, each believed at 5 %
+        else:
+            assert (noise.drift < 13).mean() > 0.9  # a walk, not a line
+            assert 0.3 < np.median(found) / rho < 3
+
+
+def test_the_background_is_the_best_linear_estimate() -> None:
+    """Against the dense formula of universal kriging, for each motion."""
+    times = np.array([0.0, 7.0, 7.0, 20.0, 31.0])
+    model = EmptyScanner(np.zeros((5, 1, 1, 1), np.complex64), times, np.array([0, 1, 1, 2, 3]))
+    at = np.array([0, 3, 7, 25, 31])
+    weights = model.weights(at, "smooth")
+    np.testing.assert_allclose(weights[0], 0.2)
+    for kind, covariance in enumerate((np.minimum.outer, np.multiply.outer)):
+        for level, rho in ((3, 4.0**-1), (8, 4.0**4)):
+            kernel, cross = rho * covariance(times / 31, times / 31), rho * covariance(at / 31, times / 31)
+            inverse = np.linalg.inv(kernel + np.eye(5))
+            ones = np.ones((5, 1))
+            mean = (ones.T @ inverse) / (ones.T @ inverse @ ones)
+            expected = mean + cross @ inverse @ (np.eye(5) - ones @ mean)
+            np.testing.assert_allclose(weights[12 * kind + level], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose([w.sum(axis=1) for w in weights], 1.0)
+
+
+@pytest.mark.parametrize("rho", [0.0, 30.0, 3000.0])
+def test_the_smooth_background_is_never_worse_than_mean_or_interpolation(rho: float) -> None:
+    """The error summed over ten positions at a time, which is what an image sees."""
+    at = np.arange(300)
+    rows = (np.repeat(np.arange(5), 60), np.zeros(300, int), np.tile(np.arange(60), 5))
+    errors: dict[str, float] = {"smooth": 0.0, "mean": 0.0, "interpolate": 0.0}
+    for seed in range(3):
+        every = background_model(np.arange(301), rho, seed)
+        model = EmptyScanner(every.spectrum[::10], every.times[::10], np.arange(31))
+        truth = every.spectrum[:-1].reshape(300, -1)
+        for mode in errors:
+            estimate = model.background(model.weights(at, mode), *rows)  # type: ignore[arg-type]
+            errors[mode] += np.abs((estimate - truth).reshape(30, 10, -1).sum(axis=1)).mean()
+    assert errors["smooth"] <= 1.02 * min(errors["mean"], errors["interpolate"])
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

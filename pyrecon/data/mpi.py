@@ -13,17 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon._errors import DataError
+from pyrecon.data._background import Background, EmptyScanner
 from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real
 
-_ENOUGH = 30.0  # degrees of freedom for a variance that data may be divided by: it then has 26 % standard deviation
-Background = Literal["interpolate", "mean", "none"]
 Whitening = Literal["component", "row", "none"]
 
 
@@ -131,7 +129,7 @@ def prepare_system(
     snr_threshold: float = 5.0,
     band: tuple[float, float] = (0.0, np.inf),
     channels: Sequence[int] | None = None,
-    background: Background = "interpolate",
+    background: Background = "smooth",
     whiten: Whitening = "component",
 ) -> MPISystem:
     """Turn a measured system matrix into the linear system that reconstruction solves.
@@ -152,8 +150,9 @@ def prepare_system(
     channels
         Which receive channels; all by default.
     background
-        Subtract the background ``"interpolate"``-d in time between background frames (a drifting scanner), their
-        ``"mean"``, or ``"none"``. A calibration marked as corrected is left as it is.
+        What to subtract from every position: the ``"smooth"`` curve in time that fits the background frames best (their
+        mean where nothing drifts, see :mod:`pyrecon.data._background`), a linear function between them
+        (``"interpolate"``), their ``"mean"``, or ``"none"``. A calibration marked as corrected is left as it is.
     whiten
         Divide every row by the standard deviation of its noise: of real and imaginary part apart (``"component"``), of
         both together (``"row"``), or not (``"none"``). The noise is taken to be the same in all periods.
@@ -163,36 +162,41 @@ def prepare_system(
     DataError
         When calibration and scan do not belong together, no row is left, or what is left cannot be used.
     """
-    _check_choice("background", background, ("interpolate", "mean", "none"))
+    _check_choice("background", background, ("smooth", "interpolate", "mean", "none"))
     _check_choice("whiten", whiten, ("component", "row", "none"))
-    empty = _EmptyScanner.of_calibration(calibration)
-    noise = _variance_of(empty)
+    empty = EmptyScanner.of_calibration(calibration)
+    noise = None if empty is None or empty.noise is None else empty.noise.variance
+    candidates = _candidates(calibration, band, channels)
+    positions = np.arange(calibration.grid.size) if calibration.position_order is None else calibration.position_order
     weights = None
     if empty is not None and not calibration.background_corrected and background != "none":
-        order = calibration.position_order
-        weights = empty.weights(np.arange(calibration.grid.size) if order is None else order, background)
+        weights = empty.weights(positions, background)
 
-    candidates = _candidates(calibration, band, channels)
+    def corrected(rows: NDArray[np.int64]) -> Complex:
+        """(rows, N) of the system matrix, background subtracted."""
+        values = calibration.spectrum[tuple(rows.T)]
+        if weights is not None and empty is not None:
+            values = values - empty.background(weights, *rows.T).T
+        return np.asarray(values)
+
     if calibration.snr is not None:
         snr = np.asarray(calibration.snr, dtype=np.float64)
-    elif noise is not None:
-        snr = _measured_snr(calibration, empty, weights, noise, candidates)
     else:
         snr = np.full(candidates.shape, np.nan)
+        if noise is not None:
+            for part in np.array_split(np.argwhere(candidates), candidates.sum() // 4096 + 1):
+                snr[tuple(part.T)] = _snr(corrected(part), noise[:, part[:, 1], part[:, 2]])
     rows = _select(candidates, snr, snr_threshold)
 
     if scan is not None:
         matched = match_frequencies(calibration, scan)
-        theirs = _EmptyScanner.of_scan(scan)
-        measured = _variance_of(theirs)
-        if measured is not None:
-            noise = np.where(matched >= 0, measured[..., matched], np.nan)
+        theirs = EmptyScanner.of_scan(scan)
+        if theirs is not None and theirs.noise is not None:
+            noise = np.where(matched >= 0, theirs.noise.variance[..., matched], np.nan)
     scale = _scale(noise, rows, whiten)
 
     period, channel, frequency = rows.T
-    spectrum = calibration.spectrum[period, channel, frequency]
-    if weights is not None and empty is not None:
-        spectrum = spectrum - (weights @ empty.spectrum[:, period, channel, frequency]).T
+    spectrum = corrected(rows)
     finite = np.isfinite(spectrum).all(axis=1)
     if not finite.all():
         p, c, k = rows[~finite][0]
@@ -232,24 +236,10 @@ def _candidates(
     return candidates
 
 
-def _measured_snr(
-    calibration: MPICalibration,
-    empty: _EmptyScanner | None,
-    weights: Real | None,
-    noise: Real,
-    candidates: NDArray[np.bool_],
-) -> Real:
-    """(periods, channels, K): largest amplitude over the positions / standard deviation of the complex noise."""
-    snr = np.full(candidates.shape, np.nan)
-    for period, channel in zip(*np.nonzero(candidates.any(axis=2)), strict=True):
-        pick = candidates[period, channel]
-        amplitude = calibration.spectrum[period, channel, pick]
-        if weights is not None and empty is not None:
-            amplitude = amplitude - (weights @ empty.spectrum[:, period, channel, pick]).T
-        std = np.sqrt(noise[:, channel, pick].sum(axis=0))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            snr[period, channel, pick] = np.abs(amplitude).max(axis=1) / std
-    return snr
+def _snr(rows: Complex, variance: Real) -> Real:
+    """Largest amplitude over the positions / standard deviation of the complex noise."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.abs(rows).max(axis=1) / np.sqrt(variance.sum(axis=0)))
 
 
 def _select(candidates: NDArray[np.bool_], snr: Real, threshold: float) -> NDArray[np.int64]:
@@ -300,7 +290,7 @@ def _scale(noise: Real | None, rows: NDArray[np.int64], whiten: Whitening) -> Re
 
 # --- the measurement ---------------------------------------------------------------------------------------------
 def prepare_frames(
-    system: MPISystem, scan: MPIScan, *, average: int = 1, background: Background = "interpolate"
+    system: MPISystem, scan: MPIScan, *, average: int = 1, background: Background = "smooth"
 ) -> MPIFrames:
     """The frames of a scan as right-hand sides of ``system``.
 
@@ -316,7 +306,7 @@ def prepare_frames(
     DataError
         When scan and system matrix do not belong together or there is no frame with a sample in the scanner.
     """
-    _check_choice("background", background, ("interpolate", "mean", "none"))
+    _check_choice("background", background, ("smooth", "interpolate", "mean", "none"))
     if average < 1:
         raise ValueError(f"average: {average} is not a number of frames")
     matched = match_frequencies(system.calibration, scan)
@@ -333,26 +323,25 @@ def prepare_frames(
         raise DataError(f"measurement: all {len(scan.is_background)} frames are background frames")
 
     values = scan.spectrum[(foreground[:, None], *rows)]
-    empty = _EmptyScanner.of_scan(scan)
-    weights = np.zeros((len(foreground), 0))
+    empty = EmptyScanner.of_scan(scan)
+    starts = np.arange(0, len(values), average)
+    sizes = np.diff(np.append(starts, len(values)))
+    subtracted = np.zeros(len(starts))  # variance that the background brings, in units of one frame's
     if empty is not None and not scan.background_corrected and background != "none":
         weights = empty.weights(foreground, background)
-        values = values - weights @ empty.spectrum[(slice(None), *rows)]
+        values = values - empty.background(weights, *rows)
+        grouped = [np.add.reduceat(w, starts, axis=0) / sizes[:, None] for w in weights]
+        subtracted = empty.noise_gain(grouped, *rows[1:])
     elif empty is None and not scan.background_corrected and background != "none":
         warnings.warn("measurement: no background frames, so no background is subtracted", stacklevel=2)
 
-    starts = np.arange(0, len(values), average)
-    sizes = np.diff(np.append(starts, len(values)))
     values = np.add.reduceat(values, starts, axis=0) / sizes[:, None]
-    weights = np.add.reduceat(weights, starts, axis=0) / sizes[:, None]
     noise_std = None
-    measured = None if empty is None else empty.variance()
-    if measured is not None:
-        variance, freedom = measured
+    if empty is not None and empty.noise is not None:
         # The rows were divided by this estimate or one like it, and the mean of chi2_f / f's inverse is f / (f - 2).
-        whitened = (variance[:, channel, rows[2]] / system.scale**2).mean() * freedom / max(freedom - 2, 1)
-        per_frame = whitened * (1 / sizes + np.square(weights).sum(axis=1))
-        noise_std = torch.from_numpy(np.sqrt(per_frame)).float()
+        freedom = empty.noise.freedom
+        whitened = (empty.noise.variance[:, channel, rows[2]] / system.scale**2).mean() * freedom / max(freedom - 2, 1)
+        noise_std = torch.from_numpy(np.sqrt(whitened * (1 / sizes + subtracted))).float()
     return MPIFrames(_stack(values, system.scale[:, None, :], axis=1), noise_std)
 
 
@@ -408,78 +397,6 @@ def _check_transfer_functions(calibration: MPICalibration, scan: MPIScan, matche
 
 def _span(frequencies: Real) -> str:
     return f"{len(frequencies)} frequencies ({frequencies.min():g} to {frequencies.max():g} Hz)"
-
-
-# --- background frames -------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _EmptyScanner:
-    """Background frames ``(n, periods, channels, K)`` and when each was taken; frames of one run share a time."""
-
-    spectrum: Complex
-    times: Real
-
-    @classmethod
-    def of_calibration(cls, calibration: MPICalibration) -> _EmptyScanner | None:
-        if calibration.background is None or len(calibration.background) == 0:
-            return None
-        positions = calibration.background_positions
-        # A frame taken after p positions lies between number p - 1 and number p.
-        times = np.zeros(len(calibration.background)) if positions is None else np.asarray(positions, float) - 0.5
-        return cls(_finite(calibration.background, "system matrix"), times)
-
-    @classmethod
-    def of_scan(cls, scan: MPIScan) -> _EmptyScanner | None:
-        frames = np.flatnonzero(scan.is_background)
-        if len(frames) == 0:
-            return None
-        run = np.cumsum(np.diff(frames, prepend=frames[0]) > 1)
-        times = (np.bincount(run, weights=frames) / np.bincount(run))[run]
-        return cls(_finite(scan.spectrum[frames], "measurement"), times)
-
-    def weights(self, at: NDArray[np.int64], mode: Background) -> Real:
-        """``(len(at), n)``: the background at those times is ``weights @ spectrum``; constant beyond both ends."""
-        if mode == "mean":
-            return np.full((len(at), len(self.times)), 1 / len(self.times))
-        runs, member, count = np.unique(self.times, return_inverse=True, return_counts=True)
-        per_run = np.stack([np.interp(at, runs, row) for row in np.eye(len(runs))], axis=1)
-        return (per_run / count)[:, member]
-
-    def variance(self) -> tuple[Real, float] | None:
-        """``(2, channels, K)`` variance of real and imaginary part, one for all periods, and its degrees of freedom.
-
-        From differences of frames that follow each other in one run (of single frames, if no run has two), which a
-        slow drift hardly touches. Where that leaves few degrees of freedom, as for one period and a handful of frames,
-        neighbouring frequencies are averaged: rows divided by too small a deviation by chance would outweigh all
-        others. None from a single frame.
-        """
-        order = np.argsort(self.times, kind="stable")
-        steps = np.diff(self.times[order])
-        pairs = np.flatnonzero(steps == 0)
-        if len(pairs) == 0:
-            pairs = np.arange(len(steps))
-        if len(pairs) == 0:
-            return None
-        difference = (self.spectrum[order[pairs + 1]] - self.spectrum[order[pairs]]) / np.sqrt(2)
-        parts = np.stack([difference.real, difference.imag]).astype(np.float64)
-        variance = np.square(parts).mean(axis=(1, 2))
-        # n frames in a row: the mean of n - 1 squared differences scatters like one of 2 (n-1)^2 / (3n-4) squares.
-        freedom = self.spectrum.shape[1] * max(1.0, 2 * len(pairs) ** 2 / (3 * len(pairs) - 1))
-        width = min(2 * int(np.ceil((_ENOUGH / freedom - 1) / 2)) + 1, 2 * (variance.shape[-1] // 2) + 1)
-        if width > 1:
-            variance = scipy.ndimage.uniform_filter1d(variance, width, axis=-1, mode="nearest")
-        return variance, freedom * max(width, 1)
-
-
-def _variance_of(empty: _EmptyScanner | None) -> Real | None:
-    measured = None if empty is None else empty.variance()
-    return None if measured is None else measured[0]
-
-
-def _finite(background: Complex, source: str) -> Complex:
-    bad = np.flatnonzero(~np.isfinite(background).all(axis=(1, 2, 3)))
-    if len(bad):
-        raise DataError(f"{source}: background frame {bad[0]} holds NaN or infinite values ({len(bad)} such frames)")
-    return background
 
 
 # --- grids -------------------------------------------------------------------------------------------------------
