@@ -139,11 +139,28 @@ def test_data_that_do_not_fit_the_matrix_are_reported_once() -> None:
         _, report = Reconstructor(matrix, HybADMM(), shape=SHAPE, batch=2)(foreign, noise_std=0.02)
     assert len(seen) == 1
     assert report.warnings == [str(seen[0].message)]
-    assert report.warnings[0].startswith("data: frame 0 holds 1")
+    assert "of the signal in frame 0" in report.warnings[0]
     assert "the system matrix does not fit" in report.warnings[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Reconstructor(matrix, HybADMM(), shape=SHAPE, batch=2)(y, noise_std=0.02)
+
+
+def test_what_no_image_explains_counts_as_noise_unless_told_otherwise() -> None:
+    """With a model error of five times the noise, an image that explains the data to the noise is worse."""
+    matrix, truth, _ = problem()
+    clean = truth.flatten(1) @ matrix.T
+    error = 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    method = HybADMM(mu=50.0, iterations=1000)
+    quality = {}
+    for allowed in (True, False):
+        reconstruct = Reconstructor(matrix, method, shape=SHAPE, model_error=allowed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            images, report = reconstruct(clean + error, noise_std=0.02)
+        quality[allowed] = float(metrics.psnr(images, truth).mean())
+        np.testing.assert_allclose(report.noise_level, 0.02 * 300**0.5, rtol=1e-5)
+    assert quality[True] > quality[False] + 1
 
 
 def test_unknown_noise_is_taken_from_what_no_image_explains() -> None:

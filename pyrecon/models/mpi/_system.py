@@ -92,6 +92,11 @@ class FactoredSystem:
         misfit = torch.addmm(y, x, self.matrix.T, beta=-1)
         return torch.linalg.vector_norm(misfit, dim=1)  # type: ignore[no-any-return]
 
+    @property
+    def spare_rows(self) -> int:
+        """Rows beyond the rank: dimensions of the data that no image reaches."""
+        return self.matrix.shape[0] - self.rank
+
     def noise_norm(self, coordinates: Tensor) -> Tensor:
         """``|noise|_2`` expected in all of y, ``(B,)``, from the part of y that no image explains.
 
@@ -99,11 +104,11 @@ class FactoredSystem:
         radius of acceptable misfit should do.
         """
         rows = self.matrix.shape[0]
-        if rows <= self.rank:
+        if self.spare_rows == 0:
             raise ValueError(
                 f"noise: a matrix of {rows} rows and rank {self.rank} leaves nothing to estimate noise from; give it"
             )
-        return coordinates[:, -1] * math.sqrt(rows / (rows - self.rank))
+        return coordinates[:, -1] * math.sqrt(rows / self.spare_rows)
 
     def truncated(self, coordinates: Tensor, *, rank: int | None = None, cutoff: float = 0.0) -> Tensor:
         """Truncated-SVD least squares ``(B, N)``: at most ``rank`` singular values, all at least ``cutoff * s[0]``."""

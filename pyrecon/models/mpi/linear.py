@@ -14,7 +14,7 @@ from pyrecon.ops import kaczmarz
 from pyrecon.solvers import Solution, Status
 
 _TOLERANCE = 1e-3  # relative gradient below which sweeps count as converged
-_PRECISION = 30.0  # 1 / mean square of an image in the standard scale of Reconstructor
+_PRECISION = 100.0  # times the variance of the noise: good for vessels, with a matrix that is itself measured
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,8 @@ class ART:
     Attributes
     ----------
     weight
-        In units of the rows' energies ``|a_i|^2``. None takes the variance of the noise divided by the mean square of
-        an image, 1/30 in the scale that :class:`Reconstructor` gives the problem: the best linear estimate for images
-        without known structure.
+        In units of the rows' energies ``|a_i|^2``. None takes 100 times the variance of the noise, which suits the
+        scale that :class:`Reconstructor` gives the problem.
     sweeps
         Passes over all rows. Few passes regularise by themselves, so stopping early is no failure.
     nonneg

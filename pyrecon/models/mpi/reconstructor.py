@@ -32,7 +32,7 @@ METHODS: dict[str, type[Any]] = {
 # that peak near 1.
 _SIGNAL_RMS = 0.41
 _ROW_ENERGY = 0.34
-_MISMATCH = 1.2  # data outside the range of the matrix, as a multiple of the noise, that calls for a warning
+_MISMATCH = 0.15  # share of the signal outside the range of the matrix that calls for a warning
 
 
 class Method(Protocol):
@@ -65,6 +65,10 @@ class Reconstructor:
         State the problem in the scale that the methods' settings are meant for: the matrix is scaled to a mean row
         energy of 0.34, every frame to a root mean square signal of 0.41, and the image scaled back. So settings carry
         over between scanners, tracers and doses. False solves the problem in the numbers as given.
+    model_error
+        Where the data hold more that no image explains than noise was measured, count that as noise: a system matrix is
+        itself a noisy measurement, and an image that explains its errors too is worse. False trusts the noise given, as
+        does a method that needs no factorisation (:class:`ART`).
     batch
         Frames that :meth:`stream` collects before it reconstructs them together.
     warm_start
@@ -81,6 +85,7 @@ class Reconstructor:
         *,
         shape: tuple[int, ...] | None = None,
         normalise: bool = True,
+        model_error: bool = True,
         batch: int = 64,
         warm_start: bool = False,
         device: torch.device | str | None = None,
@@ -100,7 +105,8 @@ class Reconstructor:
             self._gain = math.sqrt(_ROW_ENERGY / energy) if energy > 0 else 1.0
         self.system = FactoredSystem(matrix * self._gain, tuple(shape))
         self.method = method
-        self.normalise, self.batch, self.warm_start = normalise, batch, warm_start
+        self.normalise, self.model_error = normalise, model_error
+        self.batch, self.warm_start = batch, warm_start
         self._mismatch, self._iterations = False, 0
         start = time.perf_counter()
         if method.factors:
@@ -163,14 +169,12 @@ class Reconstructor:
             y = y.to(system.matrix)
             system.check_data(y)
             scaled = y * self._gain
+            # Kaczmarz with known noise needs no factors, which are dear for a large matrix.
             coordinates = system.coordinates(scaled) if self.method.factors or noise_std is None else None
-            if noise_std is None:
-                assert coordinates is not None
-                noise = system.noise_norm(coordinates)
-            else:
-                noise = noise_std.to(y) * (self._gain * math.sqrt(y.shape[1]))
-                if coordinates is not None and not self._mismatch:
-                    self._mismatch = _warn_of_mismatch(coordinates, noise, first)
+            expected = self._noise(scaled, coordinates, noise_std, first)
+            noise = expected
+            if coordinates is not None and self.model_error and system.spare_rows > 0:
+                noise = torch.maximum(expected, system.noise_norm(coordinates))
             scale = _signal_scale(scaled, noise) if self.normalise else torch.ones_like(noise)
             solution, state = self.method.solve(
                 system,
@@ -182,11 +186,21 @@ class Reconstructor:
             images = solution.value * scale[:, None]
             residual = system.residual(images, scaled) / self._gain
             _warn_of_status(self.method, solution, first)
-        self._run.add(solution, residual=residual, noise_level=noise / self._gain)
+        self._run.add(solution, residual=residual, noise_level=expected / self._gain)
         self._iterations += int(solution.iterations.sum())
         report = self._run.report()
         report.details["iterations_per_image"] = self._iterations / max(report.samples, 1)
         return images.view(-1, *system.shape), _usable(state, solution)
+
+    def _noise(self, y: Tensor, coordinates: Tensor | None, std: Tensor | None, first: int) -> Tensor:
+        """``(B,)`` norm of the noise in scaled data: as given, else as estimated."""
+        if std is None:
+            assert coordinates is not None
+            return self.system.noise_norm(coordinates)
+        noise = std.to(y) * (self._gain * math.sqrt(y.shape[1]))
+        if coordinates is not None and not self._mismatch:
+            self._mismatch = _warn_of_mismatch(coordinates, noise, torch.linalg.vector_norm(y, dim=1), first)
+        return noise
 
     def _recorder(self) -> Recorder:
         self._mismatch, self._iterations = False, 0
@@ -204,17 +218,19 @@ def _signal_scale(y: Tensor, noise: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def _warn_of_mismatch(coordinates: Tensor, noise: Tensor, first: int) -> bool:
+def _warn_of_mismatch(coordinates: Tensor, noise: Tensor, size: Tensor, first: int) -> bool:
     """Whether a frame of this batch does not fit the matrix, with a warning for the first one."""
-    ratio = coordinates[:, -1] / noise
-    frames = torch.nonzero(ratio > _MISMATCH)[:, 0]
+    outside = coordinates[:, -1]
+    signal = torch.sqrt((size.square() - noise.square()).clamp(min=0))
+    frames = torch.nonzero((outside > 2 * noise) & (outside > _MISMATCH * signal))[:, 0]
     if len(frames) == 0:
         return False
+    i = int(frames[0])
     warnings.warn(
-        f"data: frame {first + int(frames[0])} holds {float(ratio[frames[0]]):.1f} times the noise that was measured, "
-        "and no image can explain it: the system matrix does not fit (another session or scanner setting, a drifted "
-        "background) or the noise is underestimated; later frames are not listed",
-        stacklevel=4,
+        f"data: no image explains {float(outside[i] / signal[i]):.0%} of the signal in frame {first + i}, "
+        f"{float(outside[i] / noise[i]):.1f} times the noise: the system matrix does not fit (another session or "
+        "scanner setting, a drifted background) or the noise is underestimated; later frames are not listed",
+        stacklevel=5,
     )
     return True
 
