@@ -75,10 +75,10 @@ class Receiver:
     gain: float = 5.0
     band: tuple[float, float] = (10e3, 300e3)
     delay: float = 0.0
-    noise_density: float = 12.3e-9
+    noise_density: float = 11.5e-9
     noise_corner: float = 100e3
-    digitizer_noise: float = 18e-9
-    interference: tuple[tuple[float, float], ...] = ((77.93e3, 0.45e-6), (130.07e3, 0.36e-6), (207.9e3, 0.45e-6))
+    digitizer_noise: float = 16.8e-9
+    interference: tuple[tuple[float, float], ...] = ((77.93e3, 0.42e-6), (130.07e3, 0.34e-6), (207.9e3, 0.42e-6))
     feedthrough: float = 40e-6
     feedthrough_drift: float = 0.02
 
