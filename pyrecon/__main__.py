@@ -1,0 +1,5 @@
+"""``python -m pyrecon``: the command ``pyrecon``."""
+
+from pyrecon.cli import main
+
+main()
