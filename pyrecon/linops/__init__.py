@@ -1,10 +1,10 @@
-"""Linear operators: ``A(x)``, ``A.H(y)``, ``A.gram(x)``."""
+"""Linear operators: ``A(x)``, ``A.H(y)``, ``A.gram(x)``, ``A.pinv(y)``, and their algebra."""
 
-from pyrecon.linops._base import LinearOperator
+from pyrecon.linops._base import Identity, LinearOperator, Stack
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.sense import Sense
 from pyrecon.linops.system_matrix import SystemMatrix
 from pyrecon.linops.wavelet import Wavelet
 
-__all__ = ["Fourier", "Gradient", "LinearOperator", "Sense", "SystemMatrix", "Wavelet"]
+__all__ = ["Fourier", "Gradient", "Identity", "LinearOperator", "Sense", "Stack", "SystemMatrix", "Wavelet"]

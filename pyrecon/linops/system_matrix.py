@@ -65,7 +65,9 @@ class SystemMatrix(LinearOperator):
         """All ``min(M, N)`` singular values, largest first, float64."""
         return self._once("svd", self._svd)[1]
 
-    def pinv(self, y: Tensor, *, rtol: float | None = None, rank: int | None = None) -> Tensor:
+    def pinv(  # type: ignore[override]  # exact: a rank in place of a number of iterations
+        self, y: Tensor, *, rtol: float | None = None, rank: int | None = None
+    ) -> Tensor:
         """Least squares by the truncated singular value decomposition: ``sum_i v_i <u_i, y> / s_i``.
 
         Parameters

@@ -296,19 +296,21 @@ def _iterate(
     torch.mul(x @ system.V, system.s, out=ax[:, :r])
     before = (x.clone(), d.clone(), e.clone())
     v, z0, w, z, vt_w, vt_x = (torch.empty_like(t) for t in (e, e, x, x, e[:, :r], e[:, :r]))
+    # For one image a call costs more than its arithmetic, so views are taken once and a sum over one term is skipped.
+    duals, e_r, ax_r = list(d), e[:, :r], ax[:, :r]
 
     for k in range(1, iterations + 1):
         test = k == iterations or (tol > 0 and k % _CHECK == 0)
         if test:
             before[0].copy_(x), before[1].copy_(d), before[2].copy_(e)
         e += project_l2_ball(torch.sub(ax, e, out=v), center, radius, out=z0)  # z0 + d0
-        for d_i, term in zip(d, terms, strict=True):
+        for d_i, term in zip(duals, terms, strict=True):
             d_i += term.prox(torch.sub(x, d_i, out=w), z)  # z_i + d_i
-        torch.sum(d, dim=0, out=w)
-        torch.mm(w, system.V, out=vt_w)
-        torch.addcmul(vt_w, e[:, :r], system.s, out=vt_x).mul_(damping)
-        torch.mul(vt_x, system.s, out=ax[:, :r])
-        torch.addmm(w, vt_x.sub_(vt_w, alpha=1 / p), vt, beta=1 / p, out=x)
+        total = duals[0] if p == 1 else torch.sum(d, dim=0, out=w)
+        torch.mm(total, system.V, out=vt_w)
+        torch.addcmul(vt_w, e_r, system.s, out=vt_x).mul_(damping)
+        torch.mul(vt_x, system.s, out=ax_r)
+        torch.addmm(total, vt_x.sub_(vt_w, alpha=1 / p), vt, beta=1 / p, out=x)
         e -= ax
         d -= x
         if not test:
@@ -336,6 +338,7 @@ def _iterate(
         center, radius = center[stay], radius[stay]
         before = (before[0][:n], torch.empty_like(d), before[2][:n])
         v, z0, w, z, vt_w, vt_x = (buffer[:n] for buffer in (v, z0, w, z, vt_w, vt_x))
+        duals, e_r, ax_r = list(d), e[:, :r], ax[:, :r]
     return ended, final
 
 
