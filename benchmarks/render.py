@@ -66,37 +66,54 @@ def goal_text(goal: dict[str, Any] | None) -> str:
         return ""
     if "ms" in goal:
         return f"{goal['ms']:g} ms"
-    return f"{goal['ratio']:g} x {goal.get('against', 'best')}"
+    return f"{goal['ratio']:.3g} x {goal.get('against', 'best')}"
+
+
+COLUMNS = ("work", "pyrecon, ms", "best rival, ms", "ratio", "goal", "reached")
+
+
+def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows, as text under :data:`COLUMNS`."""
+    table: list[tuple[str, ...]] = []
+    for name, row in result["rows"].items():
+        ours, rival = row["ms"].get("pyrecon"), row.get("best_rival")
+        if ours is None:
+            continue
+        against = f"{row['ms'][rival]:.3g} ({rival})" if rival else ""
+        ratio = f"{row['ratio']:.2g}" if rival else ""
+        verdict = {True: "yes", False: "no", None: ""}[reached(row)]
+        table.append((name, f"{ours:.3g}", against, ratio, goal_text(row.get("goal")), verdict))
+    return table
+
+
+def where(result: dict[str, Any]) -> str:
+    """Machine, kernels, threads and versions in one line."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
+    return (
+        f"{machine['gpu'] or machine['cpu']}, kernels {machine['isa']}, {machine['threads']} threads; {versions}, "
+        f"Python {machine['python']}"
+    )
 
 
 def markdown(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
-    where = machine["gpu"] or machine["cpu"]
     lines = [
         "# Benchmarks",
         "",
         "Every answer is asserted against the float64 reference before it is timed. Both sides get the same threads, "
         "dtype and reused buffers. Times are medians; the ratio is ours over the fastest rival.",
         "",
-        f"Measured on: {where}, kernels {machine['isa']}, {machine['threads']} threads; {versions}, "
-        f"Python {machine['python']}. On your machine: `make bench`.",
+        f"Measured on: {where(result)}. On your machine: `pyrecon bench`; in a checkout `make bench` writes this page.",
         "",
         "Goals were set on a processor with AVX-512; goals in milliseconds do not carry over to another machine, goals "
         "in ratios do.",
         "",
-        "| work | pyrecon, ms | best rival, ms | ratio | goal | reached |",
-        "|---|---|---|---|---|---|",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
+        *("| " + " | ".join(row) + " |" for row in cells(result)),
     ]
-    for name, row in result["rows"].items():
-        ours, rival = row["ms"].get("pyrecon"), row.get("best_rival")
-        if ours is None:
-            continue
-        against = f"{row['ms'][rival]:.3g} ({rival})" if rival else ""
-        ratio = f"{row['ratio']:.2f}" if rival else ""
-        verdict = {True: "yes", False: "no", None: ""}[reached(row)]
-        lines.append(f"| {name} | {ours:.3g} | {against} | {ratio} | {goal_text(row.get('goal'))} | {verdict} |")
-    return "\n".join([*lines, ""])
+    notes = ROOT / "docs/benchmark_notes.md"  # what the numbers mean, written by hand
+    return "\n".join([*lines, "", *([notes.read_text()] if notes.exists() else [])])
 
 
 def regressions(new: dict[str, Any], old: dict[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ def torch_project(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> Ten
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
 @pytest.mark.parametrize("batch", [1, 64])
-def test_project_l2_ball(timed, impl: str, batch: int) -> None:
+def test_project_l2_ball(timed: Callable[..., None], impl: str, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     v, center = (torch.randn(batch, M, generator=generator) for _ in range(2))
     radius = torch.full((batch,), 0.5 * M**0.5)
@@ -72,7 +74,7 @@ def plain_step(
 @pytest.mark.parametrize("impl", ["pyrecon", "torch", pytest.param("torch.compile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("given", [False, True], ids=["whole", "given"])
 @pytest.mark.parametrize("batch", [1, 4, 64])
-def test_sm_consistency(timed, impl: str, batch: int, given: bool) -> None:
+def test_sm_consistency(timed: Callable[..., None], impl: str, batch: int, given: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     A, x = torch.randn(M, N, generator=generator), torch.randn(batch, N, generator=generator)
     d, y = (N**0.5 * torch.randn(batch, M, generator=generator) for _ in range(2))
@@ -104,7 +106,7 @@ def test_sm_consistency(timed, impl: str, batch: int, given: bool) -> None:
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
 @pytest.mark.parametrize("batch", [1, 64])
-def test_real_images_under_a_complex_matrix(timed, impl: str, batch: int) -> None:
+def test_real_images_under_a_complex_matrix(timed: Callable[..., None], impl: str, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     m = M // 2
     A = torch.randn(m, N, generator=generator, dtype=torch.complex64)

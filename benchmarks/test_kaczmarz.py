@@ -45,7 +45,7 @@ def torch_rows(A: Tensor, y: Tensor, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("impl", "batch"), [("pyrecon", 1), ("numpy rows", 1), ("torch rows", 1), ("pyrecon", 64), ("torch rows", 64)]
 )
-def test_sweep(timed, impl: str, batch: int) -> None:
+def test_sweep(timed: Callable[..., None], impl: str, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(ROWS, COLUMNS, generator=generator)
     y = torch.randn(batch, ROWS, generator=generator)
@@ -71,7 +71,7 @@ def test_sweep(timed, impl: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-def test_ten_sweeps(timed, batch: int) -> None:
+def test_ten_sweeps(timed: Callable[..., None], batch: int) -> None:
     """l2-ART of DEQ-MPI: ten sweeps with positivity; what a call sets up once is spread over them."""
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(ROWS, COLUMNS, generator=generator)

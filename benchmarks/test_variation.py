@@ -121,7 +121,9 @@ RIVALS = {
 NEEDED = {"pyrecon": 36, "torch": 50, "torch.compile": 50, "scikit-image": 300, "deepinv": 200}
 
 
-def run(timed, x: Tensor, row: str, impl: str, iterations: int, goal: dict[str, object] | None) -> None:
+def run(
+    timed: Callable[..., None], x: Tensor, row: str, impl: str, iterations: int, goal: dict[str, object] | None
+) -> None:
     solution = tv_prox(x.to(torch.promote_types(x.dtype, torch.float64)), WEIGHT, iterations=1000)
     # One pass per iteration: x, q and s in, q and s out.
     bytes_moved = 9 * x.numel() * x.element_size() * iterations if impl == "pyrecon" else None
@@ -139,7 +141,7 @@ def run(timed, x: Tensor, row: str, impl: str, iterations: int, goal: dict[str, 
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch", "torch.compile"])
 @pytest.mark.parametrize("shape", [(64, 26, 13), (1, 26, 13), (1, 512, 512)], ids=str)
-def test_fifty_iterations(timed, impl: str, shape: tuple[int, int, int]) -> None:
+def test_fifty_iterations(timed: Callable[..., None], impl: str, shape: tuple[int, int, int]) -> None:
     x = noisy_blocks(torch.Generator().manual_seed(0), *shape, torch.float32)
     batch, height, width = shape
     goal = {"ratio": 1 / 15, "against": "torch"} if batch == 64 else None
@@ -147,14 +149,14 @@ def test_fifty_iterations(timed, impl: str, shape: tuple[int, int, int]) -> None
 
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
-def test_complex(timed, impl: str) -> None:
+def test_complex(timed: Callable[..., None], impl: str) -> None:
     x = noisy_blocks(torch.Generator().manual_seed(0), 1, 640, 368, torch.complex64)
     run(timed, x, "TV prox, 640x368 complex, 50 iterations", impl, 50, None)
 
 
 @pytest.mark.parametrize("impl", list(RIVALS))
 @pytest.mark.parametrize("shape", [(64, 26, 13), (1, 512, 512)], ids=str)
-def test_equal_accuracy(timed, impl: str, shape: tuple[int, int, int]) -> None:
+def test_equal_accuracy(timed: Callable[..., None], impl: str, shape: tuple[int, int, int]) -> None:
     x = noisy_blocks(torch.Generator().manual_seed(0), *shape, torch.float32)
     batch, height, width = shape
     run(timed, x, f"TV prox, {batch} x {height}x{width}, error < {ACCURACY:g}", impl, NEEDED[impl], None)
@@ -162,7 +164,7 @@ def test_equal_accuracy(timed, impl: str, shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=["real", "complex"])
-def test_soft_threshold(timed, impl: str, dtype: torch.dtype) -> None:
+def test_soft_threshold(timed: Callable[..., None], impl: str, dtype: torch.dtype) -> None:
     x = torch.randn(8, 640, 368, dtype=dtype, generator=torch.Generator().manual_seed(0))
     out, length = torch.empty_like(x), torch.empty_like(x.real)
 

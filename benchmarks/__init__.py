@@ -1,0 +1,1 @@
+"""The benchmark suite, installed as ``pyrecon.benchmarks``; ``pyrecon bench`` runs it."""

@@ -1,0 +1,62 @@
+"""The benchmark command: what it prints, what it compares, what it refuses. Timings themselves are not asserted."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pyrecon.benchmarks import render
+from pyrecon.cli import app
+
+
+def bench(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+@pytest.mark.slow
+def test_runs_compares_and_finds_a_regression(tmp_path: Path) -> None:
+    file = tmp_path / "now.json"
+    code, text = bench(
+        "-k", "test_project_l2_ball and 1-pyrecon or test_project_l2_ball and 1-torch", "-o", str(file), "--json"
+    )
+    assert code == 0
+    result = json.loads(text)
+    assert json.loads(file.read_text()) == result
+    (row,) = result["rows"].values()
+    assert row["ratio"] == pytest.approx(row["ms"]["pyrecon"] / row["ms"]["torch"])
+    assert "| l2-ball projection" in render.markdown(result)
+    faster = copy.deepcopy(result)
+    (faster_row,) = faster["rows"].values()
+    faster_row["ratio"] /= 2 * render.WORSE
+    assert render.regressions(result, faster)
+    assert not render.regressions(faster, result)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"rows": 3}', "[1]"])
+def test_a_foreign_file_to_compare_with_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"--compare: .*x\.json is not a result"):
+        bench("--compare", str(tmp_path / "x.json"))
+
+
+def test_unknown_names_and_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no benchmark has 'nosuchthing'"):
+        bench("-k", "nosuchthing")
+    with pytest.raises(ValueError, match=r"expected \.json, \.md"):
+        bench("-o", str(tmp_path / "x.csv"))
+
+
+def test_goals_are_judged_by_their_own_rule() -> None:
+    row = {"ms": {"pyrecon": 1.0, "torch": 3.0, "bare FFT": 2.0}, "best_rival": "bare FFT"}
+    assert render.reached(row) is None
+    assert render.reached(row | {"goal": {"ms": 1.5}})
+    assert not render.reached(row | {"goal": {"ms": 0.5}})
+    assert render.reached(row | {"goal": {"ratio": 0.5}})
+    assert not render.reached(row | {"goal": {"ratio": 0.3, "against": "torch"}})
