@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, m) {
   register_anderson(m);
   register_consistency(m);
   register_kaczmarz(m);
+  register_langevin(m);
   register_variation(m);
   register_sense(m);
 }

@@ -3,11 +3,13 @@
 from pyrecon.solvers._solution import ConvergenceWarning, Solution, Status
 from pyrecon.solvers.conjugate_gradient import conjugate_gradient
 from pyrecon.solvers.fixed_point import Anderson, Broyden, FixedPointMethod, Picard, fixed_point
+from pyrecon.solvers.langevin import Chain, langevin
 from pyrecon.solvers.proximal import fista, primal_dual
 
 __all__ = [
     "Anderson",
     "Broyden",
+    "Chain",
     "ConvergenceWarning",
     "FixedPointMethod",
     "Picard",
@@ -16,5 +18,6 @@ __all__ = [
     "conjugate_gradient",
     "fista",
     "fixed_point",
+    "langevin",
     "primal_dual",
 ]
