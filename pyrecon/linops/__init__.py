@@ -4,7 +4,18 @@ from pyrecon.linops._base import Identity, LinearOperator, Stack
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.sense import Sense
+from pyrecon.linops.sharded import ShardedSystemMatrix
 from pyrecon.linops.system_matrix import SystemMatrix
 from pyrecon.linops.wavelet import Wavelet
 
-__all__ = ["Fourier", "Gradient", "Identity", "LinearOperator", "Sense", "Stack", "SystemMatrix", "Wavelet"]
+__all__ = [
+    "Fourier",
+    "Gradient",
+    "Identity",
+    "LinearOperator",
+    "Sense",
+    "ShardedSystemMatrix",
+    "Stack",
+    "SystemMatrix",
+    "Wavelet",
+]

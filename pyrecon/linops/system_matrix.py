@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_shape
 from pyrecon.linops._base import LinearOperator
+from pyrecon.linops.sharded import ShardedSystemMatrix, shard
+from pyrecon.ops import sm_consistency
 
 Derived = TypeVar("Derived")
 
@@ -45,6 +47,23 @@ class SystemMatrix(LinearOperator):
     def stack(data: Tensor) -> Tensor:
         """Complex data ``(..., M)`` as ``(..., 2 M)`` reals: real parts first, then imaginary parts."""
         return torch.cat((data.real, data.imag), dim=-1)
+
+    def shard(self, mesh: Any = None) -> ShardedSystemMatrix:
+        """The same operator with its rows spread over processes, for a matrix that one device cannot hold.
+
+        Parameters
+        ----------
+        mesh
+            A one-dimensional ``torch.distributed`` device mesh or a process group; default all processes. Every one of
+            them calls this with the same matrix, keeps its share of the rows, and may drop the whole one.
+        """
+        return shard(self.matrix, mesh)
+
+    def consistency(
+        self, x: Tensor, d: Tensor, y: Tensor, radius: Tensor | float, *, Ax: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:func:`pyrecon.ops.sm_consistency` with this matrix: ``z, r, Ax``."""
+        return sm_consistency(self.matrix, x, d, y, radius, Ax=Ax)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.to(self.matrix.dtype) @ self.matrix.mT
