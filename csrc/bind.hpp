@@ -18,5 +18,6 @@ void register_kaczmarz(pybind11::module_& m);
 void register_langevin(pybind11::module_& m);
 void register_variation(pybind11::module_& m);
 void register_sense(pybind11::module_& m);
+void register_sine(pybind11::module_& m);
 
 }  // namespace pyrecon

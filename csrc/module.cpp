@@ -18,4 +18,5 @@ PYBIND11_MODULE(_core, m) {
   register_langevin(m);
   register_variation(m);
   register_sense(m);
+  register_sine(m);
 }

@@ -5,15 +5,18 @@ from pyrecon.ops.consistency import project_l2_ball, sm_consistency
 from pyrecon.ops.kaczmarz import kaczmarz, kaczmarz_order
 from pyrecon.ops.langevin import Moments, langevin_step
 from pyrecon.ops.sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
+from pyrecon.ops.sine import dst1, prox_smooth_maps
 from pyrecon.ops.variation import soft_threshold, tv_gap, tv_prox
 
 __all__ = [
     "Moments",
     "anderson_mix",
+    "dst1",
     "kaczmarz",
     "kaczmarz_order",
     "langevin_step",
     "project_l2_ball",
+    "prox_smooth_maps",
     "sense_adjoint",
     "sense_forward",
     "sense_maps_adjoint",
