@@ -3,6 +3,7 @@
 from pyrecon.linops._base import Identity, LinearOperator, Stack
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
+from pyrecon.linops.noncartesian import NonCartesianSense, density_weights
 from pyrecon.linops.sense import Sense
 from pyrecon.linops.sharded import ShardedSystemMatrix
 from pyrecon.linops.system_matrix import SystemMatrix
@@ -13,9 +14,11 @@ __all__ = [
     "Gradient",
     "Identity",
     "LinearOperator",
+    "NonCartesianSense",
     "Sense",
     "ShardedSystemMatrix",
     "Stack",
     "SystemMatrix",
     "Wavelet",
+    "density_weights",
 ]
