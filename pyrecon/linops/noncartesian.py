@@ -21,9 +21,9 @@ class NonCartesianSense(LinearOperator):
     ``n_d // 2``: points with whole coordinates are the samples of :class:`Sense`.
 
     :meth:`forward` and :meth:`adjoint` use FINUFFT (Barnett, Magland, af Klinteberg, SIAM J. Sci. Comput. 41, 2019;
-    extra ``nufft``). :meth:`gram` needs no gridding at all: ``F^H W^2 F`` is a Toeplitz operator, a convolution with a kernel
-    that is known once the trajectory is, so it becomes a circulant one on twice the grid (Fessler et al., IEEE Trans.
-    Signal Process. 53 (2005)) and runs on the SENSE kernels.
+    extra ``nufft``). :meth:`gram` needs no gridding at all: ``F^H W^2 F`` is a Toeplitz operator, a convolution with a
+    kernel that is known once the trajectory is, so it becomes a circulant one on twice the grid (Fessler et al., IEEE
+    Trans. Signal Process. 53, 2005) and runs on the SENSE kernels.
 
     Parameters
     ----------
