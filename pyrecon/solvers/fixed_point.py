@@ -244,6 +244,7 @@ def _solve(
     residual = torch.full((batch,), float("inf"), dtype=torch.float64, device=device)
     first: Tensor | None = None
     rows = torch.arange(batch, device=device)
+    batched = [_is_batched(a, batch) for a in args]  # decided once: fewer samples may match another size by chance
     current = args
     for iteration in range(1, max_iter + 1):
         if rows.numel() == 0:
@@ -270,8 +271,6 @@ def _solve(
             worse = good & ~done & (error > first[rows])
             status[rows[worse]] = int(Status.DIVERGED)
         keep = ~leaving
-        current = tuple(
-            a[keep] if isinstance(a, Tensor) and a.dim() and a.shape[0] == len(keep) else a for a in current
-        )
+        current = tuple(a[keep] if leads else a for a, leads in zip(current, batched, strict=True))
         rows, x = rows[keep], x[keep]
     return Solution(layout.unpack(value), status, iterations, residual.to(x.real.dtype if x.is_complex() else x.dtype))
