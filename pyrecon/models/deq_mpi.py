@@ -1,0 +1,209 @@
+"""DEQ-MPI: a deep equilibrium model of ADMM with a learned denoiser and a learned data step.
+
+Bozkurt et al., DEQ-MPI: a deep equilibrium reconstruction with learned consistency for magnetic particle imaging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyrecon._errors import DataError
+from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
+from pyrecon.linops import SystemMatrix
+from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
+from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, fixed_point
+
+State = tuple[Tensor, Tensor, Tensor]
+
+
+class DEQMPI(nn.Module):
+    """The image at the fixed point of one ADMM step with networks in place of its proximal maps.
+
+    State: image x, its dual d1, the dual d0 of the data (Eqs. 20-24)::
+
+        z0 = LC(A x - d0, y)          z1 = RDN(x - d1)
+        x  = M (A^T (z0 + d0) + z1 + d1)                M = (I + A^T A)^-1
+        d0 = d0 + z0 - A x            d1 = d1 + z1 - x
+
+    Parameters
+    ----------
+    rdn
+        Denoiser of images, :class:`pyrecon.nn.RDN`.
+    consistency
+        :class:`~pyrecon.nn.LearnedConsistency`, whose weights belong to one layout of rows, or
+        :class:`~pyrecon.nn.BallConsistency` (default), which fits any system matrix.
+    iterations
+        Plain steps at inference.
+    solver, tol, max_iter, gradient
+        Of the equilibrium in training.
+    """
+
+    def __init__(
+        self,
+        rdn: RDN | None = None,
+        consistency: LearnedConsistency | BallConsistency | None = None,
+        *,
+        iterations: int = 25,
+        solver: FixedPointMethod | None = None,
+        tol: float = 1e-4,
+        max_iter: int = 25,
+        gradient: Gradient | None = None,
+    ) -> None:
+        super().__init__()
+        self.rdn = rdn or RDN()
+        self.consistency = consistency or BallConsistency()
+        self.iterations, self.tol, self.max_iter = iterations, tol, max_iter
+        self.solver = solver or Anderson(memory=5, beta=1.0)
+        self.gradient = gradient or ImplicitGradient(tol=tol, max_iter=max_iter)
+
+    def forward(self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None) -> Tensor:
+        """Images ``(B, H, W)`` for training: the equilibrium, with gradients to the networks.
+
+        Parameters
+        ----------
+        problem
+            The system matrix, prepared.
+        y, radius
+            ``(B, M)`` stacked real data in the scale of the model (rows' mean energy 0.34, signals of rms 0.41), and
+            ``(B,)`` the norm of their noise.
+        start
+            ``(B, N)``; default truncated least squares.
+        """
+        state = problem.start(y, start)
+        step = problem.step_of(self)
+        value = fixed_point_layer(
+            step, state, (y, radius), solver=self.solver, tol=self.tol, max_iter=self.max_iter, gradient=self.gradient
+        )
+        return value[0].unflatten(1, problem.shape)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def reconstruct(
+        self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None, *, iterations: int | None = None
+    ) -> Solution[Tensor]:
+        """Images ``(B, H, W)`` by plain steps, the way the published results are made, with a status per sample."""
+        solution = fixed_point(
+            problem.step_of(self),
+            problem.start(y, start),
+            (y, radius),
+            solver=Picard(),
+            tol=0.0,
+            max_iter=iterations or self.iterations,
+        )
+        image = solution.value[0].unflatten(1, problem.shape)
+        return Solution(image, solution.status, solution.iterations, solution.residual)
+
+    def step(self, problem: Problem, state: State, y: Tensor, radius: Tensor) -> State:
+        """One application of the map whose fixed point is sought."""
+        x, d1, d0 = state
+        z0 = self.consistency(problem.A(x) - d0, y, radius)
+        z1 = self.rdn((x - d1).unflatten(1, problem.shape)).flatten(1)
+        d0, d1 = d0 + z0, d1 + z1
+        x = (problem.A.adjoint(d0) + d1) @ problem.inverse
+        return x, d1 - x, d0 - problem.A(x)
+
+    @classmethod
+    def from_released(cls, path: str | Path, layout: RowLayout | None = None) -> DEQMPI:
+        """The model with weights that the authors released, under their names; a ``.npz``, ``.safetensors`` or ``.pt``.
+
+        Without ``layout`` the learned consistency is left out, and the model fits any system matrix.
+        """
+        weights = _released(Path(path))
+        model = cls(RDN(), LearnedConsistency(layout, ball="released") if layout is not None else None)
+        names = {_released_name(name): name for name in model.state_dict()}
+        missing = sorted(set(names) - set(weights))
+        if missing:
+            raise DataError(f"{path}: lacks {missing[0]!r} and {len(missing) - 1} more of the released weights")
+        state = model.state_dict()
+        for theirs, ours in names.items():
+            value = weights[theirs]
+            if value.shape != state[ours].shape:
+                expected = tuple(state[ours].shape)
+                raise DataError(f"{path}: {theirs} has shape {tuple(value.shape)}, expected {expected}")
+            state[ours] = value
+        model.load_state_dict(state)
+        return model.eval()
+
+
+class Problem(nn.Module):
+    """A system matrix made ready for :class:`DEQMPI`: ``M = (I + A^T A)^-1`` and the least-squares start.
+
+    Parameters
+    ----------
+    matrix
+        ``(M, N)`` real: real parts over imaginary parts, in the scale of the model.
+    shape
+        ``(H, W)`` of an image.
+    cutoff
+        Singular values below ``cutoff`` times the largest stay out of the start.
+    rank
+        At most so many singular values enter the start; DEQ-MPI takes 250 of 338 in training and 220 at inference.
+    """
+
+    inverse: Tensor
+
+    def __init__(
+        self, matrix: Tensor, shape: tuple[int, int], *, cutoff: float = 1e-4, rank: int | None = None
+    ) -> None:
+        super().__init__()
+        if matrix.is_complex():
+            raise TypeError("matrix: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
+        if matrix.dim() != 2 or matrix.shape[1] != shape[0] * shape[1]:
+            raise ValueError(f"matrix: shape {tuple(matrix.shape)} does not fit images of {shape}")
+        self.A, self.shape, self.cutoff, self.rank = SystemMatrix(matrix), tuple(shape), cutoff, rank
+        # In float64: the condition of I + A^T A is |A|^2, beyond what a float32 factor bears. M itself is below 1.
+        wide = matrix.double()
+        eye = torch.eye(matrix.shape[1], dtype=torch.float64, device=matrix.device)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(eye + wide.T @ wide))
+        self.register_buffer("inverse", inverse.to(matrix.dtype))
+
+    def start(self, y: Tensor, x: Tensor | None = None) -> State:
+        """Least squares (or ``x``) with zero duals."""
+        if x is None:
+            x = self.A.pinv(y, rtol=self.cutoff, rank=self.rank)
+        return x, torch.zeros_like(x), torch.zeros_like(y)
+
+    def step_of(self, model: DEQMPI) -> Any:
+        """The model's step with this system matrix, a function of state, data and radius."""
+        return lambda state, y, radius: model.step(self, state, y, radius)
+
+
+def _released(path: Path) -> Mapping[str, Tensor]:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                names = [name for name in archive.files if name.removeprefix("w/").startswith("f.")]
+                return {name.removeprefix("w/"): torch.from_numpy(archive[name]) for name in names}
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(k): v for k, v in dict(found.get("state_dict", found)).items() if isinstance(v, Tensor)}
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, EOFError) as problem:
+        raise DataError(f"{path}: is no file of weights ({type(problem).__name__}: {str(problem)[:100]})") from None
+    except Exception as problem:  # a hostile pickle or safetensors file has its own ways to fail
+        raise DataError(f"{path}: is no file of weights that is safe to load ({type(problem).__name__})") from None
+
+
+def _released_name(name: str) -> str:
+    """Our name of a weight in the released program's words."""
+    part, _, rest = name.partition(".")
+    if part == "consistency":
+        for ours, theirs in (("convs.0", "conv0"), ("convs.1", "convs.0"), ("convs.2", "convL")):
+            rest = theirs + rest.removeprefix(ours) if rest.startswith(ours) else rest
+            if rest.startswith(theirs):
+                break
+        return f"f.consistencyNet.{rest}"
+    module, _, leaf = rest.rpartition(".")
+    words = module.split(".")
+    if words[0] == "blocks":
+        inner = f"local_res_block.{words[3]}.conv" if words[2] == "layers" else "last_conv"
+        return f"f.sharedNet.rdbs.{words[1]}.{inner}.{leaf}"
+    numbers = {"shallow": "conv0", "deep": "conv1", "fuse": "conv2", "smooth": "conv3", "last": "conv4"}
+    return f"f.sharedNet.{numbers[module]}.{leaf}"

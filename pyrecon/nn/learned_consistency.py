@@ -1,0 +1,130 @@
+"""The data step of DEQ-MPI: a projection onto the ball around the data, or a network in its place."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyrecon.ops import project_l2_ball
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the selected rows of a system matrix lie in the scan: on a grid of angles (or channels) x frequencies.
+
+    Attributes
+    ----------
+    grid
+        ``(groups, frequencies)``: 60 angles x 247 frequencies in DEQ-MPI.
+    rows
+        ``(M / 2,)`` int64, increasing: the grid point ``group * frequencies + frequency`` of each complex row.
+    used
+        The first so many frequencies of each group enter the network (130 of 247 in DEQ-MPI). Rows beyond pass the
+        network as zeros.
+    """
+
+    grid: tuple[int, int]
+    rows: Tensor
+    used: int
+
+    def __post_init__(self) -> None:
+        groups, frequencies = self.grid
+        if self.rows.dim() != 1 or self.rows.dtype != torch.int64:
+            raise ValueError(f"rows: expected (K,) int64, got {tuple(self.rows.shape)} {self.rows.dtype}")
+        if self.rows.numel() and not (
+            int(self.rows[0]) >= 0 and int(self.rows[-1]) < groups * frequencies and bool((self.rows.diff() > 0).all())
+        ):
+            raise ValueError(f"rows: expected increasing points of a grid of {groups} x {frequencies}")
+        if not 1 <= self.used <= frequencies:
+            raise ValueError(f"used: {self.used}, expected 1 to {frequencies}")
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, grid: tuple[int, int], used: int) -> RowLayout:
+        """From a ``(groups * frequencies,)`` mask of the selected rows."""
+        return cls(grid, torch.nonzero(mask.flatten())[:, 0], used)
+
+    def spread(self, data: Tensor) -> Tensor:
+        """Stacked data ``(B, M)`` on the grid: ``(B, 2, groups, used)``, real parts first."""
+        groups, frequencies = self.grid
+        full = data.new_zeros(len(data), 2, groups * frequencies)
+        full[:, :, self.rows.to(data.device)] = data.unflatten(1, (2, -1))
+        spread: Tensor = full.unflatten(2, self.grid)[..., : self.used]
+        return spread
+
+    def gather(self, grid: Tensor) -> Tensor:
+        """The rows of ``(B, 2, groups, used)`` as stacked data ``(B, M)``; zero for rows beyond ``used``."""
+        full = torch.nn.functional.pad(grid, (0, self.grid[1] - self.used)).flatten(2)
+        return full[:, :, self.rows.to(grid.device)].flatten(1)
+
+
+class BallConsistency(nn.Module):
+    """``z = proj(v)`` onto ``|z - y| <= radius``: fits every system matrix, as no weight depends on its rows."""
+
+    def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+        return project_l2_ball(v, y, radius)
+
+
+class LearnedConsistency(nn.Module):
+    """``z = y + (N(y, v) - y) min(1, radius / |N(y, v) - y|)``: a network's proposal, moved into the ball (Eq. 25).
+
+    N is a small convolutional network over the grid of the scan, two channels (real, imaginary) of y and two of v in,
+    two out, zero padding, ReLU between layers. 354 parameters with the defaults.
+
+    Parameters
+    ----------
+    layout
+        Where the rows lie.
+    dims
+        1: one-dimensional kernels over the flattened grid, for a field-free-line scanner, as released (kernels reach
+        from the last frequency of an angle to the first of the next). 2: two-dimensional, over (channel, frequency).
+    ball
+        ``"paper"`` as above. ``"released"``: ``y + N radius / max(|N - y|, radius)``, what the released program does;
+        its weights need it.
+    """
+
+    def __init__(
+        self,
+        layout: RowLayout,
+        *,
+        width: int = 8,
+        layers: int = 3,
+        kernel: int = 3,
+        dims: Literal[1, 2] = 1,
+        ball: Literal["paper", "released"] = "paper",
+    ) -> None:
+        super().__init__()
+        if ball not in ("paper", "released") or dims not in (1, 2) or kernel % 2 == 0:
+            raise ValueError(
+                f"ball={ball!r}, dims={dims}, kernel={kernel}: expected 'paper' or 'released', 1 or 2, odd"
+            )
+        self.layout, self.dims, self.ball = layout, dims, ball
+        self.config = {"width": width, "layers": layers, "kernel": kernel, "dims": dims, "ball": ball}
+        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        widths = [4, *[width] * (layers - 1), 2]
+        self.convs = nn.ModuleList(conv(a, b, kernel, padding=kernel // 2) for a, b in itertools.pairwise(widths))
+
+    def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+        proposal = self.propose(v, y)
+        distance = torch.linalg.vector_norm(proposal - y, dim=1)
+        if self.ball == "paper":
+            shrink = torch.where(distance <= radius, 1.0, radius / distance)
+            return torch.lerp(y, proposal, shrink[:, None])
+        return y + proposal * (radius / torch.maximum(distance, radius))[:, None]
+
+    def propose(self, v: Tensor, y: Tensor) -> Tensor:
+        """``N(y, v)`` before it is moved into the ball."""
+        if y.shape[1] != 2 * len(self.layout.rows):
+            raise ValueError(
+                f"y: {y.shape[1]} rows, but the row layout of these weights has {2 * len(self.layout.rows)}; use a "
+                "model without learned consistency, which fits any system matrix"
+            )
+        grid = torch.cat((self.layout.spread(y), self.layout.spread(v)), dim=1)
+        x = grid.flatten(2) if self.dims == 1 else grid
+        for conv in self.convs[:-1]:
+            x = torch.relu(conv(x))
+        x = self.convs[-1](x)
+        return self.layout.gather(x.unflatten(2, grid.shape[2:]) if self.dims == 1 else x)
