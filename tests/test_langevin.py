@@ -84,7 +84,7 @@ def test_known_words_become_the_numbers_of_the_law(running: str) -> None:
     words = KNOWN[0][2]  # of counter 0 under seed 0, and the step's counter 0: numbers 0, 16, 32 and 48
     expected = torch.tensor([*box_muller(*words[:2]), *box_muller(*words[2:])], dtype=torch.float64)
     assert (noise(64)[::16] - expected).abs().max() <= 1e-14
-    assert (noise(64, dtype=torch.float32)[::16] - expected).abs().max() <= 4 * 2**-23 * 2
+    assert (noise(64, dtype=torch.float32)[::16] - expected).abs().max() <= 6 * 2**-24 * 2
 
 
 @KERNELS
@@ -146,8 +146,10 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
 def test_precisions_and_parts_of_complex_numbers_share_the_stream(running: str) -> None:
     wide = noise(2, 1000, seed=5, offset=9)
     narrow = noise(2, 1000, dtype=torch.float32, seed=5, offset=9)
-    # Single precision: the radius, up to 6.6, and the sine are within 2 eps each of the same function's value.
-    assert (narrow - wide).abs().max() <= 4 * 2**-23 * wide.abs().max()
+    # About twelve roundings of half a unit in the last place make a number: 4 before the root, which halves them, 8 for
+    # the root, the fitted sine and the products. Measured over 2^25 numbers: 4.3 units.
+    unit = 2.0 ** (torch.frexp(wide).exponent - 24)
+    assert ((narrow - wide).abs() <= 6 * unit).all()
     pairs = torch.view_as_real(noise(2, 500, dtype=torch.complex128, seed=5, offset=9))
     assert (pairs.flatten() - noise(2, 1000, seed=5, offset=18).flatten()).abs().max() <= 1e-14
 

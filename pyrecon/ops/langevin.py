@@ -326,7 +326,8 @@ def langevin_step(
     Notes
     -----
     CPU (C++) and GPU (Triton). Integers of the stream agree to the bit everywhere, numbers to rounding; on one
-    processor the results for any split of the batch and any number of threads agree to the bit.
+    processor the results for any split of the batch and any number of threads agree to the bit. In single precision
+    xi is within 6 units in the last place of the law. Under ``torch.func.vmap`` every slice gets the same xi.
 
     References
     ----------

@@ -55,7 +55,7 @@ def _with_moments(make: Make, count: int) -> Make:
     return more
 
 
-# k: the noise is within 3 eps of its largest value (measured 1.5), and three more roundings follow.
+# k: the noise is within 3 eps of its largest value (measured 1.2), and three more roundings follow.
 # With moments: m2 sums the product of two differences whose scale is twice that of x.
 FIRST: dict[str, Any] = {"seed": 0, "counter": 0}
 FAR: dict[str, Any] = {"seed": 2**63 - 3, "counter": 2**40 + 5, "offset": 2**36 - 7}  # words change halfway
