@@ -136,7 +136,7 @@ class Lines {
   Scratch<T> memory_;
 };
 
-// --- the prox of one plane -------------------------------------------------------------------------------------------
+// --- tridiagonal systems --------------------------------------------------------------------------------------------
 // After a sine transform along one axis, (1 + w lambda_k) s_i + w (2 s_i - s_(i-1) - s_(i+1)) = v_i along the other,
 // for all k at once. Elimination with p_i = 1 - q_i = w e_i and e_i = 1 / (1 + w lambda_k + w + w q_(i-1)), q_0 = 1:
 //   y_i = v_i + p_(i-1) y_(i-1),   s_i = e_i y_i + p_i s_(i+1).
@@ -269,6 +269,112 @@ PYRECON_INLINE void solve(const Systems<T>& systems, int64_t group, int share, i
   each_group(share, threads, groups, [&](int i, int64_t g) { scatter(i, g * group, end(g)); });
 }
 
+// --- the prox, by the axis of its systems
+// -----------------------------------------------------------------------------
+template <class T>
+struct ProxProblem {
+  const T *maps, *weight;
+  T* out;
+  const SineShape& shape;
+  int64_t weights;
+  int threads;
+
+  int64_t pitch() const { return shape.cols * shape.field; }
+  const T* from(int64_t p) const { return maps + p * shape.rows * pitch(); }
+  T* to(int64_t p) const { return out + p * shape.rows * pitch(); }
+  double level(int64_t p) const { return static_cast<double>(weight[p * weights / shape.planes]); }
+};
+
+// A transform along the columns' axis, systems along the rows of the plane itself, in the result.
+template <class T>
+void prox_in_place(const ProxProblem<T>& problem, const SinePlan& plan) {
+  const SineShape& s = problem.shape;
+  const int64_t pitch = problem.pitch();
+  const Lines<T> lines(plan.n, plan.slots, problem.threads);
+  const Workers<T> workers(pitch, s.rows, 0, problem.threads);
+  const double* eigenvalues = plan.template at<double>(plan.eigenvalues);
+  each_plane(s, problem.threads, [&](int share, int64_t p, int inner) {
+    const T* from = problem.from(p);
+    T* to = problem.to(p);
+    const Pivots<T>& pivots = workers.pivots(share, problem.level(p), eigenvalues, s.field, 2.0 / plan.n);
+    const auto transform = [&](int i, const T* source, int64_t low, int64_t high) {
+      const Rows<T> part{pitch, high - low, pitch, s.field};
+      part.to_line(source + low * pitch, lines.line(i));
+      part.from_line(lines.transform(plan, i), 1, to + low * pitch);
+    };
+    solve(
+        Systems<T>{to, pitch, s.rows, 1, pivots}, 2 * lanes<T> / s.field, share, inner,
+        [&](int i, int64_t low, int64_t high) { transform(i, from, low, high); },
+        [&](int i, int64_t low, int64_t high) { transform(i, to, low, high); });
+  });
+}
+
+// A transform along the rows' axis, systems along the rows of the transpose: complex numbers as two columns, the rows
+// of one part following those of the same.
+template <class T>
+void prox_transposed(const ProxProblem<T>& problem, const SinePlan& plan) {
+  const SineShape& s = problem.shape;
+  const int64_t pitch = problem.pitch();
+  const Lines<T> lines(plan.n, plan.slots, problem.threads);
+  const Workers<T> workers(s.rows, s.cols, s.rows * pitch, problem.threads);
+  const double* eigenvalues = plan.template at<double>(plan.eigenvalues);
+  each_plane(s, problem.threads, [&](int share, int64_t p, int inner) {
+    const T* from = problem.from(p);
+    T *to = problem.to(p), *between = workers.plane(share);
+    const Pivots<T>& pivots = workers.pivots(share, problem.level(p), eigenvalues, 1, 2.0 / plan.n);
+    solve(
+        Systems<T>{between, s.rows, pitch, s.field, pivots}, 2 * lanes<T>, share, inner,
+        [&](int i, int64_t low, int64_t high) {
+          Strip<T>{pitch, high - low, s.rows}.to_line(from + low, lines.line(i));
+          Rows<T>{s.rows, high - low, s.rows, 1}.from_line(lines.transform(plan, i), 1, between + low * s.rows);
+        },
+        [&](int i, int64_t low, int64_t high) {
+          Rows<T>{s.rows, high - low, s.rows, 1}.to_line(between + low * s.rows, lines.line(i));
+          Strip<T>{pitch, high - low, s.rows}.from_line(lines.transform(plan, i), 1, to + low);
+        });
+  });
+}
+
+// One axis only, that of the columns.
+template <class T>
+void prox_of_columns(const ProxProblem<T>& problem) {
+  const SineShape& s = problem.shape;
+  const int64_t pitch = problem.pitch();
+  const Workers<T> workers(pitch, s.rows, 0, problem.threads);
+  each_plane(s, problem.threads, [&](int share, int64_t p, int inner) {
+    const T* from = problem.from(p);
+    T* to = problem.to(p);
+    const Systems<T> systems{to, pitch, s.rows, 1, workers.pivots(share, problem.level(p), nullptr, 1, 1)};
+    parallel_for(inner, pitch, 64, [&](int64_t left, int64_t right) {
+      for (int64_t i = 0; i < s.rows; ++i) {
+        std::memcpy(to + i * pitch + left, from + i * pitch + left, (right - left) * sizeof(T));
+        systems.forwards(i, i + 1, left, right - left);
+      }
+      systems.backwards(0, s.rows, left, right - left);
+    });
+  });
+}
+
+// One axis only, that of the rows: a line is a plane of 2 * lanes columns.
+template <class T>
+void prox_of_rows(const ProxProblem<T>& problem) {
+  const SineShape& s = problem.shape;
+  const int64_t pitch = problem.pitch(), band = 2 * lanes<T> / s.field;
+  const Lines<T> lines(s.cols + 1, 0, problem.threads);
+  const Workers<T> workers(2 * lanes<T>, s.cols, 0, problem.threads);
+  each_plane(s, problem.threads, [&](int share, int64_t p, int inner) {
+    const Pivots<T>& pivots = workers.pivots(share, problem.level(p), nullptr, 1, 1);
+    each_group(share, inner, groups_of(s.rows, band), [&](int i, int64_t g) {
+      const Rows<T> rows{pitch, smaller(band, s.rows - g * band), pitch, s.field};
+      const Systems<T> systems{lines.line(i) + 2 * lanes<T>, 2 * lanes<T>, s.cols, 1, pivots};
+      rows.to_line(problem.from(p) + g * band * pitch, lines.line(i));
+      systems.forwards(0, s.cols, 0, 2 * lanes<T>);
+      systems.backwards(0, s.cols, 0, 2 * lanes<T>);
+      rows.from_line(lines.line(i), 1, problem.to(p) + g * band * pitch);
+    });
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -311,59 +417,13 @@ void dst1(const T* x, T* out, const void* row_plan, const void* col_plan, const 
 }
 
 template <class T>
-void prox_smooth_maps(const T* maps, const T* weight, T* out, const void* transform_plan, const SineShape& s,
-                      int64_t weights, bool along_rows, int threads) {
-  // The systems lie along the rows of the plane itself, in the result, or of its transpose.
-  const bool transposed = !along_rows;
-  const SinePlan* plan = plan_at(transform_plan);
-  const int64_t pitch = s.cols * s.field, plane = s.rows * pitch;
-  const int64_t rows = transposed ? pitch : s.rows, width = transposed ? s.rows : pitch;
-  const int64_t stride = transposed ? s.field : 1, steps = rows / stride;
-  const int64_t group = 2 * lanes<T> / (transposed ? 1 : s.field);
-  const Lines<T> lines(plan ? plan->n : s.rows + 1, plan ? plan->slots : 0, threads);
-  const Workers<T> workers(width, steps, transposed ? plane : 0, threads);
-  each_plane(s, threads, [&](int share, int64_t p, int inner) {
-    const T* from = maps + p * plane;
-    T* to = out + p * plane;
-    const double* eigenvalues = plan ? plan->template at<double>(plan->eigenvalues) : nullptr;
-    const Pivots<T>& pivots = workers.pivots(share, static_cast<double>(weight[p * weights / s.planes]), eigenvalues,
-                                             transposed ? 1 : s.field, plan ? 2.0 / plan->n : 1.0);
-    const Systems<T> systems{transposed ? workers.plane(share) : to, width, rows, stride, pivots};
-    const auto part = [&](int64_t low, int64_t high) {
-      return Rows<T>{width, high - low, width, transposed ? 1 : s.field};
-    };
-    const auto transform = [&](int i) -> const T* { return plan ? lines.transform(*plan, i) : lines.line(i); };
-    if (transposed)
-      solve(
-          systems, group, share, inner,
-          [&](int i, int64_t low, int64_t high) {
-            Strip<T>{pitch, high - low, s.rows}.to_line(from + low, lines.line(i));
-            part(low, high).from_line(transform(i), 1, systems.first + low * width);
-          },
-          [&](int i, int64_t low, int64_t high) {
-            part(low, high).to_line(systems.first + low * width, lines.line(i));
-            Strip<T>{pitch, high - low, s.rows}.from_line(transform(i), 1, to + low);
-          });
-    else if (plan)
-      solve(
-          systems, group, share, inner,
-          [&](int i, int64_t low, int64_t high) {
-            part(low, high).to_line(from + low * pitch, lines.line(i));
-            part(low, high).from_line(transform(i), 1, to + low * pitch);
-          },
-          [&](int i, int64_t low, int64_t high) {
-            part(low, high).to_line(to + low * pitch, lines.line(i));
-            part(low, high).from_line(transform(i), 1, to + low * pitch);
-          });
-    else
-      parallel_for(inner, width, 64, [&](int64_t left, int64_t right) {
-        for (int64_t i = 0; i < rows; ++i) {
-          std::memcpy(to + i * pitch + left, from + i * pitch + left, (right - left) * sizeof(T));
-          systems.forwards(i, i + 1, left, right - left);
-        }
-        systems.backwards(0, rows, left, right - left);
-      });
-  });
+void prox_smooth_maps(const T* maps, const T* weight, T* out, const void* plan, const SineShape& s, int64_t weights,
+                      bool along_rows, int threads) {
+  const ProxProblem<T> problem{maps, weight, out, s, weights, threads};
+  if (plan)
+    along_rows ? prox_in_place(problem, *plan_at(plan)) : prox_transposed(problem, *plan_at(plan));
+  else
+    along_rows ? prox_of_columns(problem) : prox_of_rows(problem);
 }
 
 #define PYRECON_SINE(T)                                                              \

@@ -252,8 +252,8 @@ def prox_smooth_maps(
     Returns
     -------
     Tensor
-        Like ``maps``. Differentiable, any number of times, in ``maps`` and ``weight``. A NaN reaches its own plane (its
-        own line with one axis) only.
+        Like ``maps``. Differentiable, any number of times, in ``maps`` and ``weight``. A NaN reaches only what it is
+        connected with along ``dims``.
 
     Notes
     -----
