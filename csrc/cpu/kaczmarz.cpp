@@ -70,8 +70,8 @@ PYRECON_INLINE Vec<T> alternating() {
 template <int Uses, class T>
 PYRECON_INLINE Vec<T> load_once(const T* p) {
   Vec<T> v = load(p);
-#if defined(__x86_64__)
-  if constexpr (Uses > 1) asm("" : "+x"(v));
+#if defined(__x86_64__) && !defined(PYRECON_EMULATE_AVX512)
+  if constexpr (Uses > 1) asm("" : "+v"(v));
 #endif
   return v;
 }
