@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from pyrecon.linops import LinearOperator, SystemMatrix
@@ -49,14 +49,20 @@ def run(rank: int, count: int, folder: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_same_answer_on_any_number_of_processes(count: int, dtype: torch.dtype) -> None:
+def test_same_answer_on_any_number_of_processes(tmp_path: Path, count: int, dtype: torch.dtype) -> None:
     A, x, d, y = problem(dtype)
     leaf = A.clone().requires_grad_()
     (x @ leaf.mT).abs().square().sum().backward()
     expected: list[Any] = answers(SystemMatrix(A), x, d, y)
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(run, args=(count, folder, dtype), nprocs=count)
-        results = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(count)]
+    kind = str(dtype).removeprefix("torch.")
+    # This file is the program of each rank: it starts the same way wherever pytest was started from.
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(count), str(tmp_path), kind], stderr=subprocess.PIPE)
+        for rank in range(count)
+    ]
+    errors = [rank.communicate(timeout=120)[1].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(errors)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(count)]
     for result in results:
         for value, wanted in zip(result[:-1], expected, strict=True):
             torch.testing.assert_close(value, wanted.detach())
@@ -67,3 +73,7 @@ def test_same_answer_on_any_number_of_processes(count: int, dtype: torch.dtype) 
 def test_without_processes_there_is_advice() -> None:
     with pytest.raises(RuntimeError, match="init_process_group"):
         SystemMatrix(torch.eye(3)).shard()
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], getattr(torch, sys.argv[4]))
