@@ -91,7 +91,7 @@ def times_phase(ar, ai, p, q, pixel, cols, inside):
 
 
 @triton.jit
-def expand_kernel(image, maps, p, q, out, coils, pixels, cols, maps_step, PHASES: tl.constexpr, BLOCK: tl.constexpr):
+def expand_kernel(image, maps, p, q, out, coils, pixels, cols, per_maps, PHASES: tl.constexpr, BLOCK: tl.constexpr):
     b = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
@@ -99,7 +99,7 @@ def expand_kernel(image, maps, p, q, out, coils, pixels, cols, maps_step, PHASES
     if PHASES:
         xr, xi = times_phase(xr, xi, p, q, pixel, cols, inside)
     for c in range(coils):
-        mr, mi = load_complex(maps, (b * maps_step + c) * pixels + pixel, inside)
+        mr, mi = load_complex(maps, (b // per_maps * coils + c) * pixels + pixel, inside)
         vr, vi = times(xr, xi, mr, mi)
         at = out + 2 * ((b * coils + c) * pixels + pixel)
         tl.store(at, vr, inside)
@@ -107,14 +107,14 @@ def expand_kernel(image, maps, p, q, out, coils, pixels, cols, maps_step, PHASES
 
 
 @triton.jit
-def combine_kernel(data, maps, p, q, out, coils, pixels, cols, maps_step, PHASES: tl.constexpr, BLOCK: tl.constexpr):
+def combine_kernel(data, maps, p, q, out, coils, pixels, cols, per_maps, PHASES: tl.constexpr, BLOCK: tl.constexpr):
     b = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     sr = tl.zeros((BLOCK,), data.dtype.element_ty)
     si = tl.zeros((BLOCK,), data.dtype.element_ty)
     for c in range(coils):
-        mr, mi = load_complex(maps, (b * maps_step + c) * pixels + pixel, inside)
+        mr, mi = load_complex(maps, (b // per_maps * coils + c) * pixels + pixel, inside)
         er, ei = load_complex(data, (b * coils + c) * pixels + pixel, inside)
         sr += er * mr + ei * mi
         si += ei * mr - er * mi
@@ -151,6 +151,7 @@ def weight_kernel(
     coils,
     pixels,
     cols,
+    per_mask,
     batch_step,
     row_step,
     col_step,
@@ -160,7 +161,9 @@ def weight_kernel(
     b = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    wr = tl.load(mask + b * batch_step + (pixel // cols) * row_step + (pixel % cols) * col_step, inside, 0.0)
+    wr = tl.load(
+        mask + b // per_mask * batch_step + (pixel // cols) * row_step + (pixel % cols) * col_step, inside, 0.0
+    )
     wi = tl.zeros((BLOCK,), mask.dtype.element_ty)
     if PHASES:
         wr, wi = times_phase(wr, wi, p, q, pixel, cols, inside)
@@ -174,11 +177,11 @@ def weight_kernel(
 
 # --- launchers -------------------------------------------------------------------------------------------------
 def expand(image: Tensor, maps: Tensor, phases: Phases, out: Tensor) -> None:
-    launch(expand_kernel, image, maps, phases, out, out, _step(maps.shape[0], maps.shape[1]))
+    launch(expand_kernel, image, maps, phases, out, out, out.shape[0] // max(maps.shape[0], 1))
 
 
 def combine(coils: Tensor, maps: Tensor, phases: Phases, out: Tensor) -> None:
-    launch(combine_kernel, coils, maps, phases, out, coils, _step(maps.shape[0], maps.shape[1]))
+    launch(combine_kernel, coils, maps, phases, out, coils, out.shape[0] // max(maps.shape[0], 1))
 
 
 def correlate(coils: Tensor, image: Tensor, phases: Phases, out: Tensor) -> None:
@@ -187,8 +190,8 @@ def correlate(coils: Tensor, image: Tensor, phases: Phases, out: Tensor) -> None
 
 def weight(coils: Tensor, mask: Tensor, phases: Phases, out: Tensor) -> None:
     batch, _, rows, cols = mask.shape
-    steps = _step(batch, rows * cols), _step(rows, cols), _step(cols, 1)
-    launch(weight_kernel, coils, mask, phases, out, coils, *steps)
+    per_mask = coils.shape[0] // max(batch, 1)
+    launch(weight_kernel, coils, mask, phases, out, coils, per_mask, rows * cols, _step(rows, cols), _step(cols, 1))
 
 
 def launch(kernel, first: Tensor, second: Tensor, phases: Phases, out: Tensor, data: Tensor, *steps: int) -> None:

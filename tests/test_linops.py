@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyrecon import linops
+from pyrecon.linops.sense import _per_image
 from pyrecon.testing import assert_adjoint
 
 
@@ -21,6 +22,14 @@ def mask(*shape: int) -> Tensor:
 OPERATORS = {
     "Sense": (linops.Sense(randn(1, 3, 8, 6), mask(1, 1, 8, 6)), torch.complex128),
     "Sense-1d": (linops.Sense(randn(2, 3, 8, 6), mask(2, 1, 1, 6)), torch.complex128),
+    "Sense-frames": (linops.Sense(randn(1, 1, 3, 8, 6), mask(1, 4, 1, 1, 6)), torch.complex128),
+    "Sense-frames-shared": (linops.Sense(randn(2, 1, 3, 8, 6), mask(2, 1, 1, 8, 6)), torch.complex128),
+    "Sense-frames-contrasts": (linops.Sense(randn(1, 3, 1, 2, 8, 6), mask(1, 3, 2, 1, 8, 6)), torch.complex128),
+    "SoftSense": (linops.SoftSense(randn(1, 2, 3, 8, 6), mask(2, 1, 8, 6)), torch.complex128),
+    "SoftSense-1d": (linops.SoftSense(randn(2, 2, 3, 8, 6), mask(1, 1, 8, 1)), torch.complex128),
+    "Sense3D": (linops.Sense3D(randn(1, 2, 4, 5, 6), mask(1, 1, 4, 5, 6)), torch.complex128),
+    "Sense3D-readout": (linops.Sense3D(randn(2, 2, 4, 5, 6), mask(2, 1, 4, 1, 6)), torch.complex128),
+    "Sense3D-lines": (linops.Sense3D(randn(1, 2, 4, 5, 6), mask(2, 1, 1, 5, 1)), torch.complex128),
     "Fourier": (linops.Fourier(mask(1, 1, 7, 6), (7, 6)), torch.complex128),
     "Fourier-1d": (linops.Fourier(mask(2, 1, 7, 1), (7, 6)), torch.complex128),
     "Gradient": (linops.Gradient((5, 4)), torch.float64),
@@ -113,6 +122,50 @@ def test_norm_bound_of_sense_bounds_every_rayleigh_quotient() -> None:
     torch.testing.assert_close(normalised.norm_bound, torch.ones(2, dtype=torch.float64))
 
 
+def test_frames_are_images_of_their_own() -> None:
+    maps, masks, x = randn(2, 1, 3, 8, 6), mask(1, 4, 1, 8, 6), randn(2, 4, 8, 6, seed=3)
+    operator = linops.Sense(maps, masks)
+    each = [linops.Sense(maps[:, 0], masks[:, t]) for t in range(4)]
+    torch.testing.assert_close(operator(x), torch.stack([A(x[:, t]) for t, A in enumerate(each)], dim=1))
+    torch.testing.assert_close(operator.gram(x), torch.stack([A.gram(x[:, t]) for t, A in enumerate(each)], dim=1))
+    bound = torch.stack([A.norm_bound for A in each]).amax(dim=0)
+    assert (operator.norm_bound >= bound - 1e-12).all()
+    with pytest.raises(ValueError, match=r"expected a batch of \(4, 8, 6\)"):
+        operator(x[:, :3])
+
+
+def test_frames_share_maps_without_copies() -> None:
+    maps = randn(3, 1, 2, 8, 6)
+    assert _per_image(maps, (3, 50)).data_ptr() == maps.data_ptr()
+    with pytest.raises(ValueError, match="does not fit images"):
+        _per_image(maps, (2, 50))
+
+
+def test_sets_of_maps_add_up() -> None:
+    maps, masks, x = randn(2, 2, 3, 8, 6), mask(1, 1, 1, 6), randn(2, 2, 8, 6, seed=3)
+    each = [linops.Sense(maps[:, s], masks) for s in range(2)]
+    data = each[0](x[:, 0]) + each[1](x[:, 1])
+    operator = linops.SoftSense(maps, masks)
+    torch.testing.assert_close(operator(x), data)
+    torch.testing.assert_close(operator.adjoint(data), torch.stack([A.adjoint(data) for A in each], dim=1))
+
+
+@pytest.mark.parametrize("sizes", [(4, 5, 6), (1, 5, 6), (4, 1, 6), (4, 5, 1), (1, 5, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_volume_is_the_three_dimensional_transform(sizes: tuple[int, int, int], batch: int) -> None:
+    maps, x, weights = randn(batch, 2, 4, 5, 6), randn(2, 4, 5, 6, seed=3), torch.rand(3 - batch, 1, *sizes).double()
+    axes = (-3, -2, -1)
+    coils = torch.fft.ifftshift(maps * x[:, None], dim=axes)
+    expected = weights * torch.fft.fftshift(torch.fft.fftn(coils, dim=axes, norm="ortho"), dim=axes)
+    maps.requires_grad_()
+    operator = linops.Sense3D(maps, weights)
+    torch.testing.assert_close(operator(x).detach(), expected)
+    # Gradients to the maps: of gram, which skips transforms, as of the two products.
+    (short,) = torch.autograd.grad(operator.gram(x).abs().square().sum(), maps)
+    (long,) = torch.autograd.grad(operator.adjoint(operator(x)).abs().square().sum(), maps)
+    torch.testing.assert_close(short, long)
+
+
 def test_errors_name_the_argument() -> None:
     for make in (
         lambda: linops.Wavelet((8, 8), wavelet="sym4"),
@@ -126,5 +179,9 @@ def test_errors_name_the_argument() -> None:
         linops.Gradient((0, 3))
     with pytest.raises(ValueError, match="maps"):
         linops.Sense(randn(3, 8, 6), mask(1, 1, 8, 6))
+    with pytest.raises(ValueError, match=r"mask: .* expected 5 axes"):
+        linops.Sense(randn(1, 1, 3, 8, 6), mask(1, 1, 8, 6))
+    with pytest.raises(ValueError, match=r"mask: .* expected \(B \| 1, 1, D \| 1"):
+        linops.Sense3D(randn(1, 2, 4, 5, 6), mask(1, 1, 4, 5, 5))
     with pytest.raises(ValueError, match="mask"):
         linops.Fourier(mask(1, 1, 7, 5), (7, 6))

@@ -10,9 +10,11 @@ namespace {
 
 constexpr int64_t share_grain = 8192;  // complex numbers a thread should get at least: some 10 us of work
 
+PYRECON_INLINE int64_t mask_of(const SenseShape& s, int64_t b) { return b / (s.batch / s.mask_batch); }
+
 template <class T>
 PYRECON_INLINE const T* sample_mask(const T* mask, const SenseShape& s, int64_t b) {
-  return mask + (s.mask_batch > 1 ? b : 0) * s.mask_rows * s.mask_cols;
+  return mask + mask_of(s, b) * s.mask_rows * s.mask_cols;
 }
 
 template <class T>
@@ -57,12 +59,12 @@ PYRECON_INLINE void plane_weights(const T* mask, const Layout<T>& l, const FftPl
 
 template <class T>
 struct Planes {  // one sample's image, maps and coil data
-  int64_t plane, coils, shared_maps;
+  int64_t plane, coils, maps_repeat;
   explicit PYRECON_MEMBER Planes(const SenseShape& s)
-      : plane(2 * s.rows * s.cols), coils(s.coils), shared_maps(s.maps_batch == 1) {}
+      : plane(2 * s.rows * s.cols), coils(s.coils), maps_repeat(s.batch / s.maps_batch) {}
   PYRECON_MEMBER int64_t image(int64_t b) const { return b * plane; }
   PYRECON_MEMBER int64_t coil(int64_t b, int64_t c) const { return (b * coils + c) * plane; }
-  PYRECON_MEMBER int64_t map(int64_t b, int64_t c) const { return coil(shared_maps ? 0 : b, c); }
+  PYRECON_MEMBER int64_t map(int64_t b, int64_t c) const { return coil(b / maps_repeat, c); }
 };
 
 // --- who does what
@@ -204,13 +206,13 @@ void normal_rows(const T* image, const T* maps, const T* mask, T* out, const Fft
   const int64_t room = lines_per_thread * l.line_size();
   T* weights = workspace + shares * room;
   for (int64_t b = 0; b < s.mask_batch; ++b)
-    axis_weights(sample_mask(mask, s, b), plan, T(1) / l.rows, weights + b * l.rows);
+    axis_weights(mask + b * l.rows, plan, T(1) / l.rows, weights + b * l.rows);
   parallel_shares(shares, s.batch * l.tiles, [&](int share, int64_t begin, int64_t end) {
     T* line[lines_per_thread];
     for (int i = 0; i < lines_per_thread; ++i) line[i] = workspace + share * room + i * l.line_size();
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / l.tiles, t = i % l.tiles;
-      const FftWeights<T> w{weights + (s.mask_batch > 1 ? b : 0) * l.rows, false};
+      const FftWeights<T> w{weights + mask_of(s, b) * l.rows, false};
       const auto x = strip(image + at.image(b), l, t, line[2]);
       fill<T>(line[1], 2 * lanes<T> * l.rows, 0);
       for (int64_t c = 0; c < s.coils; ++c) {
@@ -232,7 +234,7 @@ void normal_cols(const T* image, const T* maps, const T* mask, T* out, const Fft
   const int64_t room = lines_per_thread * l.line_size();
   T* weights = workspace + shares * room;
   for (int64_t b = 0; b < s.mask_batch; ++b)
-    axis_weights(sample_mask(mask, s, b), plan, T(1) / l.cols, weights + b * l.cols);
+    axis_weights(mask + b * l.cols, plan, T(1) / l.cols, weights + b * l.cols);
   T one[lanes<T>];
   fill<T>(one, lanes<T>, 1);
   const PlaneWeights<T> unit{one, 0, 0};
@@ -243,7 +245,7 @@ void normal_cols(const T* image, const T* maps, const T* mask, T* out, const Fft
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / l.bands;
       const LineRows rows{i % l.bands * lanes<T>, l.rows, 0, nullptr};
-      const FftWeights<T> w{weights + (s.mask_batch > 1 ? b : 0) * l.cols, false};
+      const FftWeights<T> w{weights + mask_of(s, b) * l.cols, false};
       line_from_plane(image + at.image(b), l, rows, columns, unit, line[2]);
       fill<T>(line[1].x, 2 * lanes<T> * l.cols, 0);
       for (int64_t c = 0; c < s.coils; ++c) {

@@ -4,7 +4,7 @@ from pyrecon.linops._base import Identity, LinearOperator, Stack
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.noncartesian import NonCartesianSense, density_weights
-from pyrecon.linops.sense import Sense
+from pyrecon.linops.sense import Sense, Sense3D, SoftSense
 from pyrecon.linops.sharded import ShardedSystemMatrix
 from pyrecon.linops.system_matrix import SystemMatrix
 from pyrecon.linops.wavelet import Wavelet
@@ -16,7 +16,9 @@ __all__ = [
     "LinearOperator",
     "NonCartesianSense",
     "Sense",
+    "Sense3D",
     "ShardedSystemMatrix",
+    "SoftSense",
     "Stack",
     "SystemMatrix",
     "Wavelet",

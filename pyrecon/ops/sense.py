@@ -50,19 +50,26 @@ def _ifft(k: Tensor, axes: tuple[int, ...] = _AXES) -> Tensor:
     return torch.fft.ifftn(k, dim=axes, norm="ortho") if k.numel() and axes else k
 
 
+def _each(shared: Tensor, batch: int) -> Tensor:
+    """One of ``shared`` per sample of the batch, where consecutive samples share one."""
+    return shared.repeat_interleave(batch // shared.shape[0], dim=0) if 1 < shared.shape[0] < batch else shared
+
+
 def _forward_reference(image: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
-    return mask * _fourier(maps * image[:, None])
+    return _each(mask, len(image)) * _fourier(_each(maps, len(image)) * image[:, None])
 
 
 def _adjoint_reference(kspace: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
-    return (maps.conj() * _fourier_adjoint(mask * kspace)).sum(dim=1)
+    coils = _fourier_adjoint(_each(mask, len(kspace)) * kspace)
+    return (_each(maps, len(kspace)).conj() * coils).sum(dim=1)
 
 
 def _maps_adjoint_reference(kspace: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    return image[:, None].conj() * _fourier_adjoint(mask * kspace)
+    return image[:, None].conj() * _fourier_adjoint(_each(mask, len(kspace)) * kspace)
 
 
 def _normal_reference(image: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
+    maps, mask = _each(maps, len(image)), _each(mask, len(image))
     return (maps.conj() * _circulant(maps * image[:, None], mask)).sum(dim=1)
 
 
@@ -147,7 +154,7 @@ _normal = Op(
 
 # --- autograd --------------------------------------------------------------------------------------------------
 # Each of forward, adjoint and maps_adjoint is linear (or conjugate-linear) in two arguments; its two gradients are the
-# other two. `_shared` sums a map gradient over the batch where all samples use the same maps.
+# other two. `_shared` sums a map gradient over the samples that use the same maps.
 def _taped(function: type[torch.autograd.Function], *inputs: Tensor) -> Tensor:
     result: Tensor = function.apply(*map(dense, inputs))
     return result
@@ -217,7 +224,8 @@ class _Normal(_SenseFunction):
 def _shared(gradient: Tensor | None, maps: Tensor) -> Tensor | None:
     if gradient is None or maps.shape[0] == gradient.shape[0]:
         return gradient
-    return gradient.sum(dim=0, keepdim=True)
+    own = maps.shape[0]
+    return gradient.reshape(own, gradient.shape[0] // own, *gradient.shape[1:]).sum(dim=1)
 
 
 # --- the public functions --------------------------------------------------------------------------------------
@@ -232,9 +240,10 @@ def sense_forward(image: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | No
     image
         ``(B, H, W)``, complex64 or complex128.
     maps
-        Coil sensitivities, ``(B | 1, C, H, W)`` of the same dtype; constant along H or W where that size is 1.
+        Coil sensitivities, ``(B / n, C, H, W)`` of the same dtype, each for n consecutive images (time frames, say);
+        constant along H or W where that size is 1.
     mask
-        bool, or weights of the matching real dtype: ``(B | 1, 1, H, W)``, constant along H or W where that size is 1,
+        bool, or weights of the matching real dtype: ``(B / n, 1, H, W)``, constant along H or W where that size is 1,
         which is how a 1-D Cartesian mask is declared: ``(1, 1, 1, W)`` or ``(1, 1, H, 1)``. Not differentiable.
     out
         Buffer for the result, dense, sharing no memory with the inputs. Not differentiable.
@@ -286,7 +295,7 @@ def sense_normal(image: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | Non
     """``A^H A image`` with A of :func:`sense_forward`, cheaper than the two products.
 
     Where the mask is constant along an axis the transforms along it cancel and are left out, so declare a 1-D mask as
-    ``(B | 1, 1, 1, W)`` or ``(B | 1, 1, H, 1)``: a full-size mask is not searched for it.
+    ``(B / n, 1, 1, W)`` or ``(B / n, 1, H, 1)``: a full-size mask is not searched for it.
 
     Parameters
     ----------
@@ -348,8 +357,8 @@ def _call(
 def _maps(maps: Tensor, name: str, like: Tensor, batch: int, coils: int | None, rows: int, cols: int) -> Tensor:
     """``maps`` with full H and W and its own batch size."""
     check_like("maps", maps, name, like)
-    meaning = f"(B | 1, C, H | 1, W | 1) of {name} {tuple(like.shape)}"
-    expected = (_or_one(maps, 0, batch), coils, _or_one(maps, 2, rows), _or_one(maps, 3, cols))
+    meaning = f"(B / n, C, H | 1, W | 1) of {name} {tuple(like.shape)}"
+    expected = (_divisor(maps, batch), coils, _or_one(maps, 2, rows), _or_one(maps, 3, cols))
     check_shape("maps", maps, expected, meaning)
     if maps.shape[1] == 0:
         raise ValueError(f"maps: shape {tuple(maps.shape)} holds no coil, expected at least one")
@@ -362,8 +371,8 @@ def _mask(mask: Tensor, name: str, like: Tensor, batch: int, rows: int, cols: in
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         mask = mask.to(real)
     check_like("mask", mask, name, like, dtype=real)
-    expected = (_or_one(mask, 0, batch), 1, _or_one(mask, 2, rows), _or_one(mask, 3, cols))
-    check_shape("mask", mask, expected, f"(B | 1, 1, H | 1, W | 1) of {name} {tuple(like.shape)}")
+    expected = (_divisor(mask, batch), 1, _or_one(mask, 2, rows), _or_one(mask, 3, cols))
+    check_shape("mask", mask, expected, f"(B / n, 1, H | 1, W | 1) of {name} {tuple(like.shape)}")
     if mask.requires_grad:
         raise ValueError("mask: is not differentiable here, detach it")
     return mask
@@ -371,3 +380,8 @@ def _mask(mask: Tensor, name: str, like: Tensor, batch: int, rows: int, cols: in
 
 def _or_one(tensor: Tensor, axis: int, size: int) -> int:
     return 1 if tensor.dim() == 4 and tensor.shape[axis] == 1 else size
+
+
+def _divisor(tensor: Tensor, batch: int) -> int:
+    """The batch size that is expected of ``tensor``: its own if it divides ``batch``."""
+    return tensor.shape[0] if tensor.dim() == 4 and tensor.shape[0] and batch % tensor.shape[0] == 0 else batch

@@ -66,6 +66,8 @@ def _cases(name: str, shape: tuple[int, int, int, int], *, tiny: bool = False, *
 CASES = (
     *_cases("2x2x4x6", (2, 2, 4, 6), tiny=True),
     *_cases("odd-1d", (2, 2, 3, 5), mask="cols", mask_batch=2, maps_batch=2, tiny=True),
+    *_cases("frames", (4, 2, 3, 4), maps_batch=2, mask_batch=2, tiny=True),
+    *_cases("frames-1d", (6, 2, 20, 18), maps_batch=2, mask="rows", mask_batch=3),
     *_cases("rows", (1, 3, 5, 4), mask="rows", tiny=True),
     *_cases("one-mask", (2, 1, 3, 4), mask="one", mask_batch=2, tiny=True),
     *_cases("one-row", (2, 2, 1, 7), mask="bool"),
