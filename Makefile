@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+# Built in this environment, so that a second build compiles only what changed.
+BUILD   := scikit-build-core pybind11 cmake ninja
+INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
 
 # Stamps: what is installed, so that a second `make` starts at once. Sources are rebuilt when they change.
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt \
@@ -40,7 +43,6 @@ triton: $(VENV)/.test ## Triton kernels: the interpreter on tiny cases, and ahea
 	$(BIN)/pytest -q tests/triton_ahead_of_time.py
 
 cuda: $(VENV)/.test ## Compile the CUDA module (needs nvcc, no GPU) and import it
-	$(PIP) install -c constraints.txt pybind11 scikit-build-core cmake ninja
 	$(BIN)/cmake -G Ninja -S . -B build/cuda -DPYRECON_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=0 >build/cuda.log
 	$(BIN)/cmake --build build/cuda --target _cuda
@@ -52,19 +54,19 @@ sanitize: $(VENV)/.test ## The kernels under AddressSanitizer and UndefinedBehav
 $(VENV)/.venv:
 	$(PYTHON) -c 'import sys; sys.exit("pyrecon needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt torch $(BUILD)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.venv $(SOURCES)
-	$(PIP) install -c constraints.txt '.[demo]'
+	$(INSTALL) '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.venv $(SOURCES)
-	$(PIP) install -c constraints.txt '.[test]'
+	$(INSTALL) '.[test]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) install -c constraints.txt '.[dev]'
+	$(INSTALL) '.[dev]'
 	@touch $@
 
 clean: ## Remove everything the targets made

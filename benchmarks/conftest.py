@@ -12,8 +12,11 @@ them, and ``benchmarks/render.py FILE`` turns the result into the table.
 
 from __future__ import annotations
 
+import importlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Protocol
 
 import pytest
@@ -24,7 +27,7 @@ import pyrecon
 from pyrecon import _core
 from pyrecon.testing import assert_close_to_reference
 
-THREADS = 2
+THREADS = int(os.environ.get("PYRECON_BENCH_THREADS", "2"))
 
 
 class Timed(Protocol):
@@ -66,7 +69,7 @@ class Timed(Protocol):
 
 @pytest.fixture(autouse=True)
 def fixed_threads() -> Iterator[None]:
-    """Two threads for both sides, whatever the machine: the numbers in the table say so."""
+    """As many threads for both sides, two unless told, whatever the machine: the numbers in the table say so."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     yield
@@ -79,6 +82,28 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return str(request.param)
+
+
+@pytest.fixture
+def peer() -> Callable[[str], Any]:
+    """Import a rival; the row goes without it where it is not installed."""
+    return _peer
+
+
+def _peer(name: str) -> Any:
+    # deepinv and mrpro import torchvision, which wants two operators that a CPU build of it may lack.
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _libraries.append(library)
+    try:
+        return importlib.import_module(name)
+    except ImportError as problem:
+        pytest.skip(f"the rival {name} is not installed ({problem})")
+
+
+_libraries: list[torch.library.Library] = []  # a library that is collected takes its operators with it
 
 
 @pytest.fixture
@@ -100,6 +125,8 @@ def timed(request: pytest.FixtureRequest) -> Timed:
             if wanted is not None:
                 assert_close_to_reference(result.detach().cpu(), wanted, k=k)
         on_gpu = any(isinstance(result, Tensor) and result.is_cuda for result in results)
+        if on_gpu:
+            row, goal = f"{row}, GPU", None  # goals are a processor's
         # The marker is read when the benchmark fixture is made, so it is asked for only now.
         timer = _gpu_clock if on_gpu else time.perf_counter
         request.node.add_marker(pytest.mark.benchmark(group=row, timer=timer, max_time=0.7, min_rounds=7, warmup=True))
@@ -113,9 +140,38 @@ def timed(request: pytest.FixtureRequest) -> Timed:
             threads=THREADS,
             device=torch.cuda.get_device_name() if on_gpu else "cpu",
         )
+        if benchmark.enabled:
+            benchmark.extra_info["rates"] = machine_rates("cuda" if on_gpu else "cpu")
         benchmark(call)
 
     return run
+
+
+@cache
+def machine_rates(device: str) -> dict[str, float]:
+    """What the roofline is made of: bytes/s of a large copy (read and written), flop/s of a large float32 product."""
+    torch.set_num_threads(THREADS)
+    clock = _gpu_clock if device == "cuda" else time.perf_counter
+    source = torch.ones(1 << (28 if device == "cuda" else 25), device=device)
+    target, a, b = (
+        torch.empty_like(source),
+        torch.ones(2048, 2048, device=device),
+        torch.ones(2048, 2048, device=device),
+    )
+    c = torch.empty_like(a)
+    works: dict[str, tuple[Callable[[], Any], float]] = {
+        "copy": (lambda: target.copy_(source), 2 * source.nbytes),
+        "product": (lambda: torch.mm(a, b, out=c), 2 * 2048**3),
+    }
+    rates = {}
+    for name, (work, amount) in works.items():
+        times = []
+        for _ in range(7):
+            start = clock()
+            work()
+            times.append(clock() - start)
+        rates[name] = amount / min(times)
+    return rates
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

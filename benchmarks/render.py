@@ -28,7 +28,7 @@ def condense(report: dict[str, Any]) -> dict[str, Any]:
         row = rows.setdefault(benchmark["group"], {"ms": {}, "min_ms": {}, "device": extra["device"]})
         row["ms"][extra["impl"]] = stats["median"] * 1e3
         row["min_ms"][extra["impl"]] = stats["min"] * 1e3
-        for key in ("goal", "bytes_moved", "flops"):
+        for key in ("goal", "bytes_moved", "flops", "rates"):
             if extra.get(key) is not None:
                 row[key] = extra[key]
     for row in rows.values():
@@ -36,6 +36,9 @@ def condense(report: dict[str, Any]) -> dict[str, Any]:
         if rivals and "pyrecon" in row["ms"]:
             row["best_rival"] = min(rivals, key=rivals.__getitem__)
             row["ratio"] = row["ms"]["pyrecon"] / rivals[row["best_rival"]]
+        bound = roofline_ms(row)
+        if bound is not None and "pyrecon" in row["ms"]:
+            row["roofline"] = bound / row["ms"]["pyrecon"]
     info = report["machine_info"]
     cpu = info.get("cpu", {})
     machine = {
@@ -47,6 +50,14 @@ def condense(report: dict[str, Any]) -> dict[str, Any]:
         "versions": info.get("versions", {}),
     }
     return {"machine": machine, "rows": rows}
+
+
+def roofline_ms(row: dict[str, Any]) -> float | None:
+    """The least time of a row by its bytes and flops, at the rates of a large copy and a large matrix product."""
+    rates = row.get("rates")
+    if not rates or not (row.get("bytes_moved") or row.get("flops")):
+        return None
+    return 1e3 * max((row.get("bytes_moved") or 0) / rates["copy"], (row.get("flops") or 0) / rates["product"])
 
 
 def reached(row: dict[str, Any]) -> bool | None:
@@ -69,7 +80,7 @@ def goal_text(goal: dict[str, Any] | None) -> str:
     return f"{goal['ratio']:.3g} x {goal.get('against', 'best')}"
 
 
-COLUMNS = ("work", "pyrecon, ms", "best rival, ms", "ratio", "goal", "reached")
+COLUMNS = ("work", "pyrecon, ms", "best rival, ms", "ratio", "goal", "reached", "roofline")
 
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -82,8 +93,14 @@ def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
         against = f"{row['ms'][rival]:.3g} ({rival})" if rival else ""
         ratio = f"{row['ratio']:.2g}" if rival else ""
         verdict = {True: "yes", False: "no", None: ""}[reached(row)]
-        table.append((name, f"{ours:.3g}", against, ratio, goal_text(row.get("goal")), verdict))
+        share = f"{100 * row['roofline']:.0f} %" if "roofline" in row else ""
+        table.append((name, f"{ours:.3g}", against, ratio, goal_text(row.get("goal")), verdict, share))
     return table
+
+
+def rates_text(result: dict[str, Any]) -> str:
+    rates = next((row["rates"] for row in result["rows"].values() if "rates" in row), None)
+    return f"{rates['copy'] / 1e9:.1f} GB/s and {rates['product'] / 1e9:.0f} Gflop/s" if rates else "not measured"
 
 
 def where(result: dict[str, Any]) -> str:
@@ -106,14 +123,15 @@ def markdown(result: dict[str, Any]) -> str:
         f"Measured on: {where(result)}. On your machine: `pyrecon bench`; in a checkout `make bench` writes this page.",
         "",
         "Goals were set on a processor with AVX-512; goals in milliseconds do not carry over to another machine, goals "
-        "in ratios do.",
+        "in ratios do. The last column is the least time by the work's bytes and flops, at the rates of a large copy "
+        f"and a large matrix product in the same run ({rates_text(result)}), over our time: above 100 % where the data "
+        "stay in the cache.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",
         *("| " + " | ".join(row) + " |" for row in cells(result)),
     ]
-    notes = ROOT / "docs/benchmark_notes.md"  # what the numbers mean, written by hand
-    return "\n".join([*lines, "", *([notes.read_text()] if notes.exists() else [])])
+    return "\n".join([*lines, ""])
 
 
 def regressions(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
@@ -140,7 +158,19 @@ def main() -> int:
     name = re.sub(r"\W+", "-", device.lower()) if device else "cpu"
     (ROOT / "benchmarks/results").mkdir(exist_ok=True)
     (ROOT / f"benchmarks/results/{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = markdown(result)
+    import plots
+
+    static = ROOT / "docs/_static"
+    plots.speed_up(result, static / f"speed-up-{name}.svg")
+    plots.roofline(result, static / f"roofline-{name}.svg")
+    scaling = ROOT / f"benchmarks/results/scaling-{name}.json"
+    pictures = [f"![Speed-up over the fastest rival](_static/speed-up-{name}.svg)"]
+    pictures += [f"![Roofline](_static/roofline-{name}.svg)"]
+    if scaling.exists():
+        plots.scaling(json.loads(scaling.read_text()), static / f"scaling-{name}.svg")
+        pictures += [f"![Time against the sizes of the problem](_static/scaling-{name}.svg)"]
+    notes = ROOT / "docs/benchmark_notes.md"  # what the numbers mean, written by hand
+    text = "\n".join([markdown(result), *(f"{picture}\n" for picture in pictures), notes.read_text()])
     (ROOT / "docs/benchmarks.md").write_text(text)
     print(text)
     return 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrecon.solvers import Anderson
+from pyrecon.solvers import Anderson, fixed_point
 
 MEMORY, RIDGE = 5, 1e-4
 PERIOD = 7  # values f(x) that take turns, coprime to the memory: the history never repeats itself
@@ -18,16 +18,17 @@ PERIOD = 7  # values f(x) that take turns, coprime to the memory: the history ne
 class TorchAnderson:
     """The step as deep equilibrium packages write it: ring buffers, one batched product and solve, two mixes."""
 
-    def __init__(self, batch: int, n: int, dtype: torch.dtype) -> None:
-        self.X, self.F, self.G = (torch.zeros(batch, MEMORY, n, dtype=dtype) for _ in range(3))
-        self.gram = torch.empty(batch, MEMORY, MEMORY, dtype=dtype)
+    def __init__(self, batch: int, n: int, dtype: torch.dtype, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self.X, self.F, self.G = (torch.zeros(batch, memory, n, dtype=dtype) for _ in range(3))
+        self.gram = torch.empty(batch, memory, memory, dtype=dtype)
         self.x = torch.empty(batch, 1, n, dtype=dtype)
         self.count = 0
 
     def __call__(self, x: Tensor, fx: Tensor) -> Tensor:
-        slot = self.count % MEMORY
+        slot = self.count % self.memory
         self.count += 1
-        k = min(self.count, MEMORY)
+        k = min(self.count, self.memory)
         self.X[:, slot], self.F[:, slot] = x, fx
         torch.sub(self.F, self.X, out=self.G)
         torch.bmm(self.G, self.G.mT, out=self.gram)
@@ -79,5 +80,35 @@ def test_step(timed: Callable[..., None], impl: str, batch: int, n: int, goal: f
         goal={"ratio": 1 / goal, "against": "torch"} if goal else None,
         bytes_moved=4 * batch * n * (2 * MEMORY + 3),  # history in; x and f(x) in; x, G and H of one slot out
         flops=4 * batch * n * MEMORY,
+        sizes={"batch": batch, "n": n, "memory": MEMORY},
+    )
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torchdeq"])
+@pytest.mark.parametrize(("batch", "n"), [(64, 6162), (8, 204800)])
+def test_solve(timed: Callable[..., None], peer: Callable[[str], Any], impl: str, batch: int, n: int) -> None:
+    """Twenty-five evaluations of a cheap map, the whole solver around it."""
+    generator = torch.Generator().manual_seed(0)
+    slope, shift, x0 = (
+        0.5 * torch.rand(n, generator=generator),
+        torch.randn(n, generator=generator),
+        torch.zeros(batch, n),
+    )
+
+    def f(x: Tensor) -> Tensor:
+        return torch.addcmul(shift.to(x.dtype), slope.to(x.dtype), x)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "pyrecon": lambda: fixed_point(f, x0, solver=Anderson(memory=MEMORY, ridge=RIDGE), tol=0.0, max_iter=25).value,
+    }
+    if impl == "torchdeq":
+        solve = peer("torchdeq.solver").anderson.anderson_solver
+        calls[impl] = lambda: solve(f, x0, max_iter=25, tol=0.0, m=MEMORY, lam=RIDGE, return_final=True)[0]
+    timed(
+        calls[impl],
+        row=f"Anderson solve, 25 evaluations, {batch} x {n}",
+        impl=impl,
+        expected=(shift.double() / (1 - slope.double())).expand(batch, n),
+        k=64,
         sizes={"batch": batch, "n": n, "memory": MEMORY},
     )

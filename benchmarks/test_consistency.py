@@ -22,10 +22,12 @@ def torch_project(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> Ten
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
 @pytest.mark.parametrize("batch", [1, 64])
-def test_project_l2_ball(timed: Callable[..., None], impl: str, batch: int) -> None:
+def test_project_l2_ball(timed: Callable[..., None], device: str, impl: str, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     v, center = (torch.randn(batch, M, generator=generator) for _ in range(2))
     radius = torch.full((batch,), 0.5 * M**0.5)
+    expected = torch_project(v.double(), center.double(), radius.double(), torch.empty_like(v, dtype=torch.float64))
+    v, center, radius = v.to(device), center.to(device), radius.to(device)
     out = torch.empty_like(v)
     call = {
         "pyrecon": lambda: project_l2_ball(v, center, radius, out=out),
@@ -35,7 +37,7 @@ def test_project_l2_ball(timed: Callable[..., None], impl: str, batch: int) -> N
         call[impl],
         row=f"l2-ball projection, {batch} x {M}",
         impl=impl,
-        expected=torch_project(v.double(), center.double(), radius.double(), out.double()),
+        expected=expected,
         k=34,
         bytes_moved=3 * 4 * batch * M,
         flops=6 * batch * M,
@@ -74,14 +76,14 @@ def plain_step(
 @pytest.mark.parametrize("impl", ["pyrecon", "torch", pytest.param("torch.compile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("given", [False, True], ids=["whole", "given"])
 @pytest.mark.parametrize("batch", [1, 4, 64])
-def test_sm_consistency(timed: Callable[..., None], impl: str, batch: int, given: bool) -> None:
+def test_sm_consistency(timed: Callable[..., None], device: str, impl: str, batch: int, given: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     A, x = torch.randn(M, N, generator=generator), torch.randn(batch, N, generator=generator)
     d, y = (N**0.5 * torch.randn(batch, M, generator=generator) for _ in range(2))
     radius = (M * N) ** 0.5 * torch.linspace(0.5, 2.5, batch)  # some samples inside their ball, most outside
-    inputs = A, x, d, y, radius
-    expected = plain_step(*(t.double() for t in inputs), None)
-    Ax = expected[2].float() if given else None
+    expected = plain_step(*(t.double() for t in (A, x, d, y, radius)), None)
+    inputs = A, x, d, y, radius = tuple(t.to(device) for t in (A, x, d, y, radius))
+    Ax = expected[2].float().to(device) if given else None
     product = Ax if Ax is not None else torch.empty_like(d)
     out = torch.empty_like(d), torch.empty_like(x), product
     eager, compiled = TorchStep(x, d), torch.compile(plain_step)

@@ -5,7 +5,6 @@ set -eu
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 root=$(cd "$(dirname "$0")/.." && pwd)
 tree=$root/build/sanitize
-"$python" -m pip --disable-pip-version-check -q install -c "$root/constraints.txt" pybind11 cmake ninja
 PATH=$(dirname "$python"):$PATH
 cmake -G Ninja -S "$root" -B "$tree/build" -DPYRECON_SANITIZE=ON -DPYRECON_CUDA=OFF -DCMAKE_BUILD_TYPE=Release \
   -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \

@@ -27,7 +27,7 @@ def bench(*arguments: str) -> tuple[int, str]:
 def test_runs_compares_and_finds_a_regression(tmp_path: Path) -> None:
     file = tmp_path / "now.json"
     # In its own process: inside a worker of pytest-xdist, pytest-benchmark measures nothing.
-    command = [sys.executable, "-m", "pyrecon", "bench", "-o", str(file), "--json"]
+    command = [sys.executable, "-m", "pyrecon", "bench", "-o", str(file), "--json", "--threads", "1", "--device", "cpu"]
     command += ["-k", "test_project_l2_ball and 1-pyrecon or test_project_l2_ball and 1-torch"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -35,6 +35,8 @@ def test_runs_compares_and_finds_a_regression(tmp_path: Path) -> None:
     result = json.loads(run.stdout)
     assert json.loads(file.read_text()) == result
     (row,) = result["rows"].values()
+    assert result["machine"]["threads"] == 1
+    assert row["roofline"] == pytest.approx(render.roofline_ms(row) / row["ms"]["pyrecon"])
     assert row["ratio"] == pytest.approx(row["ms"]["pyrecon"] / row["ms"]["torch"])
     assert "| l2-ball projection" in render.markdown(result)
     faster = copy.deepcopy(result)
@@ -56,6 +58,8 @@ def test_unknown_names_and_formats_are_refused(tmp_path: Path) -> None:
         bench("-k", "nosuchthing")
     with pytest.raises(ValueError, match=r"expected \.json, \.md"):
         bench("-o", str(tmp_path / "x.csv"))
+    with pytest.raises(ValueError, match="--device: 'tpu' is not known"):
+        bench("--device", "tpu")
 
 
 def test_goals_are_judged_by_their_own_rule() -> None:

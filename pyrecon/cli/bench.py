@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from pyrecon.cli import _console
 
 def bench(
     only: Annotated[str, typer.Option("--only", "-k", help="Run benchmarks whose name holds this: sense, tv ...")] = "",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; both where there is a GPU.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of every implementation.")] = 2,
     compare: Annotated[
         Path | None, typer.Option(help="Results of an earlier run: rows that got slower end in exit code 1.")
     ] = None,
@@ -24,13 +27,19 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time the kernels against their best alternatives here; every answer is asserted first."""
+    import torch
+
     from pyrecon.benchmarks import render
     from pyrecon.io import written_whole
 
     if output is not None and output.suffix not in (".json", ".md"):
         raise DataError(f"--output: {output.name!r} has no known format, expected .json, .md")
+    if device not in (None, "cpu", "cuda"):
+        raise DataError(f"--device: {device!r} is not known, expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device: torch finds no CUDA device here")
     earlier = None if compare is None else _earlier(compare)
-    result = render.condense(_measure(Path(render.__file__).parent, only))
+    result = render.condense(_measure(Path(render.__file__).parent, only, device, threads))
     if not result["rows"]:
         raise DataError(f"--only: no benchmark has {only!r} in its name")
     text = json.dumps(result, indent=1) + "\n"
@@ -49,7 +58,7 @@ def bench(
             raise typer.Exit(1)
 
 
-def _measure(folder: Path, only: str) -> dict[str, Any]:
+def _measure(folder: Path, only: str, device: str | None, threads: int) -> dict[str, Any]:
     """pytest-benchmark's report of a run in this process."""
     try:
         import pytest
@@ -73,6 +82,9 @@ def _measure(folder: Path, only: str) -> dict[str, Any]:
         report = Path(scratch) / "report.json"
         arguments = [str(folder), "-q", "-k", only, "--import-mode=importlib", f"--rootdir={folder}", "-c", "/dev/null"]
         arguments += ["-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore", f"--benchmark-json={report}"]
+        if device is not None:
+            arguments += ["-m", "gpu" if device == "cuda" else "not gpu"]
+        os.environ["PYRECON_BENCH_THREADS"] = str(threads)  # read by the benchmarks' conftest
         with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
             code = pytest.main(arguments, plugins=[Bar()])
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
