@@ -25,6 +25,7 @@ test: $(VENV)/.test ## The test suite (CPU)
 
 bench: $(VENV)/.test ## Measure the kernels; writes benchmarks/results/ and docs/benchmarks.md
 	$(BIN)/pytest benchmarks -q -p no:xdist --benchmark-enable --benchmark-json=build/benchmark.json
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/render.py build/benchmark.json
 
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html

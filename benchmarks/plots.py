@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import render
+from matplotlib.ticker import LogFormatter, NullFormatter
 
 OURS, RIVAL, GUIDE = "#1f5fa8", "#b0b7bf", "#8a6d3b"
 
@@ -67,6 +68,9 @@ def scaling(curves: Mapping[str, Any], path: Path) -> None:
         ax.set_xlabel(curve["size"], fontsize=8)
         ax.set_ylabel("ms", fontsize=8)
         ax.tick_params(labelsize=7)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+            axis.set_major_formatter(LogFormatter(labelOnlyBase=True))
         ax.spines[["top", "right"]].set_visible(False)
     for ax in list(axes.flat)[len(curves["curves"]) :]:
         ax.set_axis_off()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def curves() -> Iterator[tuple[str, str, Sequence[int], Callable[[int], Work], l
     yield "sm_consistency, N = 338, B = 1", "rows of A", rows, lambda m: consistency(1, m, 338), [cache / (4 * 338)]
     columns = [2**i for i in range(5, 13)]
     yield "sm_consistency, M = 5486, B = 1", "columns", columns, lambda n: consistency(1, 5486, n), [cache / (4 * 5486)]
-    yield "SENSE normal, 256 x 256", "coils", [1, 2, 4, 8, 16, 32], lambda c: sense(c, 256), [cache / (8 * 256**2)]
-    yield "SENSE normal, 8 coils", "pixels per axis", [32, 64, 128, 256, 512, 1024], lambda n: sense(8, n), []
+    yield "SENSE normal, 256 x 256", "coils", [1, 2, 4, 8, 16, 32], lambda c: sense(c, 256), []
+    yield "SENSE normal, 8 coils", "pixels", [4**i for i in range(5, 11)], lambda n: sense(8, isqrt(n)), []
     yield "Anderson step, 8 x 204800", "memory", [2, 3, 4, 6, 8, 12, 16], lambda m: anderson(8, 204800, m), []
 
 

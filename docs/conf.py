@@ -23,7 +23,7 @@ napoleon_use_rtype = False
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_title = "pyrecon"
-exclude_patterns = ["_build", "examples", "gallery/*.md5"]
+exclude_patterns = ["_build", "examples", "gallery/*.md5", "benchmark_notes.md"]  # notes: part of benchmarks.md
 nitpicky = False
 
 sphinx_gallery_conf = {

@@ -129,6 +129,22 @@ def test_converged_samples_leave_the_batch(method: object) -> None:
     assert solution.iterations[1:].max() < slow / 1.5
 
 
+@pytest.mark.parametrize("every", [1, 4, 7])
+def test_stop_tests_may_be_rare(every: int) -> None:
+    """What a GPU does, whose host should not wait at every step: samples leave at the next test, not before."""
+    A, b, exact = contraction(4, 6, 0.5)
+    b[2, 1] = float("nan")
+    often = fixed_point(affine, torch.zeros_like(b), (A, b), solver=Picard(), tol=1e-9, max_iter=100)
+    rare = fixed_point(affine, torch.zeros_like(b), (A, b), solver=Picard(), tol=1e-9, max_iter=100, check_every=every)
+    assert rare.status.tolist() == often.status.tolist()
+    assert rare.iterations.tolist() == [-(-n // every) * every for n in often.iterations.tolist()]
+    keep = torch.tensor([0, 1, 3])
+    torch.testing.assert_close(rare.value[keep], exact[keep], rtol=1e-8, atol=1e-8)
+    assert rare.value[2].isfinite().all()
+    with pytest.raises(ValueError, match="check_every: 0"):
+        fixed_point(affine, torch.zeros_like(b), (A, b), check_every=0)
+
+
 def test_one_bad_sample_is_marked_and_reaches_no_other() -> None:
     A, b, exact = contraction(4, 6, 0.5)
     b[2, 1] = float("nan")

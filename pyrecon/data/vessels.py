@@ -97,9 +97,9 @@ def _image(
             brightness = rng.uniform(0.5, 1.0)
             for points, radii in _tree(rng, size, style):
                 _project(fine, points, radii, brightness, depth)
-        image: Real = fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3))
+        image: Real = np.asarray(fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3)))
         if (image > 0.1).mean() >= 0.03:
-            return image * (rng.uniform(*peak) / image.max())
+            return np.asarray(image * (rng.uniform(*peak) / image.max()))
 
 
 def _tree(rng: np.random.Generator, size: Real, style: VesselStyle) -> Iterator[tuple[Real, Real]]:
@@ -157,9 +157,9 @@ def _diseased(rng: np.random.Generator, radii: Real, style: VesselStyle) -> Real
     bump = np.exp(-(((along - middle) / width) ** 2))
     chance = rng.random()
     if chance < style.stenosis:
-        return radii * (1 - rng.uniform(0.4, 0.8) * bump)
+        return np.asarray(radii * (1 - rng.uniform(0.4, 0.8) * bump))
     if chance < style.stenosis + style.aneurysm:
-        return radii * (1 + rng.uniform(0.5, 2.0) * bump)
+        return np.asarray(radii * (1 + rng.uniform(0.5, 2.0) * bump))
     return radii
 
 

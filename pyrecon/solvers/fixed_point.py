@@ -196,6 +196,7 @@ def fixed_point(
     solver: FixedPointMethod | None = None,
     tol: float = 1e-4,
     max_iter: int = 50,
+    check_every: int | None = None,
 ) -> Solution[State]:
     """Solve ``x = f(x, *args)`` for every sample of a batch, without recording gradients.
 
@@ -214,6 +215,9 @@ def fixed_point(
         :class:`Anderson` (default), :class:`Picard` or :class:`Broyden`.
     tol, max_iter
         Stop test and limit.
+    check_every
+        Steps between stop tests. Each test waits for the device, so the default is 5 on a GPU and 1 on a CPU, where a
+        sample that stops at once costs nothing more.
 
     Returns
     -------
@@ -223,8 +227,10 @@ def fixed_point(
     """
     if max_iter < 1:
         raise ValueError(f"max_iter: {max_iter}, expected at least 1")
+    if check_every is not None and check_every < 1:
+        raise ValueError(f"check_every: {check_every}, expected at least 1")
     with torch.no_grad():
-        return _solve(f, x0, tuple(args), solver or Anderson(), tol, max_iter)
+        return _solve(f, x0, tuple(args), solver or Anderson(), tol, max_iter, check_every)
 
 
 def _is_batched(value: Any, batch: int) -> bool:
@@ -232,11 +238,19 @@ def _is_batched(value: Any, batch: int) -> bool:
 
 
 def _solve(
-    f: Callable[..., State], x0: State, args: tuple[Any, ...], solver: FixedPointMethod, tol: float, max_iter: int
+    f: Callable[..., State],
+    x0: State,
+    args: tuple[Any, ...],
+    solver: FixedPointMethod,
+    tol: float,
+    max_iter: int,
+    check_every: int | None,
 ) -> Solution[State]:
     layout = _Layout(x0)
     x = layout.pack(x0)
     batch, device = x.shape[0], x.device
+    if check_every is None:
+        check_every = 5 if x.is_cuda else 1
     run = solver.start(batch, x)
     value = x.clone()
     status = torch.full((batch,), int(Status.MAX_ITER), dtype=torch.int8, device=device)
@@ -254,6 +268,8 @@ def _solve(
         error = norms[:, 0].sqrt() / (norms[:, 1].sqrt() + 1e-5)
         finite = norms.sum(1) < 1e300
         first = error if first is None else first
+        if iteration % check_every and iteration < max_iter:
+            continue  # nothing here reads a number back: the device runs ahead
         residual[rows], iterations[rows] = error, iteration
         done = (error <= tol) & finite
         stop = done | ~finite
