@@ -137,7 +137,7 @@ class Sense3D(LinearOperator):
         ``(B | 1, 1, D | 1, H | 1, W | 1)``, bool or real; constant along axes of size 1, declare the readout so.
     """
 
-    maps: Tensor
+    slice_maps: Tensor
     mask: Tensor
 
     def __init__(self, maps: Tensor, mask: Tensor) -> None:
@@ -155,7 +155,8 @@ class Sense3D(LinearOperator):
         # The axis of the slices; a mask that varies along all three is applied after all of them.
         self.axis = (constant[0] if constant else 2) - 5
         self.whole = not constant
-        self.register_buffer("maps", maps)
+        # Slices first, once: a copy of the maps per product would cost as much as the product.
+        self.register_buffer("slice_maps", maps.movedim(self.axis, 0).contiguous())
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ class Sense3D(LinearOperator):
 
     def _held(self, batch: int) -> tuple[Tensor, Tensor]:
         count = self.domain_shape[self.axis], batch
-        maps = _per_image(self.maps.movedim(self.axis, 0), count)
+        maps = _per_image(self.slice_maps, count)
         if self.whole:
             return maps, self.mask.new_ones(1, 1, 1, 1)
         return maps, _per_image(self.mask.movedim(self.axis, 0), count)
