@@ -74,13 +74,21 @@ def plain_step(
 
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch", pytest.param("torch.compile", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("given", [False, True], ids=["whole", "given"])
-@pytest.mark.parametrize("batch", [1, 4, 64])
-def test_sm_consistency(timed: Callable[..., None], device: str, impl: str, batch: int, given: bool) -> None:
+@pytest.mark.parametrize(
+    ("rows", "columns", "batch", "given"),
+    [
+        *((M, N, batch, given) for batch in (1, 4, 64) for given in (False, True)),
+        *((M, 4 * N, batch, False) for batch in (1, 8, 64)),  # 26 x 52 pixels
+        (2048, 32**3, 1, False),  # a volume
+    ],
+)
+def test_sm_consistency(
+    timed: Callable[..., None], device: str, impl: str, rows: int, columns: int, batch: int, given: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    A, x = torch.randn(M, N, generator=generator), torch.randn(batch, N, generator=generator)
-    d, y = (N**0.5 * torch.randn(batch, M, generator=generator) for _ in range(2))
-    radius = (M * N) ** 0.5 * torch.linspace(0.5, 2.5, batch)  # some samples inside their ball, most outside
+    A, x = torch.randn(rows, columns, generator=generator), torch.randn(batch, columns, generator=generator)
+    d, y = (columns**0.5 * torch.randn(batch, rows, generator=generator) for _ in range(2))
+    radius = (rows * columns) ** 0.5 * torch.linspace(0.5, 2.5, batch)  # some samples inside their ball, most outside
     expected = plain_step(*(t.double() for t in (A, x, d, y, radius)), None)
     inputs = A, x, d, y, radius = tuple(t.to(device) for t in (A, x, d, y, radius))
     Ax = expected[2].float().to(device) if given else None
@@ -95,14 +103,14 @@ def test_sm_consistency(timed: Callable[..., None], device: str, impl: str, batc
     products = 1 if given else 2
     timed(
         call[impl],
-        row=f"sm_consistency {M} x {N}, {batch} sample{'s' * (batch > 1)}{', product given' * given}",
+        row=f"sm_consistency {rows} x {columns}, {batch} sample{'s' * (batch > 1)}{', product given' * given}",
         impl=impl,
         expected=expected,
         k=64,
         # the sums of 5,486 terms by the rivals, in single precision throughout
-        bytes_moved=4 * (M * N + batch * (2 * N + (5 if given else 4) * M)),
-        flops=2 * products * batch * M * N,
-        sizes={"batch": batch, "rows": M, "columns": N},
+        bytes_moved=4 * (rows * columns + batch * (2 * columns + (5 if given else 4) * rows)),
+        flops=2 * products * batch * rows * columns,
+        sizes={"batch": batch, "rows": rows, "columns": columns},
     )
 
 
@@ -128,4 +136,32 @@ def test_real_images_under_a_complex_matrix(timed: Callable[..., None], impl: st
         bytes_moved=8 * (m * N + batch * (N + 4 * m)),
         flops=8 * batch * m * N,
         sizes={"batch": batch, "rows": m, "columns": N},
+    )
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torch"])
+@pytest.mark.parametrize("batch", [1, 64])
+def test_backward(timed: Callable[..., None], impl: str, batch: int) -> None:
+    """Forward and backward of the step to x, d and y, as equilibrium models take it."""
+    generator = torch.Generator().manual_seed(0)
+    A, x = torch.randn(M, N, generator=generator), torch.randn(batch, N, generator=generator)
+    d, y = (N**0.5 * torch.randn(batch, M, generator=generator) for _ in range(2))
+    radius = 0.5 * (M * N) ** 0.5 * torch.ones(batch)
+    cotangents = [torch.randn(shape, generator=generator) for shape in ((batch, M), (batch, N), (batch, M))]
+
+    def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        matrix, *leaves, r = (t.detach() for t in inputs)
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        step = sm_consistency if impl == "pyrecon" and matrix.dtype == torch.float32 else plain_step
+        results = step(matrix, *leaves, r, None) if step is plain_step else step(matrix, *leaves, r)
+        return torch.autograd.grad(results, leaves, [c.to(matrix.dtype) for c in cotangents])
+
+    inputs = A, x, d, y, radius
+    timed(
+        lambda: gradients(*inputs),
+        row=f"sm_consistency {M} x {N}, {batch} sample{'s' * (batch > 1)}, forward and backward",
+        impl=impl,
+        expected=gradients(*(t.double() for t in inputs)),
+        k=64,
+        sizes={"batch": batch, "rows": M, "columns": N},
     )

@@ -18,7 +18,6 @@ from torch import Tensor
 import pyrecon
 from pyrecon.ops import dst1, prox_smooth_maps
 
-THREADS = 2
 WEIGHT = 10.0
 K = 12 * (1 + WEIGHT**0.5)  # see the case table
 # What n + 1 is: 641 and 9 41; both 257, prime; 641 and 373, both prime; 512 and 9 57.
@@ -52,22 +51,24 @@ def ducc_transform(x: Tensor, out: Tensor) -> Tensor:
     ducc0 = pytest.importorskip("ducc0", reason="the rival ducc0 is not installed")
     # ducc0 transforms reals, of any strides: complex numbers are pairs of them.
     source, target = torch.view_as_real(x).numpy(), torch.view_as_real(out).numpy()
-    ducc0.fft.dst(source, type=1, axes=(1, 2), inorm=1, out=target, nthreads=THREADS)
+    ducc0.fft.dst(source, type=1, axes=(1, 2), inorm=1, out=target, nthreads=torch.get_num_threads())
     return out
 
 
 def scipy_transform(x: Tensor, out: Tensor) -> Tensor:
-    result = scipy.fft.dstn(x.numpy(), type=1, axes=(1, 2), norm="ortho", workers=THREADS, overwrite_x=x is out)
+    result = scipy.fft.dstn(
+        x.numpy(), type=1, axes=(1, 2), norm="ortho", workers=torch.get_num_threads(), overwrite_x=x is out
+    )
     return torch.from_numpy(result)
 
 
-def torch_transform(x: Tensor, out: Tensor) -> Tensor:
+def torch_transform(x: Tensor, out: Tensor | None = None) -> Tensor:
     for axis in (2, 1):
         n = x.shape[axis]
         zero = torch.zeros_like(x.narrow(axis, 0, 1))
         spectrum = torch.fft.fft(torch.cat([zero, x, zero, -x.flip(axis)], axis), dim=axis, norm="ortho")
         x = 1j * spectrum.narrow(axis, 1, n)
-    return out.copy_(x)
+    return x if out is None else out.copy_(x)
 
 
 TRANSFORMS = {"ducc0": ducc_transform, "scipy": scipy_transform, "torch odd extension": torch_transform}
@@ -111,4 +112,32 @@ def test_dst1(timed: Callable[..., None], size: str, impl: str) -> None:
         k=12,
         bytes_moved=2 * x.nbytes,
         sizes=dict(zip(("coils", "rows", "cols"), x.shape, strict=True)),
+    )
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torch odd extension"])
+def test_backward(timed: Callable[..., None], impl: str) -> None:
+    """The gradient of the prox with respect to the maps: it is its own adjoint."""
+    size = "8x256x256"
+    maps, factor = coils(size), damping(size)
+    cotangent = coils(size).flip(-1)
+
+    def rival(x: Tensor) -> Tensor:
+        return torch_transform(factor * torch_transform(x))
+
+    prox = (lambda x: prox_smooth_maps(x, WEIGHT)) if impl == "pyrecon" else rival
+
+    def gradient() -> Tensor:
+        leaf = maps.detach().requires_grad_()
+        return torch.autograd.grad(prox(leaf), leaf, cotangent)[0]
+
+    with pyrecon.backend("reference"):
+        wide = prox_smooth_maps(cotangent.to(torch.complex128), WEIGHT)
+    timed(
+        gradient,
+        row=f"sensitivity prox {size}, forward and backward",
+        impl=impl,
+        expected=wide,
+        k=K,
+        sizes=dict(zip(("coils", "rows", "cols"), maps.shape, strict=True)),
     )
