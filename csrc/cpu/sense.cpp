@@ -205,8 +205,7 @@ void normal_rows(const T* image, const T* maps, const T* mask, T* out, const Fft
   const int shares = share_count(threads, s.batch * l.tiles, 1 + share_grain / (s.coils * l.rows * lanes<T>));
   const int64_t room = lines_per_thread * l.line_size();
   T* weights = workspace + shares * room;
-  for (int64_t b = 0; b < s.mask_batch; ++b)
-    axis_weights(mask + b * l.rows, plan, T(1) / l.rows, weights + b * l.rows);
+  for (int64_t b = 0; b < s.mask_batch; ++b) axis_weights(mask + b * l.rows, plan, T(1) / l.rows, weights + b * l.rows);
   parallel_shares(shares, s.batch * l.tiles, [&](int share, int64_t begin, int64_t end) {
     T* line[lines_per_thread];
     for (int i = 0; i < lines_per_thread; ++i) line[i] = workspace + share * room + i * l.line_size();
@@ -233,8 +232,7 @@ void normal_cols(const T* image, const T* maps, const T* mask, T* out, const Fft
   const int shares = share_count(threads, s.batch * l.bands, 1 + share_grain / (s.coils * l.cols * lanes<T>));
   const int64_t room = lines_per_thread * l.line_size();
   T* weights = workspace + shares * room;
-  for (int64_t b = 0; b < s.mask_batch; ++b)
-    axis_weights(mask + b * l.cols, plan, T(1) / l.cols, weights + b * l.cols);
+  for (int64_t b = 0; b < s.mask_batch; ++b) axis_weights(mask + b * l.cols, plan, T(1) / l.cols, weights + b * l.cols);
   T one[lanes<T>];
   fill<T>(one, lanes<T>, 1);
   const PlaneWeights<T> unit{one, 0, 0};

@@ -5,8 +5,8 @@
 
 namespace pyrecon {
 
-// Sizes of one call: image (batch, rows, cols), coil data (batch, coils, rows, cols). The batches of maps and mask divide
-// that: so many consecutive samples share one. The mask is constant along the axes where its size is 1.
+// Sizes of one call: image (batch, rows, cols), coil data (batch, coils, rows, cols). The batches of maps and mask
+// divide that: so many consecutive samples share one. The mask is constant along the axes where its size is 1.
 struct SenseShape {
   int64_t batch, coils, rows, cols;
   int64_t maps_batch;

@@ -9,12 +9,12 @@ than the system matrix's, and two methods reconstruct them from the same whitene
 # %%
 # Calibrate and scan. The calibration is itself a measurement: noise, drifting background, a sample of finite size.
 import torch
-from pyrecon.models.mpi import METHODS, Reconstructor
 
 from pyrecon import metrics, plotting
 from pyrecon.data.mpi import box_downsample, prepare_frames, prepare_system
 from pyrecon.data.phantoms import retina_vessels
 from pyrecon.experiments.demo import MPI_GRID, OVERSAMPLING, fine_grid
+from pyrecon.models.mpi import METHODS, Reconstructor
 from pyrecon.physics.mpi import Scanner
 
 scanner = Scanner(gradient=0.5)
