@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyrecon._check import FLOATING
+from pyrecon._library import needs_grad
+from pyrecon.ops import rdn
+
 
 class RDN(nn.Module):
     """Residual dense network ``(B, H, W) -> (B, H, W)``, not negative (Zhang et al., CVPR 2018; DEQ-MPI section III).
@@ -32,7 +36,22 @@ class RDN(nn.Module):
         self.smooth = _conv(features, features)
         self.last = _conv(features, 1)
 
+    def packed(self) -> Tensor:
+        """All parameters in one vector, the ``weights`` of :func:`pyrecon.ops.rdn`; differentiable."""
+        return torch.cat([p.reshape(-1) for p in self.parameters()])
+
     def forward(self, image: Tensor) -> Tensor:
+        # With gradients the op would run the network twice: torch keeps its feature maps instead.
+        if (
+            not image.is_cpu
+            or image.dtype not in FLOATING
+            or needs_grad(image, *self.parameters())
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        ):
+            return self._by_modules(image)
+        return rdn(image, self.packed(), **self.config)
+
+    def _by_modules(self, image: Tensor) -> Tensor:
         x = image[:, None]
         shallow = self.shallow(x)
         features, outputs = self.deep(shallow), []
