@@ -11,6 +11,7 @@ from torch import Tensor
 import pyrecon
 from pyrecon.nn import RDN
 from pyrecon.ops import rdn
+from pyrecon.ops.rdn import filters, weights_count
 from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, record_calls
 
 SMALL = {"features": 5, "growth": 3, "blocks": 2, "layers": 3}
@@ -133,3 +134,15 @@ def test_misuse_is_named() -> None:
         rdn(image, weights, blocks=0)
     with pytest.raises(ValueError, match="shares memory"):
         rdn(image, weights, out=image)
+
+
+@given(*[st.integers(1, 5)] * 4)
+def test_packed_weights_are_counted(features: int, growth: int, blocks: int, layers: int) -> None:
+    shapes = filters(features, growth, blocks, layers)
+    expected = sum(outputs * (inputs * size * size + 1) for outputs, inputs, size in shapes)
+    assert weights_count(features, growth, blocks, layers) == expected
+
+
+def test_packed_is_all_parameters_in_their_order() -> None:
+    net = network(**SMALL)
+    assert torch.equal(net.packed(), torch.cat([p.flatten() for p in net.parameters()]))

@@ -34,6 +34,13 @@ def filters(features: int, growth: int, blocks: int, layers: int) -> Iterator[tu
     yield from ((features, blocks * features, 1), (features, features, 3), (1, features, 3))
 
 
+def weights_count(features: int, growth: int, blocks: int, layers: int) -> int:
+    """The numbers in them and as many biases as outputs: a formula, as a sum takes 8 us of every call."""
+    per_block = layers * growth * (9 * features + 1) + 9 * growth * growth * (layers * (layers - 1) // 2)
+    per_block += features * (features + layers * growth + 1)
+    return features * (18 * features + blocks * features + 22) + blocks * per_block + 1
+
+
 # --- the reference ---------------------------------------------------------------------------------------------
 def _reference(image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int) -> Tensor:
     start = 0
@@ -154,8 +161,7 @@ def rdn(
     if min(config) < 1:
         raise ValueError(f"features, growth, blocks, layers: {config} do not fit, expected numbers >= 1")
     check_like("weights", weights, "image", image)
-    count = sum(outputs * (inputs * size * size + 1) for outputs, inputs, size in filters(*config))
-    check_shape("weights", weights, (count,), f"the parameters of a network of (features, growth, ..) {config}")
+    check_shape("weights", weights, (weights_count(*config),), "all parameters of the network")
     check_out("out", out, image.shape, image, inputs=(image, weights))
     if out is None and needs_grad(image, weights):
         return _RDN.apply(dense(image), dense(weights), *config)  # type: ignore[no-any-return, no-untyped-call]
