@@ -20,7 +20,8 @@ from torch import Tensor
 def conv_kernel(
     planes, weights, out, start, first, split, rest, inputs, outputs, skip, to, height, width, planes_per_image,
     planes_per_result, blocks,
-    O: tl.constexpr, P: tl.constexpr, K: tl.constexpr, RELU: tl.constexpr, SKIP: tl.constexpr, PRECISION: tl.constexpr,
+    OUTPUTS: tl.constexpr, P: tl.constexpr, K: tl.constexpr, RELU: tl.constexpr, SKIP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     # A block of P pixels of all outputs: planes `to` and on of out = [relu](planes from `skip` on + bias + weight * in)
     program = tl.program_id(0)
@@ -28,17 +29,15 @@ def conv_kernel(
     at = (program % blocks) * P + tl.arange(0, P)
     row, col, pixels = at // width, at % width, height * width
     image = planes + b * planes_per_image * pixels
-    o, filter = tl.arange(0, O), inputs * K * K
-    total = tl.zeros((O, P), out.dtype.element_ty)
+    o, filter = tl.arange(0, OUTPUTS), inputs * K * K
+    total = tl.zeros((OUTPUTS, P), out.dtype.element_ty)
     for begin in range(0, inputs, 16):
         i = begin + tl.arange(0, 16)
         plane = tl.where(i < split, first + i, rest + i - split).to(tl.int64) * pixels
         for tap in tl.static_range(K * K):
             r, c = row + (tap // K - K // 2), col + (tap % K - K // 2)
             inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-            x = tl.load(
-                image + plane[:, None] + (r * width + c)[None, :], (i < inputs)[:, None] & inside[None, :], 0.0
-            )
+            x = tl.load(image + plane[:, None] + (r * width + c)[None, :], (i < inputs)[:, None] & inside[None, :], 0.0)
             w = tl.load(
                 weights + start + o[:, None] * filter + i[None, :] * (K * K) + tap,
                 (o < outputs)[:, None] & (i < inputs)[None, :], 0.0,
@@ -85,9 +84,9 @@ def rdn(
         P = 32 if double else 64
         count = triton.cdiv(height * width, P)
         conv_kernel[(batch * count,)](
-            planes, weights, result, start, first, split or inputs, grown, inputs, outputs, skip or 0, to, height, width,
-            planes.shape[1], result.shape[1] if to else 1, count,
-            O=max(16, triton.next_power_of_2(outputs)), P=P, K=size, RELU=relu, SKIP=skip is not None,
+            planes, weights, result, start, first, split or inputs, grown, inputs, outputs, skip or 0, to, height,
+            width, planes.shape[1], result.shape[1] if to else 1, count,
+            OUTPUTS=max(16, triton.next_power_of_2(outputs)), P=P, K=size, RELU=relu, SKIP=skip is not None,
             PRECISION="ieee" if double else "tf32x3", num_warps=4,
         )  # fmt: skip
         start += outputs * (inputs * size * size + 1)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
-from pyrecon._check import FLOATING
-from pyrecon._library import needs_grad
+from pyrecon._library import runs_kernel
 from pyrecon.ops import rdn
 
 
@@ -44,12 +43,7 @@ class RDN(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         weights = _parameters(self)
         # With gradients the op would run the network twice: torch keeps its feature maps instead.
-        if (
-            not image.is_cpu
-            or image.dtype not in FLOATING
-            or needs_grad(image, *weights)
-            or torch._C._functorch.peek_interpreter_stack() is not None
-        ):
+        if not runs_kernel(image, *weights):
             return self._by_modules(image)
         return rdn(image, _flatten_dense_tensors(weights), **self.config)
 

@@ -70,9 +70,7 @@ def _reference(image: Tensor, weights: Tensor, features: int, growth: int, block
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------
-def _cpp(
-    image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int, out: Tensor
-) -> None:
+def _cpp(image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int, out: Tensor) -> None:
     kernel = _core.rdn_f32 if image.dtype == torch.float32 else _core.rdn_f64
     kernel(
         image.data_ptr(), weights.data_ptr(), out.data_ptr(), *image.shape, features, growth, blocks, layers,
@@ -80,9 +78,7 @@ def _cpp(
     )  # fmt: skip
 
 
-def _triton(
-    image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int, out: Tensor
-) -> None:
+def _triton(image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int, out: Tensor) -> None:
     from pyrecon.kernels.rdn import rdn as launch
 
     config = features, growth, blocks, layers
@@ -149,9 +145,9 @@ def rdn(
 
     Notes
     -----
-    CPU (C++) and GPU (Triton). On a CPU, images side by side on the threads, or all threads on each where images are fewer; results are the same
-    to the bit. Zhang et al., Residual dense network for image super-resolution, CVPR 2018; as in Gungor et al.,
-    DEQ-MPI, IEEE Transactions on Medical Imaging 2024.
+    CPU (C++) and GPU (Triton). On a CPU, images side by side on the threads, or all threads on each where images are
+    fewer: the same results to the bit. Zhang et al., Residual dense network for image super-resolution, CVPR 2018; as
+    in Gungor et al., DEQ-MPI, IEEE Transactions on Medical Imaging 2024.
     """
     check_dtype("image", image, FLOATING)
     check_shape("image", image, (None, None, None), "(B, H, W)")

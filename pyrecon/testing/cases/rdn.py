@@ -36,9 +36,7 @@ def _case(
     config = {"features": features, "growth": growth, "blocks": blocks, "layers": layers}
     # k: sums of up to 432 terms that add up at random, about sqrt(432) / 4 eps each, through a chain of some 20 layers
     # whose errors add up at random too.
-    return Case(
-        rdn, name, _network(shape, config), k=24, options=config, dtypes=(torch.float32, torch.float64), **more
-    )
+    return Case(rdn, name, _network(shape, config), k=24, options=config, dtypes=(torch.float32, torch.float64), **more)
 
 
 CASES: tuple[Case, ...] = (
