@@ -105,7 +105,7 @@ def test_deq_mpi(timed: Callable[..., None], batch: int, goal: float, impl: str)
     rows = (chosen // USED * GRID[1] + chosen % USED).sort().values
     net = DEQMPI(RDN(), LearnedConsistency(RowLayout(GRID, rows, USED)), iterations=STEPS)
     for p in net.parameters():
-        p *= 0.5
+        p.mul_(0.5)
     A = torch.randn(M, N) @ torch.diag(torch.logspace(0, -3, N)) @ torch.randn(N, N)
     A *= (0.34 / A.square().sum(dim=1).mean()).sqrt()
     images = torch.rand(batch, N) * (torch.rand(batch, N) > 0.8)

@@ -154,8 +154,8 @@ class DEQMPI(nn.Module):
 def _change(new: State, old: State) -> Tensor:
     """|new - old| / |new| of each sample, over the whole state, as :func:`fixed_point` has it."""
     squares = [torch.stack([v.double().square().sum(1) for v in (a - b, a)]) for a, b in zip(new, old, strict=True)]
-    change, size = sum(squares[1:], squares[0]).sqrt()
-    return change / (size + 1e-5)
+    change, size = torch.stack(squares).sum(0).sqrt()
+    return change / (size + 1e-5)  # type: ignore[no-any-return]
 
 
 class Problem(nn.Module):

@@ -38,14 +38,14 @@ class RDN(nn.Module):
 
     def packed(self) -> Tensor:
         """All parameters in one vector, the ``weights`` of :func:`pyrecon.ops.rdn`; differentiable."""
-        return _flatten_dense_tensors(_parameters(self))  # type: ignore[no-any-return, no-untyped-call]
+        return _flatten_dense_tensors(_parameters(self))  # type: ignore[no-any-return]
 
     def forward(self, image: Tensor) -> Tensor:
         weights = _parameters(self)
         # With gradients the op would run the network twice: torch keeps its feature maps instead.
         if not runs_kernel(image, *weights):
             return self._by_modules(image)
-        return rdn(image, _flatten_dense_tensors(weights), **self.config)
+        return rdn(image, _flatten_dense_tensors(weights), **self.config)  # type: ignore[arg-type]
 
     def _by_modules(self, image: Tensor) -> Tensor:
         x = image[:, None]
@@ -60,7 +60,7 @@ class RDN(nn.Module):
 
 def _parameters(module: nn.Module) -> list[Tensor]:
     """What ``module.parameters()`` lists, in a fifth of its 56 us."""
-    found = [p for p in module._parameters.values() if p is not None]
+    found: list[Tensor] = [p for p in module._parameters.values() if p is not None]
     for child in module._modules.values():
         found += _parameters(child)  # type: ignore[arg-type]
     return found

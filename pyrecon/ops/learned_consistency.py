@@ -102,9 +102,11 @@ class _Learned(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, y, radius, weights, places = ctx.saved_tensors
         config = ctx.points, ctx.width, ctx.layers, ctx.kernel, ctx.released
-        _, pullback = torch.func.vjp(
-            lambda v, y, radius, weights: _reference(v, y, radius, weights, places, *config), v, y, radius, weights
-        )
+
+        def forward(v: Tensor, y: Tensor, radius: Tensor, weights: Tensor) -> Tensor:
+            return _reference(v, y, radius, weights, places, *config)
+
+        pullback = torch.func.vjp(forward, v, y, radius, weights)[1]
         return *pullback(g), None, None, None, None, None, None
 
 

@@ -108,7 +108,7 @@ class _RDN(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        _, pullback = torch.func.vjp(lambda image, weights: _reference(image, weights, *ctx.config), *ctx.saved_tensors)
+        pullback = torch.func.vjp(lambda image, weights: _reference(image, weights, *ctx.config), *ctx.saved_tensors)[1]
         return *pullback(g), None, None, None, None
 
 
