@@ -146,3 +146,28 @@ def test_packed_weights_are_counted(features: int, growth: int, blocks: int, lay
 def test_packed_is_all_parameters_in_their_order() -> None:
     net = network(**SMALL)
     assert torch.equal(net.packed(), torch.cat([p.flatten() for p in net.parameters()]))
+
+
+def test_modules_run_where_someone_listens_or_computes_weights() -> None:
+    image = draw(2, 6, 5)
+    net, seen = network(**SMALL), []
+    handle = net.fuse.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        expected = net(image)
+        assert seen
+        handle.remove()
+        torch.nn.utils.parametrizations.spectral_norm(net.blocks[0].fuse).eval()
+        with record_calls() as calls:
+            changed = net(image)
+            assert net.prepared() is net
+    assert not calls
+    assert not torch.allclose(changed, expected)
+
+
+def test_prepared_network_keeps_its_weights() -> None:
+    net, image = network(**SMALL), draw(2, 6, 5)
+    with torch.no_grad():
+        expected, prepared = net(image), net.prepared()
+        net.last.bias.add_(1.0)
+        assert torch.equal(prepared(image), expected)
+        assert not torch.equal(net(image), expected)

@@ -5,7 +5,7 @@ Bozkurt et al., DEQ-MPI: a deep equilibrium reconstruction with learned consiste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,12 @@ class DEQMPI(nn.Module):
     ) -> Solution[Tensor]:
         """Images ``(B, H, W)`` by plain steps, the way the published results are made, with a status per sample."""
         steps = iterations or self.iterations
+        denoise = self.rdn.prepared() if isinstance(self.rdn, RDN) else self.rdn
         changes = []
         state = problem.start(y, start)
         product = problem.A(state[0])
         for step in range(steps):
-            x, d1, d0, product = self._advance(problem, state, product, y, radius)
+            x, d1, d0, product = self._advance(problem, state, product, y, radius, denoise)
             if step in (0, steps - 1):
                 changes.append(_change((x, d1, d0), state))
             state = x, d1, d0
@@ -114,15 +115,21 @@ class DEQMPI(nn.Module):
 
     def step(self, problem: Problem, state: State, y: Tensor, radius: Tensor) -> State:
         """One application of the map whose fixed point is sought."""
-        return self._advance(problem, state, problem.A(state[0]), y, radius)[:3]
+        return self._advance(problem, state, problem.A(state[0]), y, radius, self.rdn)[:3]
 
     def _advance(
-        self, problem: Problem, state: State, product: Tensor, y: Tensor, radius: Tensor
+        self,
+        problem: Problem,
+        state: State,
+        product: Tensor,
+        y: Tensor,
+        radius: Tensor,
+        denoise: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The next state, and A times its image, from a state and A times its image."""
         x, d1, d0 = state
         z0 = self.consistency(product - d0, y, radius)
-        z1 = self.rdn((x - d1).unflatten(1, problem.shape)).flatten(1)
+        z1 = denoise((x - d1).unflatten(1, problem.shape)).flatten(1)
         d0, d1 = d0 + z0, d1 + z1
         x = (problem.A.adjoint(d0) + d1) @ problem.inverse
         product = problem.A(x)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pyrecon._library import runs_kernel
+from pyrecon.nn._convolutions import packable
 from pyrecon.ops import project_l2_ball
 from pyrecon.ops.learned_consistency import learned_consistency
 
@@ -119,8 +119,8 @@ class LearnedConsistency(nn.Module):
 
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         self._check_rows(y)
-        weights = list(self.parameters())
-        if self.dims == 1 and runs_kernel(v, y, radius, *weights):
+        weights = packable(self.convs, v, y, radius) if self.dims == 1 else None
+        if weights is not None:
             width, layers, kernel = (int(self.config[name]) for name in ("width", "layers", "kernel"))
             packed = torch.cat([w.reshape(-1) for w in weights])
             points = self.layout.grid[0] * self.layout.used
