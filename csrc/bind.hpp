@@ -16,6 +16,8 @@ void register_anderson(pybind11::module_& m);
 void register_consistency(pybind11::module_& m);
 void register_kaczmarz(pybind11::module_& m);
 void register_langevin(pybind11::module_& m);
+void register_learned_consistency(pybind11::module_& m);
+void register_rdn(pybind11::module_& m);
 void register_variation(pybind11::module_& m);
 void register_sense(pybind11::module_& m);
 void register_sine(pybind11::module_& m);

@@ -16,6 +16,8 @@ PYBIND11_MODULE(_core, m) {
   register_consistency(m);
   register_kaczmarz(m);
   register_langevin(m);
+  register_learned_consistency(m);
+  register_rdn(m);
   register_variation(m);
   register_sense(m);
   register_sine(m);

@@ -153,6 +153,20 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def runs_kernel(*tensors: Tensor) -> bool:
+    """Whether a network on these tensors had better run as one op, with a kernel on a CPU and without derivatives.
+
+    With gradients such an op would run the network twice; functional transforms would call it slice by slice.
+    """
+    first = tensors[0]
+    return (
+        first.is_cpu
+        and first.dtype in (torch.float32, torch.float64)
+        and not needs_grad(*tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
 def _is_traced() -> bool:
     return (
         torch.compiler.is_compiling()

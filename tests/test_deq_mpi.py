@@ -16,7 +16,7 @@ from pyrecon.implicit import ImplicitGradient
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Problem, _released_name
 from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
-from pyrecon.solvers import Anderson, ConvergenceWarning
+from pyrecon.solvers import Anderson, ConvergenceWarning, Picard, fixed_point
 
 ORACLE = Path(__file__).resolve().parents[2] / "shared/oracles/deqmpi_released_35db.npz"
 needs_oracle = pytest.mark.skipif(not ORACLE.exists(), reason="the released weights are not at hand")
@@ -196,6 +196,20 @@ def test_training_gradient_reaches_both_networks_and_is_right() -> None:
                 weight[at] -= sign * h
         assert weight.grad is not None
         assert float(weight.grad[at]) == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4, abs=1e-8)
+
+
+def test_reconstruction_is_plain_iteration_of_the_step() -> None:
+    prepared, y, radius = problem()
+    net = model()
+    for iterations in (1, 7):
+        result = net.reconstruct(prepared, y, radius, iterations=iterations)
+        expected = fixed_point(
+            prepared.step_of(net), prepared.start(y), (y, radius), solver=Picard(), tol=0.0, max_iter=iterations
+        )
+        torch.testing.assert_close(result.value.flatten(1), expected.value[0])
+        torch.testing.assert_close(result.residual, expected.residual)
+        assert torch.equal(result.status, expected.status)
+        assert torch.equal(result.iterations, expected.iterations)
 
 
 def test_one_bad_frame_leaves_the_others_alone() -> None:

@@ -73,7 +73,8 @@ def test_gpu_kernel_obeys_the_law(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype)
     with testing.poisoned_memory(), testing.record_calls() as calls:
         answer = case.op(*tree_map_only(Tensor, lambda t: t.cuda(), inputs), **case.options)
-    assert {call.backend for call in calls} <= {"triton", "cuda"}
+    for call in calls:  # an op without a kernel for a GPU runs its reference there
+        assert call.backend in ({"triton", "cuda"} & set(_OPS[call.op].kernels) or {"reference"})
     assert_law(case, tree_map_only(Tensor, lambda t: t.cpu(), answer), inputs)
 
 

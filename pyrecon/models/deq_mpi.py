@@ -5,7 +5,7 @@ Bozkurt et al., DEQ-MPI: a deep equilibrium reconstruction with learned consiste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyrecon._errors import DataError
 from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
 from pyrecon.linops import SystemMatrix
 from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
-from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, fixed_point
+from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
 
 State = tuple[Tensor, Tensor, Tensor]
 
@@ -87,25 +87,53 @@ class DEQMPI(nn.Module):
         self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None, *, iterations: int | None = None
     ) -> Solution[Tensor]:
         """Images ``(B, H, W)`` by plain steps, the way the published results are made, with a status per sample."""
+        steps = iterations or self.iterations
+        denoise = self.rdn.prepared() if isinstance(self.rdn, RDN) else self.rdn
+        changes = []
+        state = problem.start(y, start)
+        product = problem.A(state[0])
+        for step in range(steps):
+            x, d1, d0, product = self._advance(problem, state, product, y, radius, denoise)
+            if step in (0, steps - 1):
+                changes.append(_change((x, d1, d0), state))
+            state = x, d1, d0
+        first, last = changes[0], changes[-1]
+        if not bool(last.isfinite().all()):  # again, with a solver that sets the bad samples aside
+            return self._reconstruct_apart(problem, y, radius, start, steps)
+        status = torch.where(last > first, int(Status.DIVERGED), int(Status.MAX_ITER)).to(torch.int8)
+        count = torch.full_like(status, steps, dtype=torch.int32)
+        return Solution(state[0].unflatten(1, problem.shape), status, count, last.to(x.dtype))
+
+    def _reconstruct_apart(
+        self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None, steps: int
+    ) -> Solution[Tensor]:
         solution = fixed_point(
-            problem.step_of(self),
-            problem.start(y, start),
-            (y, radius),
-            solver=Picard(),
-            tol=0.0,
-            max_iter=iterations or self.iterations,
+            problem.step_of(self), problem.start(y, start), (y, radius), solver=Picard(), tol=0.0, max_iter=steps
         )
         image = solution.value[0].unflatten(1, problem.shape)
         return Solution(image, solution.status, solution.iterations, solution.residual)
 
     def step(self, problem: Problem, state: State, y: Tensor, radius: Tensor) -> State:
         """One application of the map whose fixed point is sought."""
+        return self._advance(problem, state, problem.A(state[0]), y, radius, self.rdn)[:3]
+
+    def _advance(
+        self,
+        problem: Problem,
+        state: State,
+        product: Tensor,
+        y: Tensor,
+        radius: Tensor,
+        denoise: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next state, and A times its image, from a state and A times its image."""
         x, d1, d0 = state
-        z0 = self.consistency(problem.A(x) - d0, y, radius)
-        z1 = self.rdn((x - d1).unflatten(1, problem.shape)).flatten(1)
+        z0 = self.consistency(product - d0, y, radius)
+        z1 = denoise((x - d1).unflatten(1, problem.shape)).flatten(1)
         d0, d1 = d0 + z0, d1 + z1
         x = (problem.A.adjoint(d0) + d1) @ problem.inverse
-        return x, d1 - x, d0 - problem.A(x)
+        product = problem.A(x)
+        return x, d1 - x, d0 - product, product
 
     @classmethod
     def from_released(cls, path: str | Path, layout: RowLayout | None = None) -> DEQMPI:
@@ -128,6 +156,13 @@ class DEQMPI(nn.Module):
             state[ours] = value
         model.load_state_dict(state)
         return model.eval()
+
+
+def _change(new: State, old: State) -> Tensor:
+    """|new - old| / |new| of each sample, over the whole state, as :func:`fixed_point` has it."""
+    squares = [torch.stack([v.double().square().sum(1) for v in (a - b, a)]) for a, b in zip(new, old, strict=True)]
+    change, size = torch.stack(squares).sum(0).sqrt()
+    return change / (size + 1e-5)  # type: ignore[no-any-return]
 
 
 class Problem(nn.Module):

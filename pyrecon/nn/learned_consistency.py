@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pyrecon.nn._convolutions import packable
 from pyrecon.ops import project_l2_ball
+from pyrecon.ops.learned_consistency import learned_consistency
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,13 @@ class RowLayout:
     def from_mask(cls, mask: Tensor, grid: tuple[int, int], used: int) -> RowLayout:
         """From a ``(groups * frequencies,)`` mask of the selected rows."""
         return cls(grid, torch.nonzero(mask.flatten())[:, 0], used)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each row lies in the flattened grid of the used frequencies; -1 for rows beyond them."""
+        frequencies = self.grid[1]
+        group, frequency = self.rows // frequencies, self.rows % frequencies
+        return torch.where(frequency < self.used, group * self.used + frequency, -1)
 
     def spread(self, data: Tensor) -> Tensor:
         """Stacked data ``(B, M)`` on the grid: ``(B, 2, groups, used)``, real parts first."""
@@ -108,6 +118,14 @@ class LearnedConsistency(nn.Module):
         self.convs = nn.ModuleList(conv(a, b, kernel, padding=kernel // 2) for a, b in itertools.pairwise(widths))
 
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+        self._check_rows(y)
+        weights = packable(self.convs, v, y, radius) if self.dims == 1 else None
+        if weights is not None:
+            width, layers, kernel = (int(self.config[name]) for name in ("width", "layers", "kernel"))
+            packed = torch.cat([w.reshape(-1) for w in weights])
+            points = self.layout.grid[0] * self.layout.used
+            config = points, width, layers, kernel, self.ball == "released"
+            return learned_consistency(v, y, radius, packed, self.layout.places, *config)
         proposal = self.propose(v, y)
         distance = torch.linalg.vector_norm(proposal - y, dim=1)
         if self.ball == "paper":
@@ -117,14 +135,17 @@ class LearnedConsistency(nn.Module):
 
     def propose(self, v: Tensor, y: Tensor) -> Tensor:
         """``N(y, v)`` before it is moved into the ball."""
-        if y.shape[1] != 2 * len(self.layout.rows):
-            raise ValueError(
-                f"y: {y.shape[1]} rows, but the row layout of these weights has {2 * len(self.layout.rows)}; use a "
-                "model without learned consistency, which fits any system matrix"
-            )
+        self._check_rows(y)
         grid = torch.cat((self.layout.spread(y), self.layout.spread(v)), dim=1)
         x = grid.flatten(2) if self.dims == 1 else grid
         for conv in self.convs[:-1]:
             x = torch.relu(conv(x))
         x = self.convs[-1](x)
         return self.layout.gather(x.unflatten(2, grid.shape[2:]) if self.dims == 1 else x)
+
+    def _check_rows(self, y: Tensor) -> None:
+        if y.shape[1] != 2 * len(self.layout.rows):
+            raise ValueError(
+                f"y: {y.shape[1]} rows, but the row layout of these weights has {2 * len(self.layout.rows)}; use a "
+                "model without learned consistency, which fits any system matrix"
+            )

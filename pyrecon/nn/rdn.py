@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
+
+from pyrecon.nn._convolutions import packable
+from pyrecon.ops import rdn
 
 
 class RDN(nn.Module):
@@ -32,7 +38,33 @@ class RDN(nn.Module):
         self.smooth = _conv(features, features)
         self.last = _conv(features, 1)
 
+    def packed(self) -> Tensor:
+        """All parameters in one vector, the ``weights`` of :func:`pyrecon.ops.rdn`; differentiable."""
+        return _flatten_dense_tensors(list(self.parameters()))  # type: ignore[no-any-return]
+
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        """The network as a function of images with the weights of this moment, packed once for many calls."""
+        weights = packable(self._convolutions())
+        if weights is None:
+            return self
+        packed = _flatten_dense_tensors(weights)
+        return lambda image: rdn(image, packed, **self.config)  # type: ignore[arg-type]
+
     def forward(self, image: Tensor) -> Tensor:
+        # With gradients torch keeps its feature maps, where the op would run the network again: forward and backward
+        # take 4.4 ms for an image of 26 x 13 instead of 5.9.
+        weights = packable(self._convolutions(), image)
+        if weights is None:
+            return self._by_modules(image)
+        return rdn(image, _flatten_dense_tensors(weights), **self.config)  # type: ignore[arg-type]
+
+    def _convolutions(self) -> list[nn.Module]:
+        found = [self.shallow, self.deep]
+        for block in self.blocks:
+            found += [*block.layers, block.fuse]  # type: ignore[misc,list-item]
+        return [*found, self.fuse, self.smooth, self.last]
+
+    def _by_modules(self, image: Tensor) -> Tensor:
         x = image[:, None]
         shallow = self.shallow(x)
         features, outputs = self.deep(shallow), []

@@ -4,6 +4,8 @@ from pyrecon.ops.anderson import anderson_mix
 from pyrecon.ops.consistency import project_l2_ball, sm_consistency
 from pyrecon.ops.kaczmarz import kaczmarz, kaczmarz_order
 from pyrecon.ops.langevin import Moments, langevin_step
+from pyrecon.ops.learned_consistency import learned_consistency
+from pyrecon.ops.rdn import rdn
 from pyrecon.ops.sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 from pyrecon.ops.sine import dst1, prox_smooth_maps
 from pyrecon.ops.variation import soft_threshold, tv_gap, tv_prox
@@ -15,8 +17,10 @@ __all__ = [
     "kaczmarz",
     "kaczmarz_order",
     "langevin_step",
+    "learned_consistency",
     "project_l2_ball",
     "prox_smooth_maps",
+    "rdn",
     "sense_adjoint",
     "sense_forward",
     "sense_maps_adjoint",

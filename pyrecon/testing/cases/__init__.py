@@ -7,10 +7,14 @@ from pyrecon.testing.cases.anderson import CASES as ANDERSON
 from pyrecon.testing.cases.consistency import CASES as CONSISTENCY
 from pyrecon.testing.cases.kaczmarz import CASES as KACZMARZ
 from pyrecon.testing.cases.langevin import CASES as LANGEVIN
+from pyrecon.testing.cases.learned_consistency import CASES as LEARNED_CONSISTENCY
+from pyrecon.testing.cases.rdn import CASES as RDN
 from pyrecon.testing.cases.sense import CASES as SENSE
 from pyrecon.testing.cases.sine import CASES as SINE
 from pyrecon.testing.cases.variation import CASES as VARIATION
 
-CASES: tuple[Case, ...] = (*ANDERSON, *CONSISTENCY, *KACZMARZ, *LANGEVIN, *SENSE, *SINE, *VARIATION)
+CASES: tuple[Case, ...] = (
+    *ANDERSON, *CONSISTENCY, *KACZMARZ, *LANGEVIN, *LEARNED_CONSISTENCY, *RDN, *SENSE, *SINE, *VARIATION,
+)  # fmt: skip
 
 __all__ = ["CASES", "Case", "complex_randn", "randn"]

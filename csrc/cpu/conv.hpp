@@ -1,0 +1,132 @@
+// Convolutions of few channels whose feature maps stay in cache: lanes are places, weights are broadcast.
+//
+// A feature map is a plane with margins of zeros: a tap of a filter reads the vector so many places on. Results are
+// masked, so that zeros within and after a plane stay. Weights are read as torch stores them, (output, input, tap): the
+// weights of a few outputs are as many streams. Nothing is concatenated: a convolution reads the planes of two ranges.
+#pragma once
+
+#include "cpu/parallel.hpp"
+#include "cpu/simd.hpp"
+
+namespace pyrecon::PYRECON_ISA {
+
+PYRECON_INLINE constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Calls f(Int<N>) for the N = count <= MAX known at compile time.
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+template <int MAX, class Function>
+PYRECON_INLINE void with_count(int64_t count, const Function& f) {
+  if constexpr (MAX > 1) {
+    if (count < MAX) return with_count<MAX - 1>(count, f);
+  }
+  f(Int<MAX>{});
+}
+
+// Planes of `count` numbers, no tap of which is further away than `reach`; the margins between planes are shared.
+template <class T>
+struct Planes {
+  static constexpr int64_t line = 64 / sizeof(T);
+
+  int64_t count, reach;
+  int64_t vectors = (count + lanes<T> - 1) / lanes<T>;
+  int64_t body = round_up(count, line);
+  // An odd number of cache lines from plane to plane: they spread over the cache's sets.
+  int64_t margin = round_up(reach, line) + ((body + round_up(reach, line)) / line % 2 != 0 ? 0 : line);
+  int64_t stride = body + margin;
+
+  int64_t memory(int64_t planes) const { return margin + planes * stride; }
+
+  // Zeros around the planes, the first of which is at `first`; of it, zeros within as well.
+  void clear(T* first, int64_t planes) const {
+    std::memset(first - margin, 0, (margin + stride) * sizeof(T));
+    const int64_t used = vectors * lanes<T>;
+    for (int64_t p = 1; p < planes; ++p) std::memset(first + p * stride + used, 0, (stride - used) * sizeof(T));
+  }
+
+  // All bits of a number where keep(i), no bits elsewhere.
+  template <class Keep>
+  void make_mask(T* mask, const Keep& keep) const {
+    for (int64_t i = 0; i < body; ++i) std::memset(mask + i, i < count && keep(i) ? 0xff : 0, sizeof(T));
+  }
+};
+
+// out = [relu](skip + bias + weight * in); the inputs are `split` planes from `first` on, then those of `rest`.
+template <class T>
+struct Conv {
+  const T *first, *rest;
+  int64_t split, inputs, outputs, taps;
+  const int64_t* offsets;  // of the taps
+  const T *weight, *bias, *skip, *mask;
+  T* out;
+  bool relu;
+};
+
+constexpr int conv_tile_size = vector_registers == 32 ? 24 : 12;  // accumulators: outputs times vectors
+constexpr int most_outputs = conv_tile_size / 2;
+
+// O outputs from `output` for V vectors from `at`.
+template <int O, int V, class T>
+PYRECON_INLINE void conv_tile(const Conv<T>& c, int64_t stride, int64_t output, int64_t at) {
+  const int64_t filter = c.inputs * c.taps, *offsets = c.offsets;
+  const T* w = c.weight + output * filter;
+  Vec<T> total[O][V];
+  for (int o = 0; o < O; ++o)
+    for (int v = 0; v < V; ++v) total[o][v] = splat(c.bias[output + o]);
+  for (int64_t i = 0; i < c.inputs; ++i) {
+    const T* x = (i < c.split ? c.first + i * stride : c.rest + (i - c.split) * stride) + at;
+#pragma GCC unroll 1  // unrolled, it reads ahead into registers that it does not have: 18 % slower on AVX2
+    for (int64_t t = 0; t < c.taps; ++t, ++w) {
+      const T* from = x + offsets[t];
+      Vec<T> value[V];
+      for (int v = 0; v < V; ++v) value[v] = load(from + v * lanes<T>);
+      for (int o = 0; o < O; ++o) {
+        const Vec<T> wo = splat(w[o * filter]);
+        for (int v = 0; v < V; ++v) total[o][v] += wo * value[v];
+      }
+    }
+  }
+  for (int o = 0; o < O; ++o) {
+    for (int v = 0; v < V; ++v) {
+      const int64_t i = (output + o) * stride + at + v * lanes<T>;
+      Vec<T> value = total[o][v];
+      if (c.skip) value += load(c.skip + i);
+      if (c.relu) value = value < Vec<T>{} ? Vec<T>{} : value;  // keeps a NaN
+      using Bits = typename VecOf<T>::mask;
+      store<T>(c.out + i, (Vec<T>)((Bits)value & (Bits)load(c.mask + at + v * lanes<T>)));
+    }
+  }
+}
+
+// All outputs, for the vectors [begin, end) of places, in strips that stay in cache for all groups of outputs.
+template <class T>
+void conv_part(const Conv<T>& c, int64_t stride, int64_t begin, int64_t end) {
+  constexpr int64_t strip = 120;
+  const int64_t groups = (c.outputs + most_outputs - 1) / most_outputs;
+  for (; begin < end; begin += strip) {
+    const int64_t stop = begin + strip < end ? begin + strip : end;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t output = c.outputs * g / groups, count = c.outputs * (g + 1) / groups - output;
+      with_count<most_outputs>(count, [&](auto n) {
+        constexpr int O = decltype(n)::value, V = conv_tile_size / O < 6 ? conv_tile_size / O : 6;
+        int64_t v = begin;
+        for (; v + V <= stop; v += V) conv_tile<O, V>(c, stride, output, v * lanes<T>);
+        for (; v < stop; ++v) conv_tile<O, 1>(c, stride, output, v * lanes<T>);
+      });
+    }
+  }
+}
+
+// The whole convolution, on several threads.
+template <class T>
+PYRECON_INLINE void convolve(const Conv<T>& c, const Planes<T>& planes, int threads) {
+  // Pairs of vectors, which is what most tiles take; a thread is woken for 4096 products of each or more.
+  const int64_t grain = 4096 / (c.inputs * c.taps * c.outputs) + 1;
+  parallel_for(threads, (planes.vectors + 1) / 2, grain, [&](int64_t begin, int64_t end) {
+    conv_part(c, planes.stride, 2 * begin, 2 * end < planes.vectors ? 2 * end : planes.vectors);
+  });
+}
+
+}  // namespace pyrecon::PYRECON_ISA

@@ -1,0 +1,23 @@
+"""The weights of networks that run as one op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from pyrecon._library import runs_kernel
+
+
+def packable(convs: Iterable[nn.Module], *inputs: Tensor) -> list[Tensor] | None:
+    """Weights and biases of convolutions in turn, or None where modules must run: for gradients, on other devices, for
+    hooks and parametrizations. Looked up afresh each time: nothing that a program does to the modules is missed.
+    """
+    weights: list[Tensor] = []
+    for conv in convs:
+        own = conv._parameters  # attributes of modules take three times as long to look up
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None or bias is None or conv._forward_hooks or conv._forward_pre_hooks or len(own) != 2:
+            return None
+        weights += (weight, bias)
+    return weights if runs_kernel(*inputs, *weights) else None

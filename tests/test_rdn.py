@@ -1,0 +1,173 @@
+"""The residual dense network as one op, against the same network in modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pyrecon
+from pyrecon.nn import RDN
+from pyrecon.ops import rdn
+from pyrecon.ops.rdn import filters, weights_count
+from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, record_calls
+
+SMALL = {"features": 5, "growth": 3, "blocks": 2, "layers": 3}
+
+
+def network(dtype: torch.dtype = torch.float64, **config: int) -> RDN:
+    torch.manual_seed(0)
+    return RDN(**config).to(dtype)
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def by_modules(net: RDN, image: Tensor) -> Tensor:
+    """With gradients recorded the network runs module by module."""
+    with torch.enable_grad(), record_calls() as calls:
+        result = net(image)
+    assert not calls
+    return result.detach()
+
+
+@pytest.mark.parametrize("config", [{}, SMALL], ids=["released", "small"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_op_is_the_network(dtype: torch.dtype, config: dict[str, int]) -> None:
+    net, image = network(dtype, **config), draw(3, 26, 13, dtype=dtype)
+    expected = by_modules(net.double(), image.double())
+    net.to(dtype)
+    with torch.no_grad():
+        assert_close_to_reference(rdn(image, net.packed(), **net.config), expected, k=24)
+
+
+def test_inference_takes_the_op_and_sees_new_weights() -> None:
+    net, image = network(), draw(2, 9, 7)
+    for change in (lambda: None, lambda: net.last.bias.data.add_(0.1), lambda: net.load_state_dict(RDN().state_dict())):
+        change()
+        with torch.no_grad(), record_calls() as calls:
+            result = net(image)
+        assert [(call.op, call.backend) for call in calls] == [("rdn", "cpp")]
+        assert_close_to_reference(result, by_modules(net, image), k=24)
+
+
+def test_transforms_of_functions_take_the_modules() -> None:
+    net = network(**SMALL).requires_grad_(False)
+    image, tangent = draw(4, 6, 5), draw(4, 6, 5).flip(0)
+    with torch.no_grad():
+        _, along = torch.func.jvp(net, (image,), (tangent,))
+        step = 1e-6
+        difference = (net(image + step * tangent) - net(image - step * tangent)) / (2 * step)
+        torch.testing.assert_close(along, difference, rtol=1e-5, atol=1e-7)
+        each = torch.func.vmap(lambda x: net(x[None])[0])(image)
+        torch.testing.assert_close(each, net(image))
+
+
+def test_gradients_are_those_of_the_network() -> None:
+    net, image = network(**SMALL), draw(2, 7, 6).requires_grad_()
+    target = draw(2, 7, 6)
+
+    def gradients(result: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((result - target).square().sum(), (image, *net.parameters()))
+
+    by_op = gradients(rdn(image, net.packed(), **net.config))
+    for value, expected in zip(by_op, gradients(net(image)), strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_any_size_on_any_threads_at_every_level(batch: int, rows: int, cols: int, threads: int) -> None:
+    net, image = network(torch.float32, **SMALL), draw(batch, rows, cols, dtype=torch.float32)
+    weights = net.packed().detach()
+    with pyrecon.backend("reference"):
+        expected = rdn(image.double(), weights.double(), **net.config)
+    before = torch.get_num_threads()
+    for level in available_isa_levels():
+        with isa(level):
+            alone = rdn(image, weights, **net.config)
+            torch.set_num_threads(threads)
+            try:
+                together = rdn(image, weights, **net.config)
+            finally:
+                torch.set_num_threads(before)
+        assert_close_to_reference(alone, expected, k=24)
+        assert torch.equal(together, alone)
+
+
+def test_transposed_image_and_filters_give_the_transposed_result() -> None:
+    net, image = network(**SMALL), draw(2, 11, 5)
+    result = rdn(image, net.packed().detach(), **net.config)
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.dim() == 4:
+                p.copy_(p.mT.clone())
+    torch.testing.assert_close(rdn(image.mT, net.packed().detach(), **net.config), result.mT)
+
+
+def test_a_nan_reaches_no_other_image() -> None:
+    net, image = network(), draw(3, 26, 13)
+    weights = net.packed().detach()
+    expected = rdn(image, weights)
+    image[1, 4, 5] = torch.nan
+    result = rdn(image, weights)
+    assert result[1, 4, 5].isnan()
+    assert torch.equal(result[[0, 2]], expected[[0, 2]])
+
+
+def test_misuse_is_named() -> None:
+    image, weights = draw(2, 4, 3), network().packed().detach()
+    with pytest.raises(ValueError, match=r"image: shape \(4, 3\)"):
+        rdn(image[0], weights)
+    with pytest.raises(ValueError, match="no pixels"):
+        rdn(image[:, :0], weights)
+    with pytest.raises(TypeError, match="image: dtype complex128"):
+        rdn(image + 0j, weights)
+    with pytest.raises(TypeError, match="weights: dtype"):
+        rdn(image, weights.float())
+    with pytest.raises(ValueError, match=r"weights: shape \(58392,\).*58393"):
+        rdn(image, weights[1:])
+    with pytest.raises(ValueError, match="numbers >= 1"):
+        rdn(image, weights, blocks=0)
+    with pytest.raises(ValueError, match="shares memory"):
+        rdn(image, weights, out=image)
+
+
+@given(*[st.integers(1, 5)] * 4)
+def test_packed_weights_are_counted(features: int, growth: int, blocks: int, layers: int) -> None:
+    shapes = filters(features, growth, blocks, layers)
+    expected = sum(outputs * (inputs * size * size + 1) for outputs, inputs, size in shapes)
+    assert weights_count(features, growth, blocks, layers) == expected
+
+
+def test_packed_is_all_parameters_in_their_order() -> None:
+    net = network(**SMALL)
+    assert torch.equal(net.packed(), torch.cat([p.flatten() for p in net.parameters()]))
+
+
+def test_modules_run_where_someone_listens_or_computes_weights() -> None:
+    image = draw(2, 6, 5)
+    net, seen = network(**SMALL), []
+    handle = net.fuse.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        expected = net(image)
+        assert seen
+        handle.remove()
+        torch.nn.utils.parametrizations.spectral_norm(net.blocks[0].fuse).eval()
+        with record_calls() as calls:
+            changed = net(image)
+            assert net.prepared() is net
+    assert not calls
+    assert not torch.allclose(changed, expected)
+
+
+def test_prepared_network_keeps_its_weights() -> None:
+    net, image = network(**SMALL), draw(2, 6, 5)
+    with torch.no_grad():
+        expected, prepared = net(image), net.prepared()
+        net.last.bias.add_(1.0)
+        assert torch.equal(prepared(image), expected)
+        assert not torch.equal(net(image), expected)
