@@ -102,7 +102,7 @@ def _image(
         for _ in range(int(rng.integers(style.roots[0], style.roots[1] + 1))):
             for points, radii, brightness in _tree(rng, size, style):
                 _project(fine, points, radii, brightness, depth)
-        image: Real = np.asarray(fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3)))
+        image: Real = fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3))
         if (image > 0.1).mean() >= 0.03:
             return np.asarray(image * (rng.uniform(*peak) / image.max()))
 
@@ -180,9 +180,9 @@ def _diseased(rng: np.random.Generator, radii: Real, style: VesselStyle) -> Real
     bump = np.exp(-(((along - middle) / width) ** 2))
     chance = rng.random()
     if chance < style.stenosis:
-        return np.asarray(radii * (1 - rng.uniform(0.4, 0.8) * bump))
-    if chance < style.stenosis + style.aneurysm:
-        return np.asarray(radii * (1 + rng.uniform(0.5, 2.0) * bump))
+        radii = radii * (1 - rng.uniform(0.4, 0.8) * bump)
+    elif chance < style.stenosis + style.aneurysm:
+        radii = radii * (1 + rng.uniform(0.5, 2.0) * bump)
     return radii
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +48,13 @@ class RowLayout:
     def from_mask(cls, mask: Tensor, grid: tuple[int, int], used: int) -> RowLayout:
         """From a ``(groups * frequencies,)`` mask of the selected rows."""
         return cls(grid, torch.nonzero(mask.flatten())[:, 0], used)
+
+    @property
+    def digest(self) -> str:
+        """Two layouts are the same if their digests are (SHA-256 of grid, used frequencies and rows)."""
+        content = hashlib.sha256(json.dumps([*self.grid, self.used]).encode())
+        content.update(self.rows.cpu().numpy().astype("<i8").tobytes())
+        return content.hexdigest()
 
     def spread(self, data: Tensor) -> Tensor:
         """Stacked data ``(B, M)`` on the grid: ``(B, 2, groups, used)``, real parts first."""
