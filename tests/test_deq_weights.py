@@ -291,3 +291,24 @@ def test_frames_object_and_a_line_grid(tmp_path: Path) -> None:
         Reconstructor(A, DEQ(str(tmp_path / "w.safetensors")), shape=(2, 3, 4))(y, noise_std=0.1)
     flat, _ = Reconstructor(A, DEQ(str(tmp_path / "w.safetensors")), shape=(6, 1, 4))(y, noise_std=0.1)
     assert flat.shape == (5, 6, 1, 4)
+
+
+def test_evaluation_sets_trained_weights_beside_the_classical_methods(tmp_path: Path) -> None:
+    from pyrecon.experiments.mpi import Images, draw, evaluate_mpi
+
+    path = tmp_path / "mine.safetensors"
+    net().save(path)
+    pictures = torch.rand(2, 12, 8, generator=torch.Generator().manual_seed(0))
+    table, results = evaluate_mpi(
+        Images(pictures, pictures, "random"),
+        calibration=SCANNER.calibrate(GRID, noise=0.1),
+        snr_db=(25.0,),
+        weights=[str(path)],
+    )
+    (row,) = (row for row in table.rows if row.method == "DEQ-MPI")
+    assert row.kind == "mine"
+    assert len(row.psnr["25 dB"]) == 2
+    assert row.published["25 dB"][0] == 34.8
+    assert results["DEQ-MPI, mine"].shape == (2, *SHAPE)
+    assert "DEQ-MPI | mine" in table.to_markdown()
+    assert draw(results, "default") is not None

@@ -66,6 +66,9 @@ def deq_mpi(
     consistency: Annotated[
         Consistency, typer.Option(help="ball: fits any system matrix. learned: for this scan's rows.")
     ] = Consistency.ball,
+    dims: Annotated[
+        int, typer.Option(min=1, max=2, help="Of learned consistency: 1 for a field-free line, 2 for several channels.")
+    ] = 1,
     measure: Annotated[
         Measure, typer.Option(help="blurred: A x + noise, read with A U D. finer: objects on a finer grid.")
     ] = Measure.blurred,
@@ -106,6 +109,7 @@ def deq_mpi(
             kind,
             snr_db=snr,
             consistency=consistency.value,
+            dims=dims,
             measure=measure.value,
             gradient=gradient.value,
             seed=seed,

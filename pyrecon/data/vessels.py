@@ -193,9 +193,8 @@ def _project(fine: Real, points: Real, radii: Real, brightness: float, depth: in
     """
     outside = np.maximum(np.maximum(0.5 - points[:, 0], points[:, 0] - (depth - 0.5)), 0)
     reach = radii + _SOFT / 2
-    seen = (outside < reach) & ((points[:, 1:] > -reach[:, None]) & (points[:, 1:] < fine.shape + reach[:, None])).all(
-        1
-    )
+    near = (points[:, 1:] > -reach[:, None]) & (points[:, 1:] < fine.shape + reach[:, None])
+    seen = (outside < reach) & near.all(axis=1)
     if not seen.any():
         return
     (_, cy, cx), radii, outside = points[seen].T, radii[seen, None, None], outside[seen, None, None]

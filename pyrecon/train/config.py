@@ -57,6 +57,9 @@ class Config:
         Of images, noise and weights.
     layers
         Convolutions per block of the RDN: 4 as released, 12 as printed.
+    dims
+        Of the learned consistency's kernels: 1 over the frequencies of a field-free line's angles; 2 over (channel,
+        frequency) for a scanner with several receive channels.
     denoiser, projection, equilibrium
         The three stages: the RDN learns to denoise, the learned consistency to project onto the l2-ball, and both train
         on at the equilibrium.
@@ -83,6 +86,7 @@ class Config:
     validation: int = 128
     seed: int = 0
     layers: int = 4
+    dims: Literal[1, 2] = 1
     denoiser: Stage = field(default_factory=lambda: Stage(3000, halve=500))
     projection: Stage = field(default_factory=lambda: Stage(500, halve=100))
     equilibrium: Stage = field(default_factory=lambda: Stage(400, halve=80))
@@ -112,6 +116,8 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise DataError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if self.dims not in (1, 2):
+            raise DataError(f"dims: {self.dims}, expected 1 or 2")
         if not math.isfinite(self.snr_db):
             raise DataError(f"snr_db: {self.snr_db} is no SNR")
         if self.seed < 0:

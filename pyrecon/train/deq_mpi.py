@@ -7,8 +7,10 @@ each stage ``last.ckpt``, its logs and, once it is done, ``weights.pt``, and in 
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,8 +127,6 @@ def _run_stage(
     stop: Callable[[], bool],
 ) -> float:
     """Train one stage, or load what it came to; leaves its best weights in ``model`` and returns their quality."""
-    import logging
-
     import lightning as L
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -140,9 +140,8 @@ def _run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     module = MODULES[name](model, data, getattr(data.config, name))
     watch = Watch(checkpoint, data.config.validate_every, data.config.save_every, report, stop)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     accelerator, devices = _devices(device)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet(logging.getLogger("lightning.pytorch")):
         # About loaders, loggers and tuning that a run of this kind has no use for.
         warnings.filterwarnings("ignore", module="lightning")
         warnings.simplefilter("ignore", ConvergenceWarning)  # logged as residuals
@@ -168,6 +167,17 @@ def _run_stage(
     return _finish(done, model, watch)
 
 
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without the notices of hardware and of each stage's end."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _finish(done: Path, model: DEQMPI, watch: Watch) -> float:
     model.load_state_dict(watch.weights)
     with written_whole(done) as temporary:
@@ -187,7 +197,7 @@ def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
         torch.manual_seed(config.seed)
         rdn = RDN(layers=config.layers)
         learned = config.consistency == "learned" and source.layout is not None
-        consistency = LearnedConsistency(source.layout) if learned and source.layout else None
+        consistency = LearnedConsistency(source.layout, dims=config.dims) if learned and source.layout else None
     if (folder / _INITIAL).exists():
         known = DEQMPI.load(folder / _INITIAL)
         rdn = known.rdn
