@@ -71,8 +71,9 @@ class Config:
         How gradients pass the equilibrium: ``"implicit"`` as published, or ``"jacobian-free"``, at a fraction of the
         time.
     tolerance, limit, backward_limit
-        Of the equilibrium and its gradient: relative change at which they end, and most iterations of either. In the
-        default scanner five iterations back give the direction of the gradient as well as 25 do.
+        Of the equilibrium and its gradient: relative change at which they end, and most iterations of either. On the
+        simulated scanner a gradient of 5 iterations has a cosine of 0.85 with one of 150, of 25 iterations 0.87,
+        a Jacobian-free one 0.51.
     memory
         Of Anderson mixing.
     validate_every, save_every
@@ -82,20 +83,20 @@ class Config:
     snr_db: float = 25.0
     consistency: Literal["ball", "learned"] = "ball"
     measure: Literal["blurred", "finer"] = "blurred"
-    pool: int = 8000
+    pool: int = 12_000
     validation: int = 128
     seed: int = 0
     layers: int = 4
     dims: Literal[1, 2] = 1
-    denoiser: Stage = field(default_factory=lambda: Stage(3000, halve=500))
+    denoiser: Stage = field(default_factory=lambda: Stage(1800, halve=450))
     projection: Stage = field(default_factory=lambda: Stage(500, halve=100))
-    equilibrium: Stage = field(default_factory=lambda: Stage(400, halve=80))
+    equilibrium: Stage = field(default_factory=lambda: Stage(1000, batch=32, halve=200))
     denoiser_noise: float = 0.1
     projection_noise: tuple[float, float] = (0.05, 0.02)
     gradient: Literal["implicit", "jacobian-free"] = "implicit"
     tolerance: float = 1e-4
     limit: int = 25
-    backward_limit: int = 25
+    backward_limit: int = 6
     memory: int = 5
     validate_every: int = 100
     save_every: int = 50
@@ -142,6 +143,7 @@ class Config:
             "denoiser": Stage(50 * epoch, halve=8 * epoch),
             "projection": Stage(10 * epoch, halve=2 * epoch),
             "equilibrium": Stage(200 * epoch, halve=30 * epoch),
+            "backward_limit": 25,
             "validate_every": epoch,
             "save_every": epoch // 2,
         }

@@ -124,13 +124,14 @@ class ReadyDEQ:
     def _problem(self, name: str) -> Problem:
         if name not in self.problems:
             model, system = self.models[name], self.system
-            scaled = FactoredSystem(self.gain * system.matrix, system.shape) if self.gain != 1.0 else system
             snr = _card(model).snr_db
             if isinstance(model.consistency, LearnedConsistency):
-                cutoff = start_cutoff(scaled.matrix, noise_std(snr))
-                self.problems[name] = Problem(scaled.matrix, image_shape(system.shape), cutoff=cutoff)
+                scaled = self.gain * system.matrix
+                cutoff = start_cutoff(scaled, noise_std(snr))
+                self.problems[name] = Problem(scaled, image_shape(system.shape), cutoff=cutoff)
             else:
-                self.problems[name] = compressed(scaled, snr)
+                # In the basis of the data's coordinates: another factorisation might have other signs.
+                self.problems[name] = compressed(system, snr, gain=self.gain)
         return self.problems[name]
 
 

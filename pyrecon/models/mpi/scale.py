@@ -131,8 +131,8 @@ def row_layout(system: MPISystem) -> RowLayout | None:
     return RowLayout((periods * channels, frequencies), points, int(frequency.max()) + 1)
 
 
-def compressed(system: FactoredSystem, snr_db: float | None = None) -> Problem:
-    """The system in the ``r + 1`` orthonormal coordinates of its data, for a model without learned consistency.
+def compressed(system: FactoredSystem, snr_db: float | None = None, *, gain: float = 1.0) -> Problem:
+    """``gain`` times the system in the ``r + 1`` orthonormal coordinates of its data, for a model without learned consistency.
 
     With ``A = Q S V^T`` and data ``Q y_r + y_p``, every vector that the iteration of :class:`~pyrecon.models.DEQMPI`
     meets lies in the span of Q and y_p: ``A x`` does, the projection onto the ball moves towards y, and the dual starts
@@ -141,7 +141,7 @@ def compressed(system: FactoredSystem, snr_db: float | None = None) -> Problem:
     """
     from pyrecon.models.deq_mpi import Problem
 
-    small = torch.cat([system.s[:, None] * system.V.T, system.V.new_zeros(1, len(system.V))])
+    small = torch.cat([gain * system.s[:, None] * system.V.T, system.V.new_zeros(1, len(system.V))])
     cutoff = 1e-4 if snr_db is None else start_cutoff(small, noise_std(snr_db))
     return Problem(small, image_shape(system.shape), cutoff=cutoff)
 
