@@ -312,3 +312,27 @@ def test_evaluation_sets_trained_weights_beside_the_classical_methods(tmp_path: 
     assert results["DEQ-MPI, mine"].shape == (2, *SHAPE)
     assert "DEQ-MPI | mine" in table.to_markdown()
     assert draw(results, "default") is not None
+
+
+@pytest.mark.skipif("deq-mpi-25dB" not in _weights.shipped(), reason="no weights come with this package")
+def test_shipped_weights_beat_classical_methods_on_vessels_they_never_saw() -> None:
+    """Crops of a retina at 25 dB, by the settings found best for the classical methods on such crops."""
+    pytest.importorskip("skimage")
+    from pyrecon import metrics
+    from pyrecon.experiments.mpi import GRID as FIELD
+    from pyrecon.experiments.mpi import measured_problem, vessel_images
+    from pyrecon.models.mpi import L1ADMM, TVADMM
+
+    system = prepare_system(Scanner().calibrate(FIELD, seed=0))
+    problem = measured_problem(system, vessel_images(test=16, validation=8, seed=5), 25.0, seed=1)
+    test = problem.test
+    std = test.noise / test.y.shape[1] ** 0.5
+
+    def quality(method: Any) -> float:
+        images, _ = Reconstructor(problem.system.matrix, method, shape=problem.system.shape)(test.y, noise_std=std)
+        return float(metrics.psnr(images, test.images).mean())
+
+    tuned = (L1ADMM(mu=32.0, epsilon=1.0, iterations=19), TVADMM(mu=358.0, epsilon=0.927, iterations=18))
+    known = [method.solve(problem.system, test.y, test.noise)[0].value.view_as(test.images) for method in tuned]
+    best = max(float(metrics.psnr(images, test.images).mean()) for images in known)
+    assert quality(DEQ()) > best + 0.3

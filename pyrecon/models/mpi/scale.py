@@ -132,7 +132,7 @@ def row_layout(system: MPISystem) -> RowLayout | None:
 
 
 def compressed(system: FactoredSystem, snr_db: float | None = None, *, gain: float = 1.0) -> Problem:
-    """``gain`` times the system in the ``r + 1`` orthonormal coordinates of its data, for a model without learned consistency.
+    """``gain`` times the system in the ``r + 1`` coordinates of its data, for a model without learned consistency.
 
     With ``A = Q S V^T`` and data ``Q y_r + y_p``, every vector that the iteration of :class:`~pyrecon.models.DEQMPI`
     meets lies in the span of Q and y_p: ``A x`` does, the projection onto the ball moves towards y, and the dual starts
