@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,6 +40,12 @@ def net(layout: RowLayout | None = None, **card: Any) -> DEQMPI:
     return model
 
 
+def mask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
 def some_layout() -> RowLayout:
     return RowLayout.from_mask(torch.rand(45, generator=torch.Generator().manual_seed(0)) > 0.4, (5, 9), 7)
 
@@ -72,6 +79,7 @@ def test_weights_come_back_with_all_that_belongs_to_them(tmp_path: Path, layout:
         assert isinstance(loaded.consistency, LearnedConsistency)
         assert loaded.consistency.layout.digest == layout.digest
         assert loaded.consistency.config == model.consistency.config  # type: ignore[union-attr]
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o444 == 0o444 & ~mask()  # not for its writer alone
     loaded.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
     assert DEQMPI.from_pretrained(tmp_path / "w.safetensors").card == CARD
@@ -95,12 +103,13 @@ def test_what_is_not_written_whole_is_not_written(tmp_path: Path, monkeypatch: p
     net().save(path)
     before = path.read_bytes()
 
-    def half(tensors: Any, file: Path, metadata: Any) -> None:
-        Path(file).write_bytes(b"half")
-        raise RuntimeError("power cut")
+    def half(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", half)
-    with pytest.raises(RuntimeError, match="power cut"):
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(DataError, match=r"w\.safetensors: cannot be written .No space left"):
         net(some_layout()).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]

@@ -34,7 +34,7 @@ _MOST = 1024  # larger than any sensible number of channels, layers or iteration
 
 def save(model: DEQMPI, path: PathLike) -> None:
     """Write the weights and their header, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     for name, value in tensors.items():
@@ -58,7 +58,7 @@ def save(model: DEQMPI, path: PathLike) -> None:
     # One spelling of one content: equal weights make equal files.
     text = json.dumps(plain(header), sort_keys=True, allow_nan=False)
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"pyrecon": text})
+        temporary.write_bytes(packed(tensors, metadata={"pyrecon": text}))  # save_file makes files for its user only
 
 
 def load(path: PathLike) -> DEQMPI:

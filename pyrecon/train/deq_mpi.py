@@ -105,7 +105,9 @@ def train_deq_mpi(
             continue
         qualities[name] = _run_stage(folder / name, name, model, data, device, report, stop)
     model = model.to("cpu").eval()
-    facts = {"config": asdict(config), "quality_db": qualities, "rows": len(source.matrix)}
+    facts: dict[str, Any] = {"config": asdict(config), "quality_db": qualities, "rows": len(source.matrix)}
+    if model.card is not None:
+        facts["initial"] = model.card.training  # how the weights that the run began with were made
     model.card = Card(config.snr_db, source.shape, data.signal_range, plain(facts))
     model.save(folder / "weights.safetensors")
     return model
@@ -198,9 +200,10 @@ def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
         rdn = RDN(layers=config.layers)
         learned = config.consistency == "learned" and source.layout is not None
         consistency = LearnedConsistency(source.layout, dims=config.dims) if learned and source.layout else None
+    card = None
     if (folder / _INITIAL).exists():
         known = DEQMPI.load(folder / _INITIAL)
-        rdn = known.rdn
+        rdn, card = known.rdn, known.card
         if consistency is not None and isinstance(known.consistency, LearnedConsistency):
             if known.consistency.layout.digest != consistency.layout.digest:
                 raise DataError("initial: its learned consistency belongs to other rows than the system matrix has")
@@ -211,12 +214,14 @@ def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
         else JacobianFree()
     )
     solver = Anderson(memory=config.memory)
-    return DEQMPI(rdn, consistency, solver=solver, tol=config.tolerance, max_iter=config.limit, gradient=gradient)
+    model = DEQMPI(rdn, consistency, solver=solver, tol=config.tolerance, max_iter=config.limit, gradient=gradient)
+    model.card = card
+    return model
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------
 def _begin(folder: Path, source: Source, config: Config, initial: str | Path | None) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
     if (folder / "config.json").exists():
         raise DataError(f"{folder}: holds a training run already; resume it, or choose another folder")
@@ -230,7 +235,7 @@ def _begin(folder: Path, source: Source, config: Config, initial: str | Path | N
         tensors["rows"] = source.layout.rows
         facts |= {"grid": source.layout.grid, "used": source.layout.used}
     with written_whole(folder / "source.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"pyrecon": json.dumps(facts)})
+        temporary.write_bytes(packed(tensors, metadata={"pyrecon": json.dumps(facts)}))
     if initial is not None:
         DEQMPI.from_pretrained(initial).save(folder / _INITIAL)
     # Last, so that a folder with a configuration has all that a run needs.
