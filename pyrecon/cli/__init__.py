@@ -20,10 +20,11 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from pyrecon.cli import bench, demo, evaluate, info, reconstruct, simulate
+    from pyrecon.cli import bench, demo, evaluate, info, reconstruct, simulate, train
 
     app.command("reconstruct")(reconstruct.reconstruct)
     app.add_typer(simulate.app, name="simulate")
+    app.add_typer(train.app, name="train")
     app.add_typer(evaluate.app, name="evaluate")
     app.command("demo")(demo.demo)
     app.command("bench")(bench.bench)

@@ -38,6 +38,9 @@ def mpi(
         typer.Option(help="measured: A x + noise, reconstructed with A U D. scanner: finer objects, coloured noise."),
     ] = Way.measured,
     tune: Annotated[bool, typer.Option("--tune", help="Search each method's settings on validation images.")] = False,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Add DEQ-MPI with these weights: a file or a name; repeat for more.")
+    ] = None,
     budget: Annotated[int, typer.Option(min=4, help="Evaluations of the search, the same for every method.")] = 48,
     test: Annotated[int, typer.Option(min=1, help="Test images.")] = 64,
     validation: Annotated[int, typer.Option(min=1, help="Validation images.")] = 32,
@@ -46,7 +49,7 @@ def mpi(
     figure: Annotated[Path | None, typer.Option(help="Draw the images of the last SNR.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Classical MPI methods with published settings, the package's defaults and (--tune) the best found settings."""
+    """MPI methods with published settings, the package's defaults, (--tune) the best found, and trained weights."""
     from pyrecon import plotting
     from pyrecon.experiments.mpi import GRID, draw, evaluate_mpi, vessel_images
     from pyrecon.io import mdf, written_whole
@@ -76,6 +79,7 @@ def mpi(
             snr_db=snr or (15.0, 25.0, 35.0),
             data=data.value,
             tune=tune,
+            weights=weights or (),
             budget=budget,
             seed=seed,
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),

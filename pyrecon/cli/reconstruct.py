@@ -44,7 +44,13 @@ def reconstruct(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", help="MPI: hyb, tv, l1, art, tikhonov. MRI: rss, cg-sense, l1-sense, tv-sense."),
+        typer.Option(
+            "--method", "-m", help="MPI: hyb, tv, l1, art, tikhonov, deq-mpi. MRI: rss, cg-sense, l1-sense, tv-sense."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="deq-mpi: a file, or the name of weights that come with pyrecon.", show_default=False),
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A setting of the method; repeat for more.")
@@ -68,12 +74,17 @@ def reconstruct(
 ) -> None:
     """Reconstruct a raw-data file. The format is found from its content, the method has sensible defaults."""
     from pyrecon import io
+    from pyrecon.models.mpi import LEARNED
 
     target = output or Path(f"{file.name.removesuffix('.gz').rsplit('.', 1)[0]}_recon.nii.gz")
     _check_target(target)
-    _check_device(device)
+    check_device(device)
     kind = io.detect(file)
-    settings = parameter or []
+    settings = list(parameter or [])
+    if weights is not None:
+        if method not in LEARNED:
+            raise DataError(f"--weights: is for {', '.join(LEARNED)}, the method is {method or 'the default'}")
+        settings.append(f"weights={weights}")
     if kind == "mdf-measurement":
         if system_matrix is None:
             raise DataError(f"{file}: is an MPI measurement, give its system matrix with --system-matrix SM.mdf")
@@ -141,9 +152,9 @@ def _mpi_job(
     from pyrecon import io
     from pyrecon.data.mpi import prepare_frames, prepare_system
     from pyrecon.io import mdf
-    from pyrecon.models.mpi import METHODS, Reconstructor
+    from pyrecon.models.mpi import LEARNED, METHODS, Reconstructor
 
-    chosen = _methods.make(METHODS, method or "hyb", settings)
+    chosen = _methods.make(METHODS | LEARNED, method or "hyb", settings)
     if io.detect(system_matrix) != "mdf-system-matrix":
         raise DataError(f"{system_matrix}: is {io.detect(system_matrix)}, expected an MDF system matrix")
     scan: MPIScan = mdf.read_measurement(file)
@@ -242,7 +253,7 @@ def _check_target(target: Path) -> None:
             raise MissingDependency("nibabel", "io", "writing NIfTI (or choose -o NAME.npz)") from error
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 Real = NDArray[np.float64]
 
@@ -29,23 +30,27 @@ class VesselStyle:
     roots
         Range of the number of trees that enter a patch.
     tortuosity
-        Standard deviation of the change of direction per unit of length, radians; it forgets itself over ``memory``.
+        Standard deviation of the change of direction per unit of length, radians, from the direction after a branch;
+        it forgets itself over ``memory``.
     branching
         Expected branches per unit of length, over the radius: thin vessels branch more often.
     stenosis, aneurysm
         Probability that a vessel has a narrowing (of 40 to 80 %) or a bulge (1.5 to 3 radii wide).
     thinnest
         Vessels end below this radius.
+    fading
+        Lowest brightness of a branch relative to the vessel it leaves, drawn uniformly up to 1.
     """
 
     radius: tuple[float, float] = (0.7, 3.0)
-    roots: tuple[int, int] = (1, 4)
-    tortuosity: float = 0.25
+    roots: tuple[int, int] = (1, 5)
+    tortuosity: float = 0.12
     memory: float = 6.0
     branching: float = 0.06
     stenosis: float = 0.08
     aneurysm: float = 0.04
     thinnest: float = 0.35
+    fading: float = 0.6
 
 
 def vascular_images(
@@ -57,6 +62,7 @@ def vascular_images(
     peak: tuple[float, float] = (0.5, 1.5),
     style: VesselStyle | None = None,
     seed: int = 0,
+    first: int = 0,
 ) -> NDArray[np.float32]:
     """Maximum-intensity projections of random vascular trees, ``(count, *shape)`` float32.
 
@@ -69,8 +75,8 @@ def vascular_images(
         Range of the images' largest values, drawn uniformly.
     style
         What the trees look like.
-    seed
-        Image i depends on ``(seed, i)`` alone: more images of the same seed begin with the same ones.
+    seed, first
+        Image i depends on ``(seed, first + i)`` alone: more images of the same seed begin with the same ones.
 
     Branches follow Murray's law, ``r^3 = r_1^3 + r_2^3``, and its angles (Murray, PNAS 12:207, 1926).
     """
@@ -78,7 +84,7 @@ def vascular_images(
         raise ValueError(f"count={count}, shape={shape}, factor={factor}, depth={depth}: expected positive numbers")
     images = np.empty((count, *shape), np.float32)
     for i in range(count):
-        images[i] = _image(np.random.default_rng((seed, i)), shape, factor, depth, peak, style or VesselStyle())
+        images[i] = _image(np.random.default_rng((seed, first + i)), shape, factor, depth, peak, style or VesselStyle())
     return images
 
 
@@ -94,54 +100,71 @@ def _image(
     while True:  # a tree may leave the patch at once
         fine = np.zeros((factor * shape[0], factor * shape[1]))
         for _ in range(int(rng.integers(style.roots[0], style.roots[1] + 1))):
-            brightness = rng.uniform(0.5, 1.0)
-            for points, radii in _tree(rng, size, style):
+            for points, radii, brightness in _tree(rng, size, style):
                 _project(fine, points, radii, brightness, depth)
-        image: Real = np.asarray(fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3)))
+        image: Real = fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3))
         if (image > 0.1).mean() >= 0.03:
             return np.asarray(image * (rng.uniform(*peak) / image.max()))
 
 
-def _tree(rng: np.random.Generator, size: Real, style: VesselStyle) -> Iterator[tuple[Real, Real]]:
-    """Vessels ``(points (K, 3), radii (K,))`` of one tree that enters the patch through a side."""
+def _tree(rng: np.random.Generator, size: Real, style: VesselStyle) -> Iterator[tuple[Real, Real, float]]:
+    """Vessels ``(points (K, 3), radii (K,), brightness)`` of one tree that enters the patch through a side."""
     start = rng.uniform(0, size)
     side = int(rng.integers(1, 3))
     start[side] = size[side] if rng.random() < 0.5 else 0.0
     target = rng.uniform(0.2, 0.8, 3) * size
     low, high = np.log(style.radius)
-    waiting = [(start, _unit(target - start), float(np.exp(rng.uniform(low, high))))]
+    waiting = [(start, _unit(target - start), float(np.exp(rng.uniform(low, high))), rng.uniform(0.5, 1.0))]
     while waiting:
-        position, direction, radius = waiting.pop()
+        position, direction, radius, brightness = waiting.pop()
         points, radii, branches = _vessel(rng, position, direction, radius, size, style)
-        yield points, _diseased(rng, radii, style)
-        waiting += branches
+        yield points, _diseased(rng, radii, style), brightness
+        waiting += [(*branch, brightness * rng.uniform(style.fading, 1.0)) for branch in branches]
 
 
 def _vessel(
     rng: np.random.Generator, position: Real, direction: Real, radius: float, size: Real, style: VesselStyle
 ) -> tuple[Real, Real, list[tuple[Real, Real, float]]]:
     """A centre line until it leaves the patch or grows too thin; side branches take their share of the radius."""
-    points, radii, branches = [position], [radius], []
+    points, radii, branches = [position[None]], [np.array([radius])], []
     bend = np.zeros(3)
-    forget = np.exp(-_STEP / style.memory)
-    for _ in range(int(2 * size.sum() / _STEP)):
-        # The change of direction is itself a random walk that returns to zero: smooth, never a zigzag.
-        bend = forget * bend + np.sqrt(1 - forget**2) * rng.normal(0, style.tortuosity, 3)
-        direction = _unit(direction + bend * _STEP)
-        position = position + _STEP * direction
-        if rng.random() < style.branching * _STEP / radius:
-            share = rng.uniform(0.15, 0.5)  # of the flow, hence of r^3
-            child, radius_after = radius * share ** (1 / 3), radius * (1 - share) ** (1 / 3)
-            aside = _unit(np.cross(direction, rng.normal(size=3)))
-            turns = [_branch_angle(radius, r, other) for r, other in ((child, radius_after), (radius_after, child))]
-            if child > style.thinnest:
-                branches.append((position, _turn(direction, aside, turns[0]), child))
-            direction, radius = _turn(direction, -aside, turns[1]), radius_after
-        points.append(position)
-        radii.append(radius)
-        if radius < style.thinnest or (position < -2 * radius).any() or (position > size + 2 * radius).any():
+    left = int(2 * size.sum() / _STEP)
+    while radius >= style.thinnest and left > 0:
+        # Where branches are a Poisson process, the way to the next one is exponential.
+        way = rng.exponential(radius / style.branching) if style.branching > 0 else np.inf
+        steps = int(min(left, max(1, np.ceil(min(way / _STEP, left)))))
+        line, directions, bend = _centre_line(rng, position, direction, bend, steps, style)
+        gone = ((line < -2 * radius) | (line > size + 2 * radius)).any(axis=1)
+        if gone.any():
+            line = line[: int(gone.argmax()) + 1]
+        points.append(line)
+        radii.append(np.full(len(line), radius))
+        left -= len(line)
+        if gone.any():
             break
-    return np.array(points), np.array(radii), branches
+        position, direction = line[-1], directions[-1]
+        share = rng.uniform(0.15, 0.5)  # of the flow, hence of r^3
+        child, after = radius * share ** (1 / 3), radius * (1 - share) ** (1 / 3)
+        aside = _unit(np.cross(direction, rng.normal(size=3)))
+        if child > style.thinnest:
+            branches.append((position, _turn(direction, aside, _branch_angle(radius, child, after)), child))
+        direction, radius = _turn(direction, -aside, _branch_angle(radius, after, child)), after
+    return np.concatenate(points), np.concatenate(radii), branches
+
+
+def _centre_line(
+    rng: np.random.Generator, position: Real, direction: Real, bend: Real, steps: int, style: VesselStyle
+) -> tuple[Real, Real, Real]:
+    """``steps`` further points, the directions in them, and the last change of direction.
+
+    The change of direction is itself a random walk that returns to zero: smooth, never a zigzag.
+    """
+    forget = np.exp(-_STEP / style.memory)
+    kicks = rng.normal(0, style.tortuosity * np.sqrt(1 - forget**2), (steps, 3))
+    bends, _ = lfilter([1.0], [1.0, -forget], kicks, axis=0, zi=forget * bend[None])
+    directions = direction + _STEP * bends.cumsum(axis=0)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return position + _STEP * directions.cumsum(axis=0), directions, bends[-1]
 
 
 def _branch_angle(parent: float, child: float, other: float) -> float:
@@ -157,9 +180,9 @@ def _diseased(rng: np.random.Generator, radii: Real, style: VesselStyle) -> Real
     bump = np.exp(-(((along - middle) / width) ** 2))
     chance = rng.random()
     if chance < style.stenosis:
-        return np.asarray(radii * (1 - rng.uniform(0.4, 0.8) * bump))
-    if chance < style.stenosis + style.aneurysm:
-        return np.asarray(radii * (1 + rng.uniform(0.5, 2.0) * bump))
+        radii = radii * (1 - rng.uniform(0.4, 0.8) * bump)
+    elif chance < style.stenosis + style.aneurysm:
+        radii = radii * (1 + rng.uniform(0.5, 2.0) * bump)
     return radii
 
 
@@ -169,18 +192,24 @@ def _project(fine: Real, points: Real, radii: Real, brightness: float, depth: in
     Along a ray the largest coverage by a ball is where the ray passes its centre, or where the slab ends.
     """
     outside = np.maximum(np.maximum(0.5 - points[:, 0], points[:, 0] - (depth - 0.5)), 0)
-    seen = (outside < radii + _SOFT / 2) & (
-        (points[:, 1:] > -radii[:, None] - 1) & (points[:, 1:] < np.array(fine.shape) + radii[:, None] + 1)
-    ).all(axis=1)
-    y, x = (np.arange(n) + 0.5 for n in fine.shape)
-    for (_, cy, cx), r, away in zip(points[seen], radii[seen], outside[seen], strict=True):
-        reach = r + _SOFT
-        rows = slice(max(0, int(cy - reach)), max(0, int(np.ceil(cy + reach))) + 1)
-        cols = slice(max(0, int(cx - reach)), max(0, int(np.ceil(cx + reach))) + 1)
-        distance = np.sqrt((y[rows, None] - cy) ** 2 + (x[None, cols] - cx) ** 2 + away**2)
-        cover = brightness * np.clip((r - distance) / _SOFT + 0.5, 0, 1)
-        # A vessel thinner than a voxel fills only a part of it.
-        fine[rows, cols] = np.maximum(fine[rows, cols], cover * min(1.0, 2 * r / _SOFT))
+    reach = radii + _SOFT / 2
+    near = (points[:, 1:] > -reach[:, None]) & (points[:, 1:] < fine.shape + reach[:, None])
+    seen = (outside < reach) & near.all(axis=1)
+    if not seen.any():
+        return
+    (_, cy, cx), radii, outside = points[seen].T, radii[seen, None, None], outside[seen, None, None]
+    # The pixels within reach of any ball, around each of them: one pass for all balls.
+    around = np.arange(-int(reach[seen].max()) - 1, int(reach[seen].max()) + 2)
+    rows = np.floor(cy).astype(np.int64)[:, None] + around
+    cols = np.floor(cx).astype(np.int64)[:, None] + around
+    dy, dx = rows + 0.5 - cy[:, None], cols + 0.5 - cx[:, None]
+    distance = np.sqrt(dy[:, :, None] ** 2 + dx[:, None, :] ** 2 + outside**2)
+    # A vessel thinner than a voxel fills only a part of it.
+    cover = brightness * np.clip((radii - distance) / _SOFT + 0.5, 0, 1) * np.minimum(1.0, 2 * radii / _SOFT)
+    inside = (cover > 0) & ((rows >= 0) & (rows < fine.shape[0]))[:, :, None]
+    inside &= ((cols >= 0) & (cols < fine.shape[1]))[:, None, :]
+    index = (rows * fine.shape[1])[:, :, None] + cols[:, None, :]
+    np.maximum.at(fine.reshape(-1), index[inside], cover[inside])
 
 
 def _unit(v: Real) -> Real:

@@ -1,4 +1,4 @@
-"""The classical MPI methods side by side: settings as published, and settings found on a validation set.
+"""MPI methods side by side: settings as published, settings found on a validation set, and trained weights.
 
 Every row of the table sees the same system matrix, images and noise. There are two ways to make data, and neither
 hands the reconstruction the model that made them:
@@ -32,12 +32,12 @@ from pyrecon.data.phantoms import retina_vessels, vessel_patches
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.table import Table
-from pyrecon.models.mpi import ART, L1ADMM, TVADMM, FactoredSystem, HybADMM, Reconstructor, Tikhonov
+from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, FactoredSystem, HybADMM, Reconstructor, Tikhonov
+from pyrecon.models.mpi.scale import SIGNAL_RMS
 from pyrecon.physics.mpi import Scanner
 
 GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))
 FINER = 2  # the object's grid in the scanner against that of the images
-SIGNAL_RMS = 0.41  # of the noise-free real rows over the set, the scale of the published settings
 
 # Table I of DEQ-MPI (vessels 13 x 26, one system matrix throughout): mean and standard deviation over its test set of
 # pSNR in dB and of SSIM in percent, at 15, 25 and 35 dB.
@@ -46,6 +46,7 @@ PUBLISHED: dict[str, dict[float, tuple[float, float, float, float]]] = {
     "TV-ADMM": {15: (27.3, 6.1, 56.2, 20.0), 25: (31.2, 4.4, 71.9, 11.3), 35: (35.5, 3.0, 84.5, 6.5)},
     "Hyb-ADMM": {15: (28.7, 5.1, 63.9, 9.5), 25: (31.7, 3.6, 74.8, 7.5), 35: (35.9, 2.7, 85.6, 5.6)},
     "l2-ART": {15: (26.7, 4.3, 49.6, 7.8), 25: (28.5, 5.7, 64.3, 8.8), 35: (31.9, 4.3, 76.1, 4.4)},
+    "DEQ-MPI": {15: (32.1, 4.5, 75.2, 9.9), 25: (34.8, 3.5, 81.5, 8.3), 35: (37.7, 2.6, 88.1, 5.7)},
 }
 
 # What the search may change; everything else stays as published.
@@ -96,11 +97,12 @@ def evaluate_mpi(
     snr_db: Sequence[float] = (15.0, 25.0, 35.0),
     data: Literal["measured", "scanner"] = "measured",
     tune: bool = False,
+    weights: Sequence[str] = (),
     budget: int = 48,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
 ) -> tuple[Table, dict[str, Tensor]]:
-    """Reconstruct the test images with every classical method and compare.
+    """Reconstruct the test images with every classical method, and with trained weights, and compare.
 
     Parameters
     ----------
@@ -116,6 +118,8 @@ def evaluate_mpi(
         How data are made, see the module. ``"scanner"`` needs the simulated calibration.
     tune
         Add rows with settings found on the validation images, ``budget`` evaluations for every method.
+    weights
+        Add a row of DEQ-MPI for each: names or files, as for :class:`pyrecon.models.mpi.DEQ`.
     progress
         Called with what is being done, how many steps are done, and how many there are.
 
@@ -132,8 +136,9 @@ def evaluate_mpi(
     elif data == "scanner":
         raise DataError("data: 'scanner' scans with the simulated scanner and so cannot take a measured system matrix")
     _check_images(images, calibration.grid)
+    trained = {text: DEQ(text) for text in weights}
     table = Table(
-        f"Classical MPI reconstruction: {images.source}",
+        f"{'Classical and learned' if trained else 'Classical'} MPI reconstruction: {images.source}",
         [f"{snr:g} dB" for snr in snr_db],
         facts={
             "images": f"{len(images.test)} test, {len(images.validation)} validation, from {images.source}",
@@ -177,6 +182,15 @@ def evaluate_mpi(
                 if snr in PUBLISHED.get(kind.name, {}) and name in ("paper", "tuned"):
                     row.published[column] = PUBLISHED[kind.name][snr]
                 pictures[f"{kind.name}, {name}"] = results[name]
+        for text, learned in trained.items():
+            name = Path(text).stem
+            found = _by_default(learned, problem)
+            row = table.row(learned.name, name)
+            row.psnr[column] = metrics.psnr(found, problem.test.images).tolist()
+            row.ssim[column] = metrics.ssim(found, problem.test.images).tolist()
+            if snr in PUBLISHED[learned.name]:
+                row.published[column] = PUBLISHED[learned.name][snr]
+            pictures[f"{learned.name}, {name}"] = found
     return table, pictures
 
 
@@ -361,18 +375,18 @@ def _check_images(images: Images, grid: Grid) -> None:
 
 # --- figure ------------------------------------------------------------------------------------------------------
 def draw(pictures: dict[str, Tensor], kind: str, count: int = 4) -> Any:
-    """A figure: the truth and every method's images with ``kind`` of settings, and their differences from the truth."""
+    """A figure: the truth, and every method's images with ``kind`` of settings or with trained weights."""
     from pyrecon import plotting
 
     truth = pictures["truth"][:count].numpy()
     rows = [[plotting.Panel(image, "truth", window=(0, float(image.max()))) for image in truth]]
     for name, images in pictures.items():
-        if not name.endswith(f", {kind}"):
+        if not (name.endswith(f", {kind}") or name.startswith(DEQ.name)):
             continue
         quality = metrics.psnr(images[:count], pictures["truth"][:count])
         rows.append(
             [
-                plotting.Panel(image, name.removesuffix(f", {kind}"), f"{q:.1f} dB", window=(0, float(reference.max())))
+                plotting.Panel(image, name.partition(",")[0], f"{q:.1f} dB", window=(0, float(reference.max())))
                 for image, reference, q in zip(images[:count].numpy(), truth, quality, strict=True)
             ]
         )

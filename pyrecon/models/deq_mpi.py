@@ -5,7 +5,9 @@ Bozkurt et al., DEQ-MPI: a deep equilibrium reconstruction with learned consiste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,38 @@ from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
 from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
 
 State = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What weights were trained for; it travels with them.
+
+    Attributes
+    ----------
+    snr_db
+        SNR of the training set in dB.
+    shape
+        ``(H, W)`` of the training images. The networks take any, the image content should be alike.
+    signal_range
+        1st and 99th percentile of the root mean square of the training signals, in the scale of the model.
+    training
+        Facts about the training: system, images, schedule, quality on its validation set.
+    """
+
+    snr_db: float
+    shape: tuple[int, int]
+    signal_range: tuple[float, float]
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Card:
+        """From a header; ValueError, KeyError or TypeError for what is none."""
+        height, width = (int(n) for n in value["shape"])
+        low, high = (float(r) for r in value["signal_range"])
+        snr = float(value["snr_db"])
+        if not (math.isfinite(snr) and 0 < low <= high < math.inf and min(height, width) > 0):
+            raise ValueError(f"card: SNR {snr}, signals {low} to {high}, images {height} x {width}")
+        return cls(snr, (height, width), (low, high), dict(value["training"]))
 
 
 class DEQMPI(nn.Module):
@@ -42,7 +76,14 @@ class DEQMPI(nn.Module):
         Plain steps at inference.
     solver, tol, max_iter, gradient
         Of the equilibrium in training.
+
+    Attributes
+    ----------
+    card
+        :class:`Card` of the weights, or None where they are nobody's.
     """
+
+    card: Card | None = None
 
     def __init__(
         self,
@@ -134,6 +175,32 @@ class DEQMPI(nn.Module):
         x = (problem.A.adjoint(d0) + d1) @ problem.inverse
         product = problem.A(x)
         return x, d1 - x, d0 - product, product
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors with a header of their configuration; whole or not at all."""
+        from pyrecon.models import _weights
+
+        _weights.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DEQMPI:
+        """The model that :meth:`save` wrote.
+
+        Raises
+        ------
+        DataError
+            Where the file is cut off, foreign, or its tensors are not those that its header demands.
+        """
+        from pyrecon.models import _weights
+
+        return _weights.load(path)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> DEQMPI:
+        """Weights that come with the package by name, or a file of :meth:`save`; an unknown name lists the known."""
+        from pyrecon.models import _weights
+
+        return _weights.load(_weights.find(name_or_path))
 
     @classmethod
     def from_released(cls, path: str | Path, layout: RowLayout | None = None) -> DEQMPI:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -56,6 +58,13 @@ class RowLayout:
         frequencies = self.grid[1]
         group, frequency = self.rows // frequencies, self.rows % frequencies
         return torch.where(frequency < self.used, group * self.used + frequency, -1)
+
+    @property
+    def digest(self) -> str:
+        """Two layouts are the same if their digests are (SHA-256 of grid, used frequencies and rows)."""
+        content = hashlib.sha256(json.dumps([*self.grid, self.used]).encode())
+        content.update(self.rows.cpu().numpy().astype("<i8").tobytes())
+        return content.hexdigest()
 
     def spread(self, data: Tensor) -> Tensor:
         """Stacked data ``(B, M)`` on the grid: ``(B, 2, groups, used)``, real parts first."""

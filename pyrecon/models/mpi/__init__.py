@@ -2,12 +2,16 @@
 
 from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
+from pyrecon.models.mpi.deq import DEQ
 from pyrecon.models.mpi.linear import ART, Tikhonov
-from pyrecon.models.mpi.reconstructor import METHODS, Method, Reconstructor
+from pyrecon.models.mpi.reconstructor import LEARNED, METHODS, Method, Reconstructor
+from pyrecon.models.mpi.scale import ScaledSystem
 
 __all__ = [
     "ART",
+    "DEQ",
     "L1ADMM",
+    "LEARNED",
     "METHODS",
     "TVADMM",
     "ADMMState",
@@ -15,5 +19,6 @@ __all__ = [
     "HybADMM",
     "Method",
     "Reconstructor",
+    "ScaledSystem",
     "Tikhonov",
 ]

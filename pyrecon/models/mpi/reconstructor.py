@@ -15,7 +15,9 @@ from torch import Tensor
 from pyrecon.data.mpi import MPIFrames, MPISystem
 from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
+from pyrecon.models.mpi.deq import DEQ
 from pyrecon.models.mpi.linear import ART, Tikhonov
+from pyrecon.models.mpi.scale import ROW_ENERGY, SIGNAL_RMS
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution, Status
 
@@ -26,12 +28,9 @@ METHODS: dict[str, type[Any]] = {
     "art": ART,
     "tikhonov": Tikhonov,
 }
+# Those that need trained weights.
+LEARNED: dict[str, type[Any]] = {"deq-mpi": DEQ}
 
-# The scale in which the settings of the methods are stated. DEQ-MPI's training set has signals of this root mean
-# square; its system matrix is not published, the mean row energy is that of one that gives such signals from images
-# that peak near 1.
-_SIGNAL_RMS = 0.41
-_ROW_ENERGY = 0.34
 _MISMATCH = 0.15  # share of the signal outside the range of the matrix that calls for a warning
 
 
@@ -58,7 +57,8 @@ class Reconstructor:
     system
         What :func:`pyrecon.data.mpi.prepare_system` gives, or a real matrix ``(M, N)`` with ``shape``.
     method
-        An instance of :class:`L1ADMM`, :class:`TVADMM`, :class:`HybADMM`, :class:`ART` or :class:`Tikhonov`.
+        An instance of :class:`L1ADMM`, :class:`TVADMM`, :class:`HybADMM`, :class:`ART`, :class:`Tikhonov` or
+        :class:`DEQ`.
     shape
         Shape of an image, for a bare matrix.
     normalise
@@ -102,9 +102,12 @@ class Reconstructor:
         self._gain = 1.0
         if normalise:
             energy = float(matrix.double().square().sum()) / matrix.shape[0]
-            self._gain = math.sqrt(_ROW_ENERGY / energy) if energy > 0 else 1.0
+            self._gain = math.sqrt(ROW_ENERGY / energy) if energy > 0 else 1.0
         self.system = FactoredSystem(matrix * self._gain, tuple(shape))
         self.method = method
+        # One that has to load and check something does so once, here.
+        prepare = getattr(method, "prepared", None)
+        self._solver = method if prepare is None else prepare(system, self.system)
         self.normalise, self.model_error = normalise, model_error
         self.batch, self.warm_start = batch, warm_start
         self._mismatch, self._iterations = False, 0
@@ -176,7 +179,7 @@ class Reconstructor:
             if coordinates is not None and self.model_error and system.spare_rows > 0:
                 noise = torch.maximum(expected, system.noise_norm(coordinates))
             scale = _signal_scale(scaled, noise) if self.normalise else torch.ones_like(noise)
-            solution, state = self.method.solve(
+            solution, state = self._solver.solve(
                 system,
                 scaled / scale[:, None],
                 noise / scale,
@@ -214,7 +217,7 @@ def _signal_scale(y: Tensor, noise: Tensor) -> Tensor:
     power = y.square().sum(dim=1)
     # A frame of nothing but noise must not be blown up: at least a tenth of the noise is taken for signal.
     signal = torch.maximum(power - noise.square(), 0.01 * noise.square())
-    scale = torch.sqrt(signal / y.shape[1]) / _SIGNAL_RMS
+    scale = torch.sqrt(signal / y.shape[1]) / SIGNAL_RMS
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 

@@ -1,0 +1,220 @@
+"""``pyrecon train``: models from generated data, resumable at any time."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pyrecon._errors import DataError
+from pyrecon.cli import _console
+from pyrecon.cli.reconstruct import check_device
+
+if TYPE_CHECKING:
+    from pyrecon.data.mpi import MPISystem
+    from pyrecon.train import Config
+    from pyrecon.train.stages import Progress
+
+app = typer.Typer(help="Train models on generated data.", no_args_is_help=True)
+
+
+class Scale(enum.StrEnum):
+    """How long to train."""
+
+    quick = "quick"
+    full = "full"
+
+
+class Consistency(enum.StrEnum):
+    """The data step."""
+
+    ball = "ball"
+    learned = "learned"
+
+
+class Measure(enum.StrEnum):
+    """How data are made."""
+
+    blurred = "blurred"
+    finer = "finer"
+
+
+class Gradient(enum.StrEnum):
+    """How gradients pass the equilibrium."""
+
+    implicit = "implicit"
+    jacobian_free = "jacobian-free"
+
+
+@app.command("deq-mpi")
+def deq_mpi(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of a new run.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of a run to finish; its settings are kept.")] = None,
+    system_matrix: Annotated[
+        Path | None, typer.Option("--system-matrix", "-s", help="MDF system matrix. Default: a simulated calibration.")
+    ] = None,
+    field: Annotated[float, typer.Option(min=0.05, help="Selection field of the simulated scanner, T/m.")] = 0.5,
+    snr_threshold: Annotated[float, typer.Option(min=0, help="Leave out system-matrix rows with less SNR.")] = 5.0,
+    snr: Annotated[float, typer.Option(help="SNR of the training data in dB.")] = 25.0,
+    scale: Annotated[Scale, typer.Option(help="quick: within an hour on two cores. full: as published.")] = Scale.quick,
+    consistency: Annotated[
+        Consistency, typer.Option(help="ball: fits any system matrix. learned: for this scan's rows.")
+    ] = Consistency.ball,
+    dims: Annotated[
+        int, typer.Option(min=1, max=2, help="Of learned consistency: 1 for a field-free line, 2 for several channels.")
+    ] = 1,
+    measure: Annotated[
+        Measure, typer.Option(help="blurred: A x + noise, read with A U D. finer: objects on a finer grid.")
+    ] = Measure.blurred,
+    gradient: Annotated[
+        Gradient, typer.Option(help="Through the equilibrium; jacobian-free is faster.")
+    ] = Gradient.implicit,
+    pool: Annotated[int | None, typer.Option(min=1, help="Training images.")] = None,
+    validation: Annotated[int | None, typer.Option(min=1, help="Validation images.")] = None,
+    denoiser_steps: Annotated[int | None, typer.Option(min=0, help="Steps of the denoiser's stage.")] = None,
+    projection_steps: Annotated[int | None, typer.Option(min=0, help="Steps of learned consistency's stage.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Steps of the equilibrium's stage.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step, all stages.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate, all stages.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most iterations to the equilibrium.")] = None,
+    backward_limit: Annotated[int | None, typer.Option(min=1, help="Most iterations to its gradient.")] = None,
+    tolerance: Annotated[float | None, typer.Option(min=0, help="Relative change at which they end.")] = None,
+    initial: Annotated[Path | None, typer.Option(help="Weights to begin with in place of random ones.")] = None,
+    validate_every: Annotated[int | None, typer.Option(min=1, help="Steps between validations.")] = None,
+    save_every: Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of images, noise, weights and calibration.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute, e.g. cpu or cuda.")] = "cpu",
+) -> None:
+    """Train DEQ-MPI on random vascular trees: denoiser, learned consistency, equilibrium.
+
+    Ctrl-C stops after the step that is running; --resume goes on there, with the result of an uninterrupted run.
+    """
+    from pyrecon.train import Config, Interrupted, train_deq_mpi
+
+    if (output is None) == (resume is None):
+        raise DataError("give --output FOLDER for a new run or --resume FOLDER to finish one")
+    check_device(device)
+    folder, config, system = resume, None, None
+    if output is not None:
+        given = {"pool": pool, "validation": validation, "limit": limit, "tolerance": tolerance}
+        given |= {"backward_limit": backward_limit, "validate_every": validate_every, "save_every": save_every}
+        kind: Literal["quick", "full"] = "full" if scale is Scale.full else "quick"
+        config = Config.of_scale(
+            kind,
+            snr_db=snr,
+            consistency=consistency.value,
+            dims=dims,
+            measure=measure.value,
+            gradient=gradient.value,
+            seed=seed,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        lengths = {"denoiser": denoiser_steps, "projection": projection_steps, "equilibrium": steps}
+        config = _shortened(config, lengths, batch, rate)
+        folder, system = output, _system(system_matrix, field, snr_threshold, seed)
+    assert folder is not None
+    with _console.progress() as bar, _interruptible() as stop:
+        watcher = _Watcher(bar)
+        try:
+            model = train_deq_mpi(
+                folder,
+                system,
+                config,
+                initial=initial,
+                resume=resume is not None,
+                device=device,
+                report=watcher.report,
+                drawn=watcher.drawn,
+                stop=stop,
+            )
+        except Interrupted as interrupted:
+            bar.stop()
+            _console.err.print(f"{interrupted}; go on with: pyrecon train deq-mpi --resume {folder}", soft_wrap=True)
+            raise typer.Exit(1) from None
+    assert model.card is not None
+    for name, quality in model.card.training["quality_db"].items():
+        _console.out.print(f"{name:<12} {quality:.2f} dB on the validation images", soft_wrap=True)
+    _console.out.print(f"written      {folder / 'weights.safetensors'}", soft_wrap=True)
+    _console.out.print(
+        f"try          pyrecon reconstruct SCAN.mdf -s SM.mdf -m deq-mpi --weights {folder / 'weights.safetensors'}",
+        soft_wrap=True,
+    )
+
+
+def _shortened(config: Config, lengths: dict[str, int | None], batch: int | None, rate: float | None) -> Config:
+    """Stages of other lengths keep the number of times that their rate is halved."""
+    for name, length in lengths.items():
+        stage = getattr(config, name)
+        halve = stage.halve
+        if length is not None and stage.steps:
+            halve = max(1, round(stage.halve * length / stage.steps))
+        stage = dataclasses.replace(
+            stage,
+            steps=stage.steps if length is None else length,
+            batch=stage.batch if batch is None else batch,
+            rate=stage.rate if rate is None else rate,
+            halve=halve,
+        )
+        config = dataclasses.replace(config, **{name: stage})
+    return config
+
+
+def _system(path: Path | None, field: float, snr_threshold: float, seed: int) -> MPISystem:
+    from pyrecon import io
+    from pyrecon.data.mpi import prepare_system
+    from pyrecon.experiments.mpi import GRID
+    from pyrecon.io import mdf
+    from pyrecon.physics.mpi import Scanner
+
+    if path is None:
+        with _console.err.status("calibrating the simulated scanner"):
+            calibration = Scanner(gradient=field).calibrate(GRID, seed=seed)
+    else:
+        if io.detect(path) != "mdf-system-matrix":
+            raise DataError(f"{path}: is {io.detect(path)}, expected an MDF system matrix")
+        calibration = mdf.read_system_matrix(path)
+    return prepare_system(calibration, snr_threshold=snr_threshold)
+
+
+class _Watcher:
+    """Turns what training reports into a bar on a terminal, and into a line per validation elsewhere."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar, self.tasks, self.said = bar, dict[str, Any](), dict[str, float]()
+
+    def drawn(self, done: int, total: int) -> None:
+        self._update("drawing images", "drawing images", done, total)
+
+    def report(self, progress: Progress) -> None:
+        text = f"{progress.stage}: loss {progress.loss:.5f}, validation {progress.quality:.2f} dB"
+        self._update(progress.stage, text, progress.step, progress.steps)
+        if self.bar.disable and self.said.get(progress.stage) != progress.quality:
+            self.said[progress.stage] = progress.quality
+            _console.err.print(f"step {progress.step} of {progress.steps}, {text}", markup=False, soft_wrap=True)
+
+    def _update(self, name: str, text: str, done: int, total: int) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.bar.add_task(text)
+        self.bar.update(self.tasks[name], description=text, completed=done, total=total)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Any]:
+    """A question whether Ctrl-C was pressed; pressed twice it does what it always does."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

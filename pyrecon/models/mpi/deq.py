@@ -1,0 +1,201 @@
+"""DEQ-MPI as a method of :class:`Reconstructor`: weights chosen by SNR, data brought into their training range."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pyrecon._errors import DataError
+from pyrecon.data.mpi import MPISystem
+from pyrecon.models import _weights
+from pyrecon.models.deq_mpi import DEQMPI, Card, Problem
+from pyrecon.models.mpi._system import FactoredSystem
+from pyrecon.models.mpi.scale import compressed, image_shape, noise_std, row_gain, row_layout, start_cutoff
+from pyrecon.nn import LearnedConsistency
+from pyrecon.solvers import Solution
+
+_BOUNDARY = 1.05  # a frame scaled by more than this away from its noise level lies outside the training data
+
+
+@dataclass(frozen=True)
+class DEQ:
+    """DEQ-MPI with trained weights (:class:`pyrecon.models.DEQMPI`).
+
+    Every frame is scaled so that its noise is that of the training set; where its signal would then be outside what was
+    seen in training, the signal is brought to the border of that range, with a warning.
+
+    Attributes
+    ----------
+    weights
+        A file of :meth:`~pyrecon.models.DEQMPI.save`, or the name of weights that come with the package. None takes,
+        of those without learned consistency, which fit any system matrix, the ones whose SNR is nearest to the frame's.
+    iterations
+        Plain steps; None takes the weights' own number, 25 as published.
+    """
+
+    weights: str | None = None
+    iterations: int | None = None
+
+    name: ClassVar[str] = "DEQ-MPI"
+    factors: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None and self.iterations < 1:
+            raise ValueError(f"iterations: {self.iterations}, expected at least one")
+
+    def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> ReadyDEQ:
+        """The models, loaded and checked against the system; what :class:`Reconstructor` runs."""
+        if self.weights is not None:
+            path = _weights.find(self.weights)
+            models = {str(path.name): _carded(str(path), DEQMPI.load(path))}
+        else:
+            loaded = {name: DEQMPI.load(path) for name, path in _weights.shipped().items()}
+            models = {
+                name: model for name, model in loaded.items() if not isinstance(model.consistency, LearnedConsistency)
+            }
+            if not models:
+                raise DataError("weights: none come with this package; train some with `pyrecon train deq-mpi`")
+        for name, model in models.items():
+            check_layout(name, model, system)
+        return ReadyDEQ(models, factored, self.iterations)
+
+    def solve(
+        self,
+        system: FactoredSystem,
+        y: Tensor,
+        noise: Tensor,
+        *,
+        coordinates: Tensor | None = None,
+        start: None = None,
+    ) -> tuple[Solution[Tensor], None]:
+        """Images ``(B, N)`` from data ``(B, M)``, reading the weights anew; to keep them, use :meth:`prepared`."""
+        return self.prepared(system.matrix, system).solve(system, y, noise, coordinates=coordinates)
+
+
+class ReadyDEQ:
+    """Loaded models and the system in the scale of each."""
+
+    def __init__(self, models: dict[str, DEQMPI], system: FactoredSystem, iterations: int | None) -> None:
+        self.models = {name: model.to(system.matrix) for name, model in models.items()}
+        self.iterations, self.system = iterations, system
+        # In the scale of Reconstructor the gain is 1 already; stated here, the method does not depend on it.
+        self.gain = row_gain(system.matrix)
+        self.problems: dict[str, Problem] = {}
+
+    def solve(
+        self,
+        system: FactoredSystem,
+        y: Tensor,
+        noise: Tensor,
+        *,
+        coordinates: Tensor | None = None,
+        start: None = None,
+    ) -> tuple[Solution[Tensor], None]:
+        """As :meth:`DEQ.solve`."""
+        coordinates = system.coordinates(y) if coordinates is None else coordinates
+        names = list(self.models)
+        chosen = _nearest(y, noise, [_card(self.models[name]).snr_db for name in names])
+        parts: list[tuple[Tensor, Solution[Tensor]]] = []
+        for index in chosen.unique().tolist():
+            rows = torch.nonzero(chosen == index)[:, 0]
+            parts.append((rows, self._solve(names[index], y[rows], noise[rows], coordinates[rows])))
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        fields = [
+            torch.cat([getattr(solution, name) for _, solution in parts])[order]
+            for name in ("value", "status", "iterations", "residual")
+        ]
+        return Solution(*fields), None
+
+    def _solve(self, name: str, y: Tensor, noise: Tensor, coordinates: Tensor) -> Solution[Tensor]:
+        model = self.models[name]
+        card, problem = _card(model), self._problem(name)
+        learned = isinstance(model.consistency, LearnedConsistency)
+        scale = _into_range(name, y * self.gain, noise * self.gain, card)
+        data = (y if learned else coordinates) * (self.gain * scale)[:, None]
+        found = model.reconstruct(problem, data, noise * self.gain * scale, iterations=self.iterations)
+        image = found.value.flatten(1).clamp(min=0) / scale[:, None]
+        return Solution(image, found.status, found.iterations, found.residual)
+
+    def _problem(self, name: str) -> Problem:
+        if name not in self.problems:
+            model, system = self.models[name], self.system
+            snr = _card(model).snr_db
+            if isinstance(model.consistency, LearnedConsistency):
+                scaled = self.gain * system.matrix
+                cutoff = start_cutoff(scaled, noise_std(snr))
+                self.problems[name] = Problem(scaled, image_shape(system.shape), cutoff=cutoff)
+            else:
+                # In the basis of the data's coordinates: another factorisation might have other signs.
+                self.problems[name] = compressed(system, snr, gain=self.gain)
+        return self.problems[name]
+
+
+def check_layout(name: str, model: DEQMPI, system: MPISystem | Tensor) -> None:
+    """DataError where learned consistency belongs to other rows than the system's."""
+    if not isinstance(model.consistency, LearnedConsistency):
+        return
+    ours = model.consistency.layout
+    if isinstance(system, Tensor):
+        fits, theirs = len(system) == 2 * len(ours.rows), f"{len(system) // 2} rows"
+    else:
+        layout = row_layout(system)
+        fits = layout is not None and layout.digest == ours.digest
+        theirs = f"{len(system.rows)} rows" + ("" if layout is None else f" on {layout.grid[0]} x {layout.grid[1]}")
+    if not fits:
+        others = [n for n, path in _weights.shipped().items() if _is_free(path)]
+        advice = f" ({', '.join(others)})" if others else ""
+        grid = f"{ours.grid[0]} x {ours.grid[1]}"
+        raise DataError(
+            f"{name}: its learned consistency belongs to {len(ours.rows)} rows on {grid} angles (or channels) x "
+            f"frequencies, the system matrix has {theirs}; use weights without learned consistency, which fit any "
+            f"system matrix{advice}"
+        )
+
+
+def _is_free(path: object) -> bool:
+    return not isinstance(DEQMPI.load(str(path)).consistency, LearnedConsistency)
+
+
+def _carded(path: str, model: DEQMPI) -> DEQMPI:
+    if model.card is None:
+        raise DataError(f"{path}: does not say what SNR it was trained for")
+    return model
+
+
+def _card(model: DEQMPI) -> Card:
+    assert model.card is not None
+    return model.card
+
+
+def _nearest(y: Tensor, noise: Tensor, levels: list[float]) -> Tensor:
+    """``(B,)`` index of the model whose SNR is nearest to each frame's; the highest for data without noise."""
+    signal = (y.square().sum(1) - noise.square()).clamp(min=0)
+    snr = 10 * torch.log10(signal / noise.square()).nan_to_num(nan=0.0, posinf=1e3, neginf=-1e3)
+    return (snr[:, None] - snr.new_tensor(levels)).abs().argmin(dim=1)
+
+
+def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
+    """``(B,)`` by which to multiply frames: to the noise of the training set, within the range of its signals."""
+    sigma = noise / math.sqrt(y.shape[1])
+    rms = ((y.square().sum(1) - noise.square()).clamp(min=0) / y.shape[1]).sqrt()
+    floor = torch.finfo(y.dtype).tiny
+    # A frame of noise alone keeps the scale of its noise: there is no signal to bring anywhere.
+    low, high = (bound / rms.clamp(min=floor) for bound in card.signal_range)
+    wanted = noise_std(card.snr_db) / sigma.clamp(min=floor)
+    scale = torch.where(rms > 0.1 * sigma, torch.minimum(torch.maximum(wanted, low), high), wanted.clamp(max=1 / floor))
+    away = torch.maximum(scale / wanted, wanted / scale)
+    far = torch.nonzero(away > _BOUNDARY)[:, 0]
+    if len(far):
+        kind = "weaker" if scale[far[0]] > wanted[far[0]] else "stronger"
+        by = 20 * math.log10(float(away[far].max()))
+        warnings.warn(
+            f"data: the signal of {len(far)} of {len(y)} frames is {kind} against its noise than any that {name} "
+            f"({card.snr_db:g} dB) was trained on, by up to {by:.0f} dB: the images may be less good than they look",
+            stacklevel=6,
+        )
+    return torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))

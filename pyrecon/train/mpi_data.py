@@ -1,0 +1,163 @@
+"""Training data of DEQ-MPI: vascular images, and their measurement with noise in the scale of the model.
+
+Every random number is a function of (seed, purpose, step), whatever ran before: a run that was interrupted goes on as
+if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrecon.data.mpi import box_downsample, upsample_rows
+from pyrecon.models.deq_mpi import Problem
+from pyrecon.models.mpi import FactoredSystem
+from pyrecon.models.mpi.scale import SIGNAL_RMS, ScaledSystem, compressed, noise_std
+from pyrecon.nn import RowLayout
+from pyrecon.train.config import Config
+
+FINER = 2
+_SAMPLE = 1024  # images of the pool whose signals set the scale
+# The streams of random numbers.
+IMAGES, NOISE, VALIDATION, SCALE = range(4)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, and where its rows lie."""
+
+    matrix: Tensor
+    shape: tuple[int, int]
+    layout: RowLayout | None = None
+
+
+@dataclass
+class Measured:
+    """A batch as the model takes it: images ``(B, H, W)``, data ``(B, rows)``, their radius ``(B,)``."""
+
+    images: Tensor
+    y: Tensor
+    radius: Tensor
+
+
+@dataclass
+class TrainingData:
+    """The pool in the scale of the model, and how an image becomes data.
+
+    Attributes
+    ----------
+    pool, validation
+        Images ``(P, h, w)``: of the system's grid, or FINER times that where data are made on a finer grid.
+    forward
+        ``(M, h w)``: makes data.
+    system
+        What the model knows of it.
+    problem
+        The model's system: all rows where consistency is learned, else compressed to the coordinates of ``factored``.
+    signal_range
+        1st and 99th percentile of the signals' root mean square.
+    """
+
+    config: Config
+    pool: Tensor
+    validation: Tensor
+    forward: Tensor
+    system: ScaledSystem
+    problem: Problem
+    factored: FactoredSystem | None
+    signal_range: tuple[float, float] = field(default=(0.0, 0.0))
+
+    @classmethod
+    def of(cls, source: Source, config: Config, pool: Tensor, validation: Tensor) -> TrainingData:
+        """``pool`` and ``validation`` hold images of peak 1 on the grid that data are made on: :func:`fine_shape`."""
+        forward, matrix = source.matrix, source.matrix
+        if config.measure == "blurred":
+            fine = upsample_rows(matrix, source.shape, FINER)
+            shape = (FINER * source.shape[0], FINER * source.shape[1])
+            matrix = box_downsample(fine.unflatten(1, shape), FINER).flatten(1)
+        else:
+            # A fine voxel holds a share of a coarse one's tracer.
+            forward = upsample_rows(matrix, source.shape, FINER) / FINER**2
+        system = ScaledSystem.of_matrix(matrix, source.shape)
+        forward = system.gain * forward
+        rms = (pool[:_SAMPLE].flatten(1) @ forward.T).square().mean(1).sqrt()
+        # One unit for the whole set: its signals have the standard root mean square, single images differ. The mean of
+        # the brightness squared is 13/12.
+        unit = float((13 / 12 * rms.square().mean()).sqrt()) / SIGNAL_RMS
+        rms = rms * (0.5 + torch.rand(rms.shape, generator=_generator(config.seed, SCALE, 0)))
+        system = ScaledSystem(system.matrix, system.shape, system.gain, unit, source.layout)
+        factored = None
+        if config.consistency == "ball":
+            factored = FactoredSystem(system.matrix, system.shape)
+            problem = compressed(factored, config.snr_db)
+        else:
+            problem = system.problem(config.snr_db)
+        low, high = (float(q) / unit for q in torch.quantile(rms, torch.tensor([0.01, 0.99])))
+        bright = _bright(validation, _generator(config.seed, VALIDATION, 0))
+        return cls(config, pool / unit, bright / unit, forward, system, problem, factored, (low, high))
+
+    def to(self, device: torch.device) -> TrainingData:
+        """The same on a device; random numbers are still drawn on the CPU, so they are the same everywhere."""
+        if self.pool.device == device:
+            return self
+        moved = {name: getattr(self, name).to(device) for name in ("pool", "validation", "forward")}
+        problem = Problem(self.problem.A.matrix.to(device), self.system.shape, cutoff=self.problem.cutoff)
+        factored = self.factored and FactoredSystem(self.factored.matrix.to(device), self.factored.shape)
+        return replace(self, **moved, problem=problem, factored=factored)
+
+    def images(self, step: int, batch: int) -> Tensor:
+        """``(batch, h, w)`` of the pool, brightness times U(0.5, 1.5), mirrored along each axis at random."""
+        generator = _generator(self.config.seed, IMAGES, step)
+        chosen = self.pool[torch.randint(len(self.pool), (batch,), generator=generator).to(self.pool.device)]
+        for dim in (1, 2):
+            mirror = (torch.rand(batch, 1, 1, generator=generator) < 0.5).to(chosen.device)
+            chosen = torch.where(mirror, chosen.flip(dim), chosen)
+        return _bright(chosen, generator)
+
+    def coarse(self, images: Tensor) -> Tensor:
+        """Images on the grid of the model."""
+        return images if self.config.measure == "blurred" else box_downsample(images, FINER)
+
+    def noise(self, shape: tuple[int, ...], step: int, stream: int = NOISE) -> Tensor:
+        """White noise of standard deviation 1."""
+        return torch.randn(shape, generator=_generator(self.config.seed, stream, step)).to(self.pool.device)
+
+    def clean(self, images: Tensor) -> Tensor:
+        """Noise-free data ``(B, M)``."""
+        return images.flatten(1) @ self.forward.T
+
+    def measured(self, step: int, batch: int) -> Measured:
+        """A training batch."""
+        return self._measure(self.images(step, batch), self.noise((batch, len(self.forward)), step))
+
+    def validation_set(self) -> Measured:
+        """The validation images, with the same noise at all times."""
+        count = len(self.validation)
+        return self._measure(self.validation, self.noise((count, len(self.forward)), 1, VALIDATION))
+
+    def _measure(self, images: Tensor, noise: Tensor) -> Measured:
+        sigma = noise_std(self.config.snr_db)
+        y = self.clean(images) + sigma * noise
+        radius = y.new_full((len(y),), sigma * math.sqrt(y.shape[1]))
+        if self.factored is not None:
+            y = self.factored.coordinates(y)
+        return Measured(self.coarse(images), y, radius)
+
+
+def fine_shape(shape: tuple[int, int], config: Config) -> tuple[int, int]:
+    """``(h, w)`` of the images that data are made from."""
+    factor = 1 if config.measure == "blurred" else FINER
+    return factor * shape[0], factor * shape[1]
+
+
+def _bright(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images * (0.5 + torch.rand(len(images), 1, 1, generator=generator)).to(images.device)
+
+
+def _generator(seed: int, stream: int, step: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

@@ -1,0 +1,367 @@
+"""Training of DEQ-MPI: its data, its schedule, and that an interrupted run ends where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from pyrecon._errors import DataError, MissingDependency
+from pyrecon.models import DEQMPI
+from pyrecon.models.deq_mpi import Card
+from pyrecon.models.mpi import FactoredSystem, ScaledSystem
+from pyrecon.models.mpi.scale import compressed, noise_std
+from pyrecon.nn import RDN, LearnedConsistency, RowLayout
+from pyrecon.train import Config, Interrupted, Stage, train_deq_mpi
+from pyrecon.train.mpi_data import Source, TrainingData
+
+SHAPE = (10, 8)
+
+
+def source(seed: int = 0) -> Source:
+    """Smooth rows on a grid of 12 angles x 30 frequencies."""
+    generator = torch.Generator().manual_seed(seed)
+    layout = RowLayout.from_mask(torch.rand(360, generator=generator) > 0.4, (12, 30), 28)
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in SHAPE), indexing="ij")
+    waves = torch.randn(2 * len(layout.rows), 2, generator=generator) * 0.6
+    phases = 6 * torch.rand(len(waves), 1, generator=generator)
+    return Source(40 * torch.cos(waves @ torch.stack([y.flatten(), x.flatten()]) + phases), SHAPE, layout)
+
+
+def config(**changes: Any) -> Config:
+    tiny: dict[str, Any] = {
+        "pool": 24,
+        "validation": 6,
+        "layers": 1,
+        "denoiser": Stage(6, batch=4, halve=3),
+        "projection": Stage(4, batch=4),
+        "equilibrium": Stage(5, batch=3, clip=1.0),
+        "limit": 6,
+        "backward_limit": 6,
+        "validate_every": 2,
+        "save_every": 3,
+    }
+    return Config(**(tiny | changes))
+
+
+def data(**changes: Any) -> TrainingData:
+    images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return TrainingData.of(source(), config(**changes), images[:24], images[24:])
+
+
+# --- the scale -------------------------------------------------------------------------------------------------------
+def test_scale_is_the_published_one_and_leads_back() -> None:
+    images = torch.rand(20, *SHAPE)
+    scaled = ScaledSystem.of_matrix(source().matrix, SHAPE, images)
+    assert float(scaled.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-5)
+    y = images.flatten(1) @ source().matrix.T
+    signal = scaled.data(y)
+    assert float(signal.square().mean().sqrt()) == pytest.approx(0.41, rel=1e-5)
+    torch.testing.assert_close(signal, (images / scaled.unit).flatten(1) @ scaled.matrix.T, rtol=1e-4, atol=1e-4)
+    assert noise_std(20.0) == pytest.approx(0.041)
+    assert scaled.radius(20.0) == pytest.approx(0.041 * len(scaled.matrix) ** 0.5)
+    with pytest.raises(DataError, match="nothing to scale by"):
+        ScaledSystem.of_matrix(0 * source().matrix, SHAPE)
+    with pytest.raises(DataError, match="not an image"):
+        ScaledSystem.of_matrix(source().matrix, (4, 4, 5))
+
+
+def test_compressed_system_gives_the_images_of_the_whole_one() -> None:
+    """Without learned consistency the r + 1 coordinates of the data are enough, step by step."""
+    scaled = ScaledSystem.of_matrix(source().matrix, SHAPE)
+    factored = FactoredSystem(scaled.matrix, SHAPE)
+    small = compressed(factored, 25.0)
+    assert len(small.A.matrix) == factored.rank + 1 < len(scaled.matrix)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.rand(5, 80, generator=generator) @ scaled.matrix.T
+    y += 0.1 * torch.randn(y.shape, generator=generator)
+    radius = torch.full((5,), 0.05 * y.shape[1] ** 0.5)  # too small a ball: what no image explains matters
+    torch.manual_seed(0)
+    net = DEQMPI(RDN(4, 4, 1, 1))
+    whole = net.reconstruct(scaled.problem(25.0), y, radius).value
+    short = net.reconstruct(small, factored.coordinates(y), radius).value
+    torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-3)
+
+
+def test_row_layout_is_where_the_scan_has_its_rows() -> None:
+    from pyrecon.data.mpi import prepare_system
+    from pyrecon.data.raw import Grid
+    from pyrecon.models.mpi.scale import row_layout
+    from pyrecon.physics.mpi import Scanner
+
+    scanner = replace(Scanner(), angles=4, harmonics=(2, 3))
+    system = prepare_system(scanner.calibrate(Grid((6, 4), (2e-3, 2e-3), (0.0, 0.0)), noise=0.1))
+    layout = row_layout(system)
+    assert layout is not None
+    assert layout.grid == (4, len(scanner.frequencies))
+    period, channel, frequency = system.rows.T
+    assert channel.max() == 0
+    np.testing.assert_array_equal(layout.rows.numpy() // layout.grid[1], period)
+    np.testing.assert_array_equal(layout.rows.numpy() % layout.grid[1], frequency)
+    assert layout.used == frequency.max() + 1
+    one = prepare_system(replace(scanner, angles=1).calibrate(Grid((6, 4), (2e-3, 2e-3), (0.0, 0.0)), noise=0.1))
+    assert row_layout(one) is None
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    first, other = data(), data()
+    other.measured(0, 4)
+    for name in ("images", "y", "radius"):
+        assert torch.equal(getattr(first.measured(7, 4), name), getattr(other.measured(7, 4), name))
+    assert not torch.equal(first.measured(7, 4).images, first.measured(8, 4).images)
+    assert not torch.equal(first.measured(7, 4).images, data(seed=1).measured(7, 4).images)
+
+
+def test_images_are_those_of_the_pool_in_all_mirrored_forms_and_brightness() -> None:
+    made = data()
+    batch = made.images(3, 200)
+    ratios, forms = [], set()
+    for image in batch:
+        for form in range(4):
+            mirrored = image.flip([d for d in (0, 1) if form >> d & 1]) if form else image
+            ratio = (mirrored / made.pool).flatten(1)
+            for r in ratio[(ratio.amax(1) - ratio.amin(1)) < 1e-4]:
+                ratios.append(float(r[0]))
+                forms.add(form)
+    assert len(ratios) == 200
+    assert forms == {0, 1, 2, 3}
+    assert 0.5 <= min(ratios) < 0.55
+    assert 1.45 < max(ratios) <= 1.5
+
+
+@pytest.mark.parametrize("consistency", ["ball", "learned"])
+@pytest.mark.parametrize("measure", ["blurred", "finer"])
+def test_signals_and_noise_have_the_stated_strength(measure: Any, consistency: Any) -> None:
+    shape = SHAPE if measure == "blurred" else (20, 16)
+    images = torch.rand(30, *shape, generator=torch.Generator().manual_seed(1))
+    made = TrainingData.of(source(), config(measure=measure, consistency=consistency), images[:24], images[24:])
+    batch = made.measured(0, 64)
+    assert batch.images.shape == (64, *SHAPE)
+    signal = made.clean(made.images(0, 1000)).square().mean().sqrt()
+    assert float(signal) == pytest.approx(0.41, rel=0.1)
+    # The model that reads the data is not the one that made them, but near it.
+    misfit = torch.linalg.vector_norm(batch.images.flatten(1) @ made.problem.A.matrix.T - batch.y, dim=1)
+    assert (misfit > 0.9 * batch.radius).all()
+    assert (len(made.problem.A.matrix) < 82) == (consistency == "ball")
+    assert float(made.system.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-4)
+    low, high = made.signal_range
+    assert low < 0.41 < high
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+def trained(folder: Path, settings: Config, stops: tuple[int, ...] = ()) -> bytes:
+    """The weights' bytes after a run that is stopped after the given numbers of steps, counted over all stages."""
+    count = 0
+
+    def stop_at(step: int | None) -> Callable[[], bool]:
+        def stop() -> bool:
+            nonlocal count
+            count += 1
+            return count == step
+
+        return stop
+
+    for number, step in enumerate((*stops, None)):
+        try:
+            train_deq_mpi(folder, source(), settings, resume=number > 0, stop=stop_at(step))
+            assert step is None or step in (6, 10, 15)  # the last step of a stage is no place to stop
+        except Interrupted:
+            assert step is not None
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    """Bit by bit, stopped in every stage and twice in one."""
+    settings = config(consistency="learned")
+    whole = trained(tmp_path / "whole", settings)
+    assert trained(tmp_path / "parts", settings, (1, 4, 8, 11, 14)) == whole
+    assert trained(tmp_path / "other", replace(settings, seed=1)) != whole
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", config())
+
+    def die(progress: Any) -> None:
+        if (progress.stage, progress.step) == ("equilibrium", 4):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train_deq_mpi(tmp_path / "killed", source(), config(), report=die)
+    assert not (tmp_path / "killed/weights.safetensors").exists()
+    train_deq_mpi(tmp_path / "killed", resume=True)
+    assert (tmp_path / "killed/weights.safetensors").read_bytes() == whole
+
+
+def test_training_improves_what_each_stage_is_for(tmp_path: Path) -> None:
+    settings = config(
+        consistency="learned",
+        denoiser=Stage(80, batch=16),
+        projection=Stage(80, batch=8, rate=1e-2),
+        equilibrium=Stage(20, batch=8, rate=3e-4),
+        validate_every=10,
+        limit=15,
+    )
+    seen: dict[str, list[Any]] = {}
+    model = train_deq_mpi(tmp_path / "run", source(), settings, report=lambda p: seen.setdefault(p.stage, []).append(p))
+    first, last = ({n: ps[k].quality for n, ps in seen.items()} for k in (0, -1))
+    assert last["denoiser"] > first["denoiser"] + 2
+    assert last["projection"] > first["projection"] + 4
+    assert model.card is not None
+    best = model.card.training["quality_db"]
+    assert best["equilibrium"] > first["equilibrium"]
+    assert all(best[name] >= max(p.quality for p in seen[name]) - 1e-9 for name in seen)
+    for name, steps in (("denoiser", 80), ("equilibrium", 20)):
+        (log,) = (tmp_path / "run" / name).rglob("metrics.csv")
+        rows = list(csv.DictReader(log.open()))
+        assert max(int(row["step"]) for row in rows) >= steps - 1
+        assert any(row["quality"] for row in rows)
+        assert any(row["loss"] for row in rows)
+        assert list((tmp_path / "run" / name).rglob("events.out.tfevents*"))
+
+
+def test_initial_weights_are_where_a_run_begins(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    given = DEQMPI(RDN(layers=2))
+    given.card = Card(25.0, SHAPE, (0.1, 1.0), {"images": "others"})
+    given.save(tmp_path / "given.safetensors")
+    none = config(denoiser=Stage(0), equilibrium=Stage(0))
+    model = train_deq_mpi(tmp_path / "run", source(), none, initial=tmp_path / "given.safetensors")
+    for name, value in given.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert model.card is not None
+    assert model.card.training["initial"] == {"images": "others"}
+    learned = DEQMPI(RDN(layers=1), LearnedConsistency(RowLayout((12, 30), torch.arange(9), 30)))
+    learned.save(tmp_path / "learned.safetensors")
+    with pytest.raises(DataError, match="other rows"):
+        train_deq_mpi(
+            tmp_path / "lc", source(), replace(none, consistency="learned"), initial=tmp_path / "learned.safetensors"
+        )
+
+
+def test_settings_of_the_equilibrium_have_their_effects(tmp_path: Path) -> None:
+    def weights(name: str, **changes: Any) -> Tensor:
+        train_deq_mpi(tmp_path / name, source(), config(denoiser=Stage(0), equilibrium=Stage(2, batch=3), **changes))
+        # The last ones: the best may be those of the start.
+        checkpoint = torch.load(tmp_path / name / "equilibrium/last.ckpt", weights_only=True)
+        return checkpoint["state_dict"]["model.rdn.last.weight"]  # type: ignore[no-any-return]
+
+    plain = weights("plain")
+    for name, change in {
+        "gradient": {"gradient": "jacobian-free"},
+        "limit": {"limit": 3},
+        "backward_limit": {"backward_limit": 2},
+        "tolerance": {"tolerance": 0.5},
+        "memory": {"memory": 1},
+        "snr": {"snr_db": 5.0},
+        "measure": {"measure": "finer"},
+        "learned": {"consistency": "learned"},
+    }.items():
+        assert not torch.equal(weights(name, **change), plain), name
+    two = train_deq_mpi(
+        tmp_path / "two",
+        source(),
+        config(consistency="learned", dims=2, denoiser=Stage(0), projection=Stage(1, batch=2), equilibrium=Stage(0)),
+    )
+    assert two.consistency.convs[0].weight.dim() == 4  # type: ignore[union-attr,operator,index]
+
+
+def test_rate_halves() -> None:
+    stage = Stage(10, halve=3)
+    assert [stage.rate_at(k) for k in (0, 2, 3, 6, 9)] == [1, 1, 0.5, 0.25, 0.125]
+    assert Stage(10).rate_at(9) == 1.0
+
+
+# --- misuse ----------------------------------------------------------------------------------------------------------
+def test_a_config_survives_its_file_and_others_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for settings in (config(), Config.of_scale("full", consistency="learned")):
+        path.write_text(settings.to_json())
+        assert Config.from_json(path) == settings
+    value = json.loads(config().to_json())
+    for broken in ({}, {**value, "more": 1}, {**value, "snr_db": "x"}, {**value, "denoiser": {"steps": -1}}, [1]):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=r"config\.json"):
+            Config.from_json(path)
+    with pytest.raises(DataError, match="no such file"):
+        Config.from_json(tmp_path / "absent.json")
+    for wrong in ({"pool": 0}, {"measure": "twice"}, {"seed": -1}, {"snr_db": float("nan")}):
+        with pytest.raises(DataError, match=next(iter(wrong))):
+            config(**wrong)
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
+    none = config(denoiser=Stage(2, batch=2), equilibrium=Stage(0))
+    with pytest.raises(DataError, match="no such file"):
+        train_deq_mpi(tmp_path / "absent", resume=True)
+    train_deq_mpi(tmp_path / "run", source(), none)
+    with pytest.raises(DataError, match="holds a training run already"):
+        train_deq_mpi(tmp_path / "run", source(), none)
+    with pytest.raises(DataError, match="several angles or channels"):
+        train_deq_mpi(tmp_path / "lc", replace(source(), layout=None), replace(none, consistency="learned"))
+    for name in ("pool.npy", "source.safetensors", "denoiser/weights.pt"):
+        path = tmp_path / "run" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=path.name):
+            train_deq_mpi(tmp_path / "run", resume=True)
+        path.write_bytes(whole)
+    train_deq_mpi(tmp_path / "run", resume=True)
+
+
+def test_missing_lightning_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    with pytest.raises(MissingDependency, match=r"pyrecon-imaging\[train\]"):
+        train_deq_mpi(tmp_path, source(), config())
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+def test_command_trains_resumes_and_its_weights_reconstruct(tmp_path: Path) -> None:
+    from pyrecon.cli import app
+
+    run, scan = tmp_path / "run", tmp_path / "scan"
+    short = ["--pool=8", "--validation=4", "--denoiser-steps=2", "--steps=1", "--batch=2", "--limit=3", "--snr=30"]
+    result = CliRunner().invoke(app, ["train", "deq-mpi", "-o", str(run), *short])
+    assert result.exit_code == 0, result.output
+    assert "equilibrium" in result.output
+    assert Config.from_json(run / "config.json").snr_db == 30
+    again = CliRunner().invoke(app, ["train", "deq-mpi", "--resume", str(run)])
+    assert again.exit_code == 0, again.output
+    for wrong in ([], ["-o", str(run), "--resume", str(run)], ["-o", str(run)]):
+        with pytest.raises(DataError):
+            CliRunner().invoke(app, ["train", "deq-mpi", *wrong], catch_exceptions=False)
+
+    made = CliRunner().invoke(app, ["simulate", "mpi", "-o", str(scan), "--frames", "2", "--phantom", "y"])
+    assert made.exit_code == 0, made.output
+    files = [str(scan / "measurement.mdf"), "-s", str(scan / "system_matrix.mdf"), "-o", str(tmp_path / "image.npz")]
+    weights = ["--weights", str(run / "weights.safetensors")]
+    result = CliRunner().invoke(app, ["reconstruct", *files, "-m", "deq-mpi", *weights, "--json"])
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "image.npz")["image"].shape == (2, 26, 13)
+    with pytest.raises(DataError, match="--weights"):
+        CliRunner().invoke(app, ["reconstruct", *files, "-m", "hyb", *weights], catch_exceptions=False)
+
+
+def test_first_interrupt_is_a_question_the_second_one_an_end() -> None:
+    from pyrecon.cli.train import _interruptible
+
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
