@@ -67,7 +67,7 @@ class TorchModel:
     """25 steps of DEQ-MPI in torch, by its four equations; A x is carried over from the end of the step before."""
 
     def __init__(self, net: DEQMPI, problem: Problem) -> None:
-        self.net, self.A, self.inverse = net, problem.A.matrix, problem.inverse
+        self.net, self.A, self.inverse = net, problem.A.matrix, problem.inverse()
 
     def __call__(self, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         A, d1, d0, ax = self.A, torch.zeros_like(x), torch.zeros_like(y), x @ self.A.T

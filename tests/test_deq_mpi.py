@@ -65,7 +65,7 @@ def test_released_weights_reproduce_every_array_of_the_authors() -> None:
     net = DEQMPI.from_released(ORACLE, RowLayout.from_mask(arrays["sel"], (60, 247), 130))
     prepared = Problem(arrays["A"], (26, 13), rank=150)
     y, radius = arrays["y"], torch.full((4,), float(arrays["eps"]))
-    assert relative(prepared.inverse, arrays["M"]) < 1e-4
+    assert relative(prepared.inverse(), arrays["M"]) < 1e-4
     with torch.no_grad():
         assert relative(net.rdn(arrays["rdn_in"].view(4, 26, 13)).flatten(1), arrays["rdn_out"]) < 1e-6
         assert relative(net.consistency(arrays["lc_in_v"], y, radius), arrays["lc_out"]) < 1e-6
@@ -105,12 +105,35 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
 
 
 # --- the equations -------------------------------------------------------------------------------------------------
+class Positive(torch.nn.Module):
+    """The projection onto images without negative values."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.clamp(min=0)
+
+
+def test_the_penalty_scales_the_dual_of_the_data_and_leaves_the_image() -> None:
+    class Shrink(torch.nn.Module):
+        """The proximal map of half the squared norm: the image wants to leave the ball."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            return image / 2
+
+    prepared, y, radius = problem()
+    state = prepared.start(y)
+    plain, other = (DEQMPI(Shrink(), BallConsistency(), penalty=c) for c in (1.0, 4.0))  # type: ignore[arg-type]
+    for _ in range(3000):
+        state = plain.step(prepared, state, y, radius)
+    x, d1, d0 = state
+    assert float(d0.abs().amax()) > 1e-3
+    for before, after in zip((x, d1, d0 / 4), other.step(prepared, (x, d1, d0 / 4), y, radius), strict=True):
+        assert relative(after, before) < 1e-6
+    start = prepared.start(y)
+    assert relative(other.step(prepared, start, y, radius)[0], plain.step(prepared, start, y, radius)[0]) > 1e-3
+
+
 def test_without_networks_the_fixed_point_solves_the_problem() -> None:
     """With the projections in place of both networks, ADMM finds a non-negative image that explains the data."""
-
-    class Positive(torch.nn.Module):
-        def forward(self, image: Tensor) -> Tensor:
-            return image.clamp(min=0)
 
     prepared, y, radius = problem()
     net = DEQMPI(Positive(), BallConsistency())  # type: ignore[arg-type]

@@ -261,6 +261,7 @@ def test_settings_of_the_equilibrium_have_their_effects(tmp_path: Path) -> None:
     plain = weights("plain")
     for name, change in {
         "gradient": {"gradient": "jacobian-free"},
+        "penalty": {"penalty": 4.0},
         "limit": {"limit": 3},
         "backward_limit": {"backward_limit": 2},
         "tolerance": {"tolerance": 0.5},

@@ -82,6 +82,9 @@ def deq_mpi(
     steps: Annotated[int | None, typer.Option(min=0, help="Steps of the equilibrium's stage.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step, all stages.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate, all stages.")] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="Of the data's split in ADMM; 1 as published, more for high SNR.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most iterations to the equilibrium.")] = None,
     backward_limit: Annotated[int | None, typer.Option(min=1, help="Most iterations to its gradient.")] = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Relative change at which they end.")] = None,
@@ -103,7 +106,7 @@ def deq_mpi(
     folder, config, system = resume, None, None
     if output is not None:
         given = {"pool": pool, "validation": validation, "limit": limit, "tolerance": tolerance}
-        given |= {"backward_limit": backward_limit, "validate_every": validate_every, "save_every": save_every}
+        given |= {"penalty": penalty, "backward_limit": backward_limit, "validate_every": validate_every, "save_every": save_every}
         kind: Literal["quick", "full"] = "full" if scale is Scale.full else "quick"
         config = Config.of_scale(
             kind,

@@ -214,7 +214,15 @@ def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
         else JacobianFree()
     )
     solver = Anderson(memory=config.memory)
-    model = DEQMPI(rdn, consistency, solver=solver, tol=config.tolerance, max_iter=config.limit, gradient=gradient)
+    model = DEQMPI(
+        rdn,
+        consistency,
+        penalty=config.penalty,
+        solver=solver,
+        tol=config.tolerance,
+        max_iter=config.limit,
+        gradient=gradient,
+    )
     model.card = card
     return model
 
