@@ -106,7 +106,12 @@ def deq_mpi(
     folder, config, system = resume, None, None
     if output is not None:
         given = {"pool": pool, "validation": validation, "limit": limit, "tolerance": tolerance}
-        given |= {"penalty": penalty, "backward_limit": backward_limit, "validate_every": validate_every, "save_every": save_every}
+        given |= {
+            "penalty": penalty,
+            "backward_limit": backward_limit,
+            "validate_every": validate_every,
+            "save_every": save_every,
+        }
         kind: Literal["quick", "full"] = "full" if scale is Scale.full else "quick"
         config = Config.of_scale(
             kind,

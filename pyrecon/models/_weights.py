@@ -1,8 +1,9 @@
 """Weights of DEQ-MPI on disk: a safetensors file whose header says what they are and what they were trained for.
 
 Metadata entry ``"pyrecon"``, JSON: format version, model, network configurations, the row layout's grid and digest (its
-rows are the tensor ``consistency.rows``), iterations, penalty (1 where absent), and the :class:`~pyrecon.models.deq_mpi.Card`. Nothing in a file
-is used before its names, shapes and types have been compared with those that its own header demands.
+rows are the tensor ``consistency.rows``), iterations, penalty (1 where absent), and the
+:class:`~pyrecon.models.deq_mpi.Card`. Nothing in a file is used before its names, shapes and types have been compared
+with those that its own header demands.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ class DEQMPI(nn.Module):
         d0 = d0 + z0 - A x            d1 = d1 + z1 - x
 
     c, the penalty of the split of the data against that of the image, is 1 as published. At the fixed point z0 = A x,
-    z1 = x and d1 = -c A^T d0. With the projection onto a ball another c scales the data's dual and leaves the image, but
-    the iteration gets there in another time: components with singular values s far below c^(-1/2) hardly move in a step.
-    On the simulated scanner two thirds of all have s < 0.3.
+    z1 = x and d1 = -c A^T d0. With the projection onto a ball another c scales the data's dual and leaves the image,
+    but the iteration gets there in another time: components with singular values s far below c^(-1/2) hardly move in a
+    step. On the simulated scanner two thirds of all have s < 0.3.
 
     Parameters
     ----------
