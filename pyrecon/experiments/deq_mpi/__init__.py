@@ -1,0 +1,9 @@
+"""DEQ-MPI: the paper's tables and figures, ours beside the paper's. ``pyrecon reproduce deq-mpi`` runs them."""
+
+from __future__ import annotations
+
+from pyrecon.experiments.deq_mpi.figures import FIGURES
+from pyrecon.experiments.deq_mpi.study import RECIPES, Study, Sizes
+from pyrecon.experiments.deq_mpi.tables import TABLES
+
+__all__ = ["FIGURES", "RECIPES", "TABLES", "Sizes", "Study"]
