@@ -153,17 +153,31 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
-def runs_kernel(*tensors: Tensor) -> bool:
-    """Whether a network on these tensors had better run as one op, with a kernel on a CPU and without derivatives.
+def wants_gradient(ctx: Any, index: int) -> bool:
+    """Whether this backward pass uses the gradient of input ``index`` of a Function; call it from its ``backward``.
 
-    With gradients such an op would run the network twice; functional transforms would call it slice by slice.
+    ``ctx.needs_input_grad`` says only whether the input requires one: it is True also in ``torch.autograd.grad`` for
+    other inputs, as the pullbacks of an implicit gradient are. True where that cannot be told.
+    """
+    if not ctx.needs_input_grad[index] or torch.compiler.is_compiling():
+        return bool(ctx.needs_input_grad[index])
+    try:
+        return bool(torch._C._will_engine_execute_node(ctx.next_functions[index][0]))
+    except (AttributeError, RuntimeError, TypeError):  # a functional transform; a leaf that grad() was asked for
+        return True
+
+
+def runs_kernel(*tensors: Tensor) -> bool:
+    """Whether a network on these tensors runs as one op: on a CPU, where it has a kernel and a gradient.
+
+    Functional transforms would call it slice by slice, and it has no derivatives in forward mode.
     """
     first = tensors[0]
     return (
         first.is_cpu
         and first.dtype in (torch.float32, torch.float64)
-        and not needs_grad(*tensors)
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
     )
 
 

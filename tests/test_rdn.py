@@ -11,8 +11,8 @@ from torch import Tensor
 import pyrecon
 from pyrecon.nn import RDN
 from pyrecon.ops import rdn
-from pyrecon.ops.rdn import filters, weights_count
-from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, record_calls
+from pyrecon.ops.rdn import _backward, _recorded, filters, weights_count
+from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, poisoned_memory, record_calls
 
 SMALL = {"features": 5, "growth": 3, "blocks": 2, "layers": 3}
 
@@ -27,9 +27,8 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def by_modules(net: RDN, image: Tensor) -> Tensor:
-    """With gradients recorded the network runs module by module."""
-    with torch.enable_grad(), record_calls() as calls:
-        result = net(image)
+    with record_calls() as calls:
+        result = net._by_modules(image)
     assert not calls
     return result.detach()
 
@@ -73,9 +72,97 @@ def test_gradients_are_those_of_the_network() -> None:
     def gradients(result: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((result - target).square().sum(), (image, *net.parameters()))
 
-    by_op = gradients(rdn(image, net.packed(), **net.config))
-    for value, expected in zip(by_op, gradients(net(image)), strict=True):
+    with record_calls() as calls:
+        by_op = gradients(net(image))
+    assert [(call.op, call.backend) for call in calls] == [("rdn_recorded", "cpp"), ("rdn_backward", "cpp")]
+    for value, expected in zip(by_op, gradients(net._by_modules(image)), strict=True):
         torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("level", available_isa_levels())
+@pytest.mark.parametrize(("config", "shape"), [({}, (3, 26, 13)), ({}, (35, 5, 4)), (SMALL, (2, 67, 31))], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradient_obeys_the_law(
+    dtype: torch.dtype, config: dict[str, int], shape: tuple[int, int, int], level: str
+) -> None:
+    net, (image, g) = network(dtype, **config), draw(2, *shape, dtype=dtype)
+    inputs, numbers = (image, net.packed().detach()), tuple(net.config.values())
+    wide = [t.double() for t in inputs]
+    with isa(level), poisoned_memory():
+        result, maps = _recorded(*inputs, *numbers)
+        grads = _backward(g, *inputs, maps, True, *numbers)
+        assert torch.equal(result, rdn(*inputs, **net.config))
+    with pyrecon.backend("reference"):
+        expected = _recorded(*wide, *numbers)
+        of_image, of_weights = _backward(g.double(), *wide, expected[1], True, *numbers)
+    # maps: laid out for the precision of the network, so by the reference in that precision
+    assert_close_to_reference(maps, _recorded.reference(*inputs, *numbers)[1], k=48)
+    assert_close_to_reference(result, expected[0], k=24)
+    assert_close_to_reference(grads[0], of_image, k=24)
+    # 24 as for the image, times what sums over some 4,000 pixels lose where they cancel to a few terms' size.
+    assert_close_to_reference(grads[1], of_weights, k=48)
+
+
+def test_registered_gradient_passes_opcheck() -> None:
+    net, image = network(**SMALL), draw(2, 3, 4)
+    inputs, numbers = (image, net.packed().detach()), tuple(net.config.values())
+    torch.library.opcheck(torch.ops.pyrecon.rdn_recorded.default, (*inputs, *numbers))
+    maps = _recorded(*inputs, *numbers)[1]
+    for for_weights in (True, False):
+        torch.library.opcheck(torch.ops.pyrecon.rdn_backward.default, (image, *inputs, maps, for_weights, *numbers))
+
+
+def test_weights_have_a_gradient_only_where_it_is_asked_for() -> None:
+    net, image = network(**SMALL), draw(2, 7, 6).requires_grad_()
+    weights = net.packed().detach().requires_grad_()
+
+    def asked(result: Tensor, *variables: Tensor) -> list[bool]:
+        with record_calls() as calls:
+            if variables:
+                torch.autograd.grad(result.sum(), variables, retain_graph=True)
+            else:
+                result.sum().backward(retain_graph=True)
+        return [call.inputs[4] for call in calls]
+
+    for result, variable in ((net(image), net.last.bias), (rdn(image, weights, **net.config), weights)):
+        assert asked(result, image) == [False]
+        assert asked(result, image, variable) == [True]
+        assert asked(result) == [True]
+    assert asked(rdn(image, weights.detach(), **net.config)) == [False]
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.integers(2, 4))
+@settings(max_examples=25, deadline=None)
+def test_gradient_is_the_same_to_the_bit_on_any_threads(batch: int, rows: int, cols: int, threads: int) -> None:
+    net, image = network(**SMALL), draw(batch, rows, cols).requires_grad_()
+    before = torch.get_num_threads()
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(net(image).square().sum(), (image, *net.parameters()))
+
+    for level in available_isa_levels():
+        with isa(level):
+            alone = gradients()
+            torch.set_num_threads(threads)
+            try:
+                together = gradients()
+            finally:
+                torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    expected = torch.autograd.grad(net._by_modules(image).square().sum(), (image, *net.parameters()))
+    for value, wanted in zip(alone, expected, strict=True):
+        torch.testing.assert_close(value, wanted)
+
+
+def test_a_nan_gradient_reaches_no_other_image() -> None:
+    net, image = network(), draw(3, 26, 13).requires_grad_()
+    result, g = net(image), torch.ones(3, 26, 13, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(result, image, g, retain_graph=True)
+    at = int(result[1].flatten().argmax())
+    g[1].view(-1)[at] = torch.nan
+    (grad,) = torch.autograd.grad(result, image, g)
+    assert grad[1].flatten()[at].isnan()
+    assert torch.equal(grad[[0, 2]], expected[[0, 2]])
 
 
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 4))

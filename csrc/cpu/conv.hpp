@@ -53,7 +53,8 @@ struct Planes {
   }
 };
 
-// out = [relu](skip + bias + weight * in); the inputs are `split` planes from `first` on, then those of `rest`.
+// out = [relu](skip + bias + weight * in); the inputs are `split` planes from `first` on, then those of `rest`. Where
+// there is a gate, zero where it is not positive: ReLU's gradient, with its results for the gate.
 template <class T>
 struct Conv {
   const T *first, *rest;
@@ -62,6 +63,11 @@ struct Conv {
   const T *weight, *bias, *skip, *mask;
   T* out;
   bool relu;
+  const T* gate = nullptr;
+
+  const T* input(int64_t i, int64_t stride) const {
+    return i < split ? first + i * stride : rest + (i - split) * stride;
+  }
 };
 
 constexpr int conv_tile_size = vector_registers == 32 ? 24 : 12;  // accumulators: outputs times vectors
@@ -74,9 +80,9 @@ PYRECON_INLINE void conv_tile(const Conv<T>& c, int64_t stride, int64_t output, 
   const T* w = c.weight + output * filter;
   Vec<T> total[O][V];
   for (int o = 0; o < O; ++o)
-    for (int v = 0; v < V; ++v) total[o][v] = splat(c.bias[output + o]);
+    for (int v = 0; v < V; ++v) total[o][v] = c.bias ? splat(c.bias[output + o]) : Vec<T>{};
   for (int64_t i = 0; i < c.inputs; ++i) {
-    const T* x = (i < c.split ? c.first + i * stride : c.rest + (i - c.split) * stride) + at;
+    const T* x = c.input(i, stride) + at;
 #pragma GCC unroll 1  // unrolled, it reads ahead into registers that it does not have: 18 % slower on AVX2
     for (int64_t t = 0; t < c.taps; ++t, ++w) {
       const T* from = x + offsets[t];
@@ -94,6 +100,7 @@ PYRECON_INLINE void conv_tile(const Conv<T>& c, int64_t stride, int64_t output, 
       Vec<T> value = total[o][v];
       if (c.skip) value += load(c.skip + i);
       if (c.relu) value = value < Vec<T>{} ? Vec<T>{} : value;  // keeps a NaN
+      if (c.gate) value = load(c.gate + i) <= Vec<T>{} ? Vec<T>{} : value;
       using Bits = typename VecOf<T>::mask;
       store<T>(c.out + i, (Vec<T>)((Bits)value & (Bits)load(c.mask + at + v * lanes<T>)));
     }
@@ -127,6 +134,62 @@ PYRECON_INLINE void convolve(const Conv<T>& c, const Planes<T>& planes, int thre
   parallel_for(threads, (planes.vectors + 1) / 2, grain, [&](int64_t begin, int64_t end) {
     conv_part(c, planes.stride, 2 * begin, 2 * end < planes.vectors ? 2 * end : planes.vectors);
   });
+}
+
+// --- gradients of weights: correlations of a convolution's inputs with the gradient of its outputs -------------------
+constexpr int correlation_width = 3;  // weights of a filter side by side: a row of 3x3 reads one plane
+constexpr int most_correlated = conv_tile_size / correlation_width;
+
+// O outputs by Q weights: a sum over places each, in registers.
+template <int O, int Q, class T>
+PYRECON_INLINE void correlation_tile(const T* grad, int64_t stride, const T* const* x, int64_t begin, int64_t end,
+                                     T* weight, int64_t filter) {
+  Vec<T> total[O][Q] = {};
+  for (int64_t at = begin; at < end; at += lanes<T>) {
+    Vec<T> value[Q];
+    for (int q = 0; q < Q; ++q) value[q] = load(x[q] + at);
+    for (int o = 0; o < O; ++o) {
+      const Vec<T> g = load(grad + o * stride + at);
+      for (int q = 0; q < Q; ++q) total[o][q] += g * value[q];
+    }
+  }
+  for (int o = 0; o < O; ++o)
+    for (int q = 0; q < Q; ++q) weight[o * filter + q] += sum<T>(total[o][q]);
+}
+
+// Adds the gradients of c's weights and biases to those at `weight`, given the gradient of its outputs, zero in
+// margins.
+template <class T>
+PYRECON_INLINE void correlate(const Conv<T>& c, const T* grad, T* weight, const Planes<T>& planes, int threads) {
+  constexpr int64_t strip = 120 * lanes<T>;  // of as many planes as a tile reads, in the first cache; sums restart
+  const int64_t filter = c.inputs * c.taps, stride = planes.stride, used = planes.vectors * lanes<T>;
+  const int64_t columns = (filter + correlation_width - 1) / correlation_width;
+  const int64_t groups = (c.outputs + most_correlated - 1) / most_correlated;
+  parallel_for(threads, columns, 4096 / (c.outputs * planes.vectors) + 1, [&](int64_t first, int64_t last) {
+    for (int64_t begin = 0; begin < used; begin += strip) {
+      const int64_t end = begin + strip < used ? begin + strip : used;
+      for (int64_t column = first; column < last; ++column) {
+        const int64_t from = column * correlation_width;
+        with_count<correlation_width>(filter - from, [&](auto width) {
+          constexpr int Q = decltype(width)::value;
+          const T* x[Q];
+          for (int q = 0; q < Q; ++q) x[q] = c.input((from + q) / c.taps, stride) + c.offsets[(from + q) % c.taps];
+          for (int64_t g = 0; g < groups; ++g) {
+            const int64_t output = c.outputs * g / groups, count = c.outputs * (g + 1) / groups - output;
+            with_count<most_correlated>(count, [&](auto n) {
+              correlation_tile<decltype(n)::value, Q>(grad + output * stride, stride, x, begin, end,
+                                                      weight + output * filter + from, filter);
+            });
+          }
+        });
+      }
+    }
+  });
+  for (int64_t o = 0; o < c.outputs; ++o) {
+    Vec<T> total{};
+    for (int64_t at = 0; at < used; at += lanes<T>) total += load(grad + o * stride + at);
+    weight[c.outputs * filter + o] += sum<T>(total);
+  }
 }
 
 }  // namespace pyrecon::PYRECON_ISA

@@ -10,7 +10,7 @@ from pyrecon._library import runs_kernel
 
 
 def packable(convs: Iterable[nn.Module], *inputs: Tensor) -> list[Tensor] | None:
-    """Weights and biases of convolutions in turn, or None where modules must run: for gradients, on other devices, for
+    """Weights and biases of convolutions in turn, or None where modules must run: on other devices, for transforms,
     hooks and parametrizations. Looked up afresh each time: nothing that a program does to the modules is missed.
     """
     weights: list[Tensor] = []

@@ -51,8 +51,6 @@ class RDN(nn.Module):
         return lambda image: rdn(image, packed, **self.config)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        # With gradients torch keeps its feature maps, where the op would run the network again: forward and backward
-        # take 4.4 ms for an image of 26 x 13 instead of 5.9.
         weights = packable(self._convolutions(), image)
         if weights is None:
             return self._by_modules(image)

@@ -1,4 +1,4 @@
-"""Forward pass of the residual dense network, whole for each image while its feature maps are in cache.
+"""The residual dense network, whole for each image while its feature maps are in cache.
 
 The law, with C = a convolution with zero padding plus its bias, 3x3 unless it says 1x1, each with weights of its own,
 and [..] = the channels of all that is listed::
@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d
 
 from pyrecon import _core
 from pyrecon._check import FLOATING, check_dtype, check_like, check_out, check_shape, dense
-from pyrecon._library import Op, needs_grad
+from pyrecon._library import Op, needs_grad, wants_gradient
 
 
 def filters(features: int, growth: int, blocks: int, layers: int) -> Iterator[tuple[int, int, int]]:
@@ -42,7 +42,8 @@ def weights_count(features: int, growth: int, blocks: int, layers: int) -> int:
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
-def _reference(image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int) -> Tensor:
+def _network(image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int) -> list[Tensor]:
+    """All feature maps ``(B, C, H, W)``, from the image to the result, those between blocks before those within."""
     start = 0
     convs = []
     for outputs, inputs, size in filters(features, growth, blocks, layers):
@@ -58,22 +59,90 @@ def _reference(image: Tensor, weights: Tensor, features: int, growth: int, block
 
     given = image[:, None]
     shallow = conv(given)
-    x, outputs_of_blocks = conv(shallow), []
+    x, grown = [conv(shallow)], list[Tensor]()
     for _ in range(blocks):
-        grown: list[Tensor] = []
+        here: list[Tensor] = []
         for _ in range(layers):
-            grown.append(torch.relu(conv(x, *grown)))
-        x = x + conv(x, *grown)
-        outputs_of_blocks.append(x)
-    fused = shallow + conv(conv(*outputs_of_blocks))
-    return torch.relu(conv(fused) + given)[:, 0]
+            here.append(torch.relu(conv(x[-1], *here)))
+        x.append(x[-1] + conv(x[-1], *here))
+        grown += here
+    fused = conv(*x[1:])
+    summed = shallow + conv(fused)
+    return [given, shallow, *x, *grown, fused, summed, torch.relu(conv(summed) + given)]
+
+
+def _reference(image: Tensor, weights: Tensor, *config: int) -> Tensor:
+    return _network(image, weights, *config)[-1][:, 0]
+
+
+def _recorded_reference(image: Tensor, weights: Tensor, *config: int) -> tuple[Tensor, Tensor]:
+    maps = torch.cat(_network(image, weights, *config), dim=1)
+    _, between, plane = _layout(image)
+    rows = torch.nn.functional.pad(maps.mT if image.shape[1] > image.shape[2] else maps, (0, 1)).flatten(2)
+    planes = torch.nn.functional.pad(rows, (0, plane - rows.shape[2])).flatten(1)
+    return maps[:, -1].clone(), torch.nn.functional.pad(planes, (between, 0))
+
+
+def _layout(image: Tensor) -> tuple[int, int, int]:
+    """Of the kernel's maps (csrc/cpu/conv.hpp): their rows with a zero after each, zeros after each map and before all.
+
+    Returns the length of a row, of the zeros and of a map with those after it.
+    """
+    row, line = max(image.shape[1:]) + 1, 64 // image.itemsize
+    body, between = (-(-n // line) * line for n in (row * min(image.shape[1:]), row + 1))
+    between += 0 if (body + between) // line % 2 else line
+    return row, between, body + between
+
+
+def _maps_size(image: Tensor, features: int, growth: int, blocks: int, layers: int) -> int:
+    _, between, plane = _layout(image)
+    return between + plane * (2 + features * (blocks + 4) + blocks * layers * growth)
+
+
+def _backward_reference(
+    g: Tensor, image: Tensor, weights: Tensor, maps: Tensor, for_weights: bool, *config: int
+) -> tuple[Tensor, Tensor]:
+    pullback = torch.func.vjp(lambda image, weights: _reference(image, weights, *config), image, weights)[1]
+    grad_image, grad_weights = pullback(g)
+    return grad_image, grad_weights if for_weights else grad_weights.new_empty(0)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------
-def _cpp(image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int, out: Tensor) -> None:
+def _run_cpp(image: Tensor, weights: Tensor, config: tuple[int, ...], out: Tensor, maps: Tensor | None) -> None:
     kernel = _core.rdn_f32 if image.dtype == torch.float32 else _core.rdn_f64
     kernel(
-        image.data_ptr(), weights.data_ptr(), out.data_ptr(), *image.shape, features, growth, blocks, layers,
+        image.data_ptr(), weights.data_ptr(), out.data_ptr(), 0 if maps is None else maps.data_ptr(), *image.shape,
+        *config, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _cpp(image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int, out: Tensor) -> None:
+    _run_cpp(image, weights, (features, growth, blocks, layers), out, None)
+
+
+def _recorded_cpp(
+    image: Tensor, weights: Tensor, features: int, growth: int, blocks: int, layers: int, out: Tensor, maps: Tensor
+) -> None:
+    _run_cpp(image, weights, (features, growth, blocks, layers), out, maps)
+
+
+def _backward_cpp(
+    g: Tensor,
+    image: Tensor,
+    weights: Tensor,
+    maps: Tensor,
+    for_weights: bool,
+    features: int,
+    growth: int,
+    blocks: int,
+    layers: int,
+    grad_image: Tensor,
+    grad_weights: Tensor,
+) -> None:
+    kernel = _core.rdn_backward_f32 if image.dtype == torch.float32 else _core.rdn_backward_f64
+    kernel(
+        g.data_ptr(), maps.data_ptr(), weights.data_ptr(), grad_image.data_ptr(),
+        grad_weights.data_ptr() if for_weights else 0, *image.shape, features, growth, blocks, layers,
         torch.get_num_threads(),
     )  # fmt: skip
 
@@ -92,24 +161,79 @@ _rdn = Op(
     kernels={"cpp": _cpp, "triton": _triton},
 )
 
+# With all feature maps, which a gradient reads: 460 KB for an image of 26 x 13 in float32. A pullback to the image then
+# takes as long as the network itself; making the maps again would double that.
+_recorded = Op(
+    "rdn_recorded(Tensor image, Tensor weights, int features, int growth, int blocks, int layers) -> (Tensor, Tensor)",
+    outputs=lambda image, _, *config: (
+        torch.empty_like(image),
+        image.new_empty(image.shape[0], _maps_size(image, *config)),
+    ),
+    reference=_recorded_reference,
+    kernels={"cpp": _recorded_cpp},
+)
+
+_backward = Op(
+    "rdn_backward(Tensor g, Tensor image, Tensor weights, Tensor maps, bool for_weights, int features, int growth, "
+    "int blocks, int layers) -> (Tensor, Tensor)",
+    outputs=lambda g, image, weights, maps, for_weights, *_: (
+        torch.empty_like(image),
+        weights.new_empty(weights.shape[0] if for_weights else 0),
+    ),
+    reference=_backward_reference,
+    kernels={"cpp": _backward_cpp},
+)
+
 
 # --- autograd --------------------------------------------------------------------------------------------------
 class _RDN(torch.autograd.Function):
-    """Nothing is kept of the forward pass: the gradient runs the reference again."""
+    @staticmethod
+    def forward(image: Tensor, weights: Tensor, *config: int) -> tuple[Tensor, Tensor]:
+        return _recorded(image, weights, *config)  # type: ignore[no-any-return]
 
     @staticmethod
-    def forward(image: Tensor, weights: Tensor, *config: int) -> Tensor:
-        return _rdn(image, weights, *config)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         image, weights, *ctx.config = inputs
-        ctx.save_for_backward(image, weights)
+        ctx.save_for_backward(image, weights, output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # zeros like all maps, that nobody reads
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        pullback = torch.func.vjp(lambda image, weights: _reference(image, weights, *ctx.config), *ctx.saved_tensors)[1]
-        return *pullback(g), None, None, None, None
+    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 6
+        image, weights, maps = ctx.saved_tensors
+        inputs = dense(g), image, weights, maps, wants_gradient(ctx, 1), *ctx.config
+        if needs_grad(g, image, weights):
+            grad_image, grad_weights = _Pullback.apply(*inputs)  # type: ignore[no-untyped-call]
+        else:
+            grad_image, grad_weights = _backward(*inputs)
+        return grad_image, grad_weights if inputs[4] else None, None, None, None, None
+
+
+class _Pullback(torch.autograd.Function):
+    """Its own gradient, and all further ones, are those of the reference."""
+
+    @staticmethod
+    def forward(
+        g: Tensor, image: Tensor, weights: Tensor, maps: Tensor, for_weights: bool, *config: int
+    ) -> tuple[Tensor, Tensor]:
+        return _backward(g, image, weights, maps, for_weights, *config)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.for_weights, ctx.features, ctx.growth, ctx.blocks, ctx.layers = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        g, image, weights, maps = ctx.saved_tensors
+        config = ctx.features, ctx.growth, ctx.blocks, ctx.layers
+
+        def pull(g: Tensor, image: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            return _backward_reference(g, image, weights, maps, ctx.for_weights, *config)
+
+        return *torch.func.vjp(pull, g, image, weights)[1](grads), *[None] * 6
 
 
 # --- the public function ---------------------------------------------------------------------------------------
@@ -140,14 +264,14 @@ def rdn(
     Returns
     -------
     Tensor
-        ``(B, H, W)``, not negative. Differentiable (any number of times) in ``image`` and ``weights``; the gradient
-        runs the network again, in torch. A NaN reaches no other image.
+        ``(B, H, W)``, not negative. Differentiable (any number of times) in ``image`` and ``weights``. With gradients
+        all feature maps are kept, 290 times the image. A NaN reaches no other image.
 
     Notes
     -----
-    CPU (C++) and GPU (Triton). On a CPU, images side by side on the threads, or all threads on each where images are
-    fewer: the same results to the bit. Zhang et al., Residual dense network for image super-resolution, CVPR 2018; as
-    in Gungor et al., DEQ-MPI, IEEE Transactions on Medical Imaging 2024.
+    CPU (C++) and GPU (Triton; with gradients in torch). On a CPU, images side by side on the threads, or all threads on
+    each where images are fewer: the same results to the bit, gradients too. Zhang et al., Residual dense network for
+    image super-resolution, CVPR 2018; as in Gungor et al., DEQ-MPI, IEEE Transactions on Medical Imaging 2024.
     """
     check_dtype("image", image, FLOATING)
     check_shape("image", image, (None, None, None), "(B, H, W)")
@@ -160,5 +284,7 @@ def rdn(
     check_shape("weights", weights, (weights_count(*config),), "all parameters of the network")
     check_out("out", out, image.shape, image, inputs=(image, weights))
     if out is None and needs_grad(image, weights):
-        return _RDN.apply(dense(image), dense(weights), *config)  # type: ignore[no-any-return, no-untyped-call]
+        if not image.is_cpu:  # torch keeps its own feature maps; the kernel has no gradient
+            return _reference(image, weights, *config)
+        return _RDN.apply(dense(image), dense(weights), *config)[0]  # type: ignore[no-any-return, no-untyped-call]
     return _rdn(dense(image), dense(weights), *config, out=out)  # type: ignore[no-any-return]
