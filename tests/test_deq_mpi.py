@@ -16,7 +16,7 @@ from pyrecon.implicit import ImplicitGradient
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Problem, _released_name
 from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
-from pyrecon.solvers import Anderson, ConvergenceWarning, Picard, fixed_point
+from pyrecon.solvers import Anderson, ConvergenceWarning, Picard, Status, fixed_point
 
 ORACLE = Path(__file__).resolve().parents[2] / "shared/oracles/deqmpi_released_35db.npz"
 needs_oracle = pytest.mark.skipif(not ORACLE.exists(), reason="the released weights are not at hand")
@@ -254,3 +254,16 @@ def test_a_wrong_row_layout_is_refused_with_advice() -> None:
         RowLayout((2, 3), torch.tensor([2, 1]), 3)
     with pytest.raises(ValueError, match="does not fit images"):
         Problem(torch.zeros(5, 6), (2, 2))
+
+
+def test_mixing_reaches_the_equilibrium_in_fewer_steps() -> None:
+    prepared, y, radius = problem()
+    # Small singular values: a plain step hardly moves the image.
+    prepared, y, radius = Problem(prepared.A.matrix / 50, SHAPE), y / 50, radius / 50
+    plain, mixed = (DEQMPI(Positive(), BallConsistency(), mixing=m) for m in (0, 5))  # type: ignore[arg-type]
+    zero = torch.zeros(3, SHAPE[0] * SHAPE[1], dtype=torch.float64)  # least squares would be the answer
+    answers = [net.reconstruct(prepared, y, radius, zero, iterations=20) for net in (plain, mixed)]
+    assert float(answers[1].residual.max()) < 0.3 * float(answers[0].residual.max())
+    again = mixed.reconstruct(prepared, y, radius, zero, iterations=2000)
+    assert (again.status == Status.CONVERGED).all()
+    assert int(again.iterations.max()) < 2000

@@ -1,7 +1,7 @@
 """Weights of DEQ-MPI on disk: a safetensors file whose header says what they are and what they were trained for.
 
 Metadata entry ``"pyrecon"``, JSON: format version, model, network configurations, the row layout's grid and digest (its
-rows are the tensor ``consistency.rows``), iterations, penalty (1 where absent), and the
+rows are the tensor ``consistency.rows``), iterations, mixing (0 where absent), penalty (1 where absent), and the
 :class:`~pyrecon.models.deq_mpi.Card`. Nothing in a file is used before its names, shapes and types have been compared
 with those that its own header demands.
 """
@@ -54,6 +54,7 @@ def save(model: DEQMPI, path: PathLike) -> None:
         "rdn": model.rdn.config,
         "consistency": consistency,
         "iterations": model.iterations,
+        "mixing": model.mixing,
         "penalty": model.penalty,
         "card": None if model.card is None else asdict(model.card),
     }
@@ -79,7 +80,11 @@ def load(path: PathLike) -> DEQMPI:
         penalty = float(header.get("penalty", 1.0))
         if not 0 < penalty < math.inf:
             raise ValueError(f"penalty: {penalty}, expected a number above 0")
-        model = DEQMPI(rdn, consistency, iterations=_number(header["iterations"]), penalty=penalty)
+        mixing = header.get("mixing", 0)
+        if not isinstance(mixing, int) or not 0 <= mixing <= _MOST:
+            raise ValueError(f"mixing: {mixing!r}, expected a whole number from 0 to {_MOST}")
+        steps = _number(header["iterations"])
+        model = DEQMPI(rdn, consistency, iterations=steps, mixing=mixing, penalty=penalty)
         model.card = None if header["card"] is None else Card.from_dict(header["card"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: the header is unusable ({type(error).__name__}: {one_line(error)})") from None

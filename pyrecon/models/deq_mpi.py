@@ -78,7 +78,10 @@ class DEQMPI(nn.Module):
         :class:`~pyrecon.nn.LearnedConsistency`, whose weights belong to one layout of rows, or
         :class:`~pyrecon.nn.BallConsistency` (default), which fits any system matrix.
     iterations
-        Plain steps at inference.
+        Steps at inference.
+    mixing
+        Memory of Anderson mixing at inference. 0 takes plain steps, as the released program does; models trained here
+        have 5, with which 25 steps come as near to the equilibrium as 100 plain ones.
     penalty
         c, above 0. Weights trained with one c serve another: only the number of steps changes.
     solver, tol, max_iter, gradient
@@ -98,6 +101,7 @@ class DEQMPI(nn.Module):
         consistency: LearnedConsistency | BallConsistency | None = None,
         *,
         iterations: int = 25,
+        mixing: int = 0,
         penalty: float = 1.0,
         solver: FixedPointMethod | None = None,
         tol: float = 1e-4,
@@ -107,7 +111,8 @@ class DEQMPI(nn.Module):
         super().__init__()
         self.rdn = rdn or RDN()
         self.consistency = consistency or BallConsistency()
-        self.iterations, self.penalty, self.tol, self.max_iter = iterations, penalty, tol, max_iter
+        self.iterations, self.mixing, self.penalty = iterations, mixing, penalty
+        self.tol, self.max_iter = tol, max_iter
         self.solver = solver or Anderson(memory=5, beta=1.0)
         self.gradient = gradient or ImplicitGradient(tol=tol, max_iter=max_iter)
 
@@ -135,8 +140,10 @@ class DEQMPI(nn.Module):
     def reconstruct(
         self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None, *, iterations: int | None = None
     ) -> Solution[Tensor]:
-        """Images ``(B, H, W)`` by plain steps, the way the published results are made, with a status per sample."""
+        """Images ``(B, H, W)`` by ``iterations`` steps (default: the model's), with a status per sample."""
         steps = iterations or self.iterations
+        if self.mixing:
+            return self._solved(problem, y, radius, start, Anderson(memory=self.mixing), self.tol, steps)
         denoise = self.rdn.prepared() if isinstance(self.rdn, RDN) else self.rdn
         changes = []
         state = problem.start(y, start)
@@ -148,17 +155,23 @@ class DEQMPI(nn.Module):
             state = x, d1, d0
         first, last = changes[0], changes[-1]
         if not bool(last.isfinite().all()):  # again, with a solver that sets the bad samples aside
-            return self._reconstruct_apart(problem, y, radius, start, steps)
+            return self._solved(problem, y, radius, start, Picard(), 0.0, steps)
         status = torch.where(last > first, int(Status.DIVERGED), int(Status.MAX_ITER)).to(torch.int8)
         count = torch.full_like(status, steps, dtype=torch.int32)
         return Solution(state[0].unflatten(1, problem.shape), status, count, last.to(x.dtype))
 
-    def _reconstruct_apart(
-        self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None, steps: int
+    def _solved(
+        self,
+        problem: Problem,
+        y: Tensor,
+        radius: Tensor,
+        start: Tensor | None,
+        solver: FixedPointMethod,
+        tol: float,
+        steps: int,
     ) -> Solution[Tensor]:
-        solution = fixed_point(
-            problem.step_of(self), problem.start(y, start), (y, radius), solver=Picard(), tol=0.0, max_iter=steps
-        )
+        state = problem.start(y, start)
+        solution = fixed_point(problem.step_of(self), state, (y, radius), solver=solver, tol=tol, max_iter=steps)
         image = solution.value[0].unflatten(1, problem.shape)
         return Solution(image, solution.status, solution.iterations, solution.residual)
 

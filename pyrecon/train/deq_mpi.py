@@ -217,6 +217,7 @@ def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
     model = DEQMPI(
         rdn,
         consistency,
+        mixing=config.memory,
         penalty=config.penalty,
         solver=solver,
         tol=config.tolerance,

@@ -121,7 +121,7 @@ class Projection(StageModule):
 
 
 class Equilibrium(StageModule):
-    """``|x* - x|_1`` at the fixed point (Eq. 13). Quality: pSNR after the plain steps of inference."""
+    """``|x* - x|_1`` at the fixed point (Eq. 13). Quality: pSNR after the steps of inference."""
 
     name = "equilibrium"
 
@@ -141,7 +141,7 @@ class Equilibrium(StageModule):
         return {
             "quality": _mean_psnr(found.value.clamp(min=0), batch.images),
             "least_squares": _mean_psnr(start, batch.images),
-            "residual": float(found.residual.mean()),  # relative change in the last plain step
+            "residual": float(found.residual.mean()),  # relative change in the last step
         }
 
 
