@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,20 @@ def figure(
             axis.set_axis_off()
         if spacing:
             _scale_bar(axes[0], row[0].image.shape, spacing[i])
+    return fig
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log: bool = False, heading: str = ""
+) -> Figure:
+    """Named lines through points ``(x, y)`` in one pair of axes, x logarithmic with ``log``."""
+    fig: Figure = _matplotlib().figure.Figure(figsize=(5.6, 3.6), dpi=150, layout="constrained")
+    axis = fig.subplots()
+    for (name, points), marker in zip(lines.items(), itertools.cycle("osv^D"), strict=False):
+        axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.2, label=name)
+    axis.set(xlabel=x, ylabel=y, title=heading, xscale="log" if log else "linear")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     return fig
 
 
