@@ -366,7 +366,8 @@ def test_zeros_and_noiseless_frames_are_images_and_zeros_are_named(tmp_path: Pat
     for method in (*rivals(tmp_path), L1ADMM()):
         for noise in (NOISE, 0.0):
             with pytest.warns(UserWarning, match="data: nothing but zeros in frames 1$"):
-                images, _ = Reconstructor(A, method, shape=SHAPE)(clean, noise_std=noise)
+                images, report = Reconstructor(A, method, shape=SHAPE)(clean, noise_std=noise)
+            assert "NONFINITE" not in report.status, (method.name, noise)
             assert torch.isfinite(images).all(), (method.name, noise)
 
 

@@ -224,7 +224,7 @@ def _classical(kind: Any) -> _Contender:
 def _dip(iterations: int) -> _Contender:
     method = DeepImagePrior(iterations=iterations)
     ranges = dict(RANGES[DeepImagePrior])
-    ranges["iterations"] = replace(ranges["iterations"], low=min(20, iterations), high=iterations)
+    ranges["iterations"] = replace(ranges["iterations"], low=max(1, min(20, iterations // 2)), high=iterations)
     label = "paper" if iterations == DeepImagePrior.iterations else f"{iterations} iterations"
     return _Contender(method, label, search=_always(method), ranges=ranges)
 

@@ -132,7 +132,8 @@ def _fit(
             with torch.no_grad():
                 residual = (inside + y[:, -1].square()).sqrt() / noise.clamp(min=torch.finfo(y.dtype).tiny)
                 reached = residual <= method.epsilon
-                leave = reached | ~torch.isfinite(residual) | (k == method.iterations)
+                broken = ~torch.isfinite(inside)
+                leave = reached | broken | (k == method.iterations)
         if k < method.iterations:
             adam.zero_grad()
             # The mean over a frame's numbers, the sum over frames: a frame's network does not see the others.
@@ -142,7 +143,7 @@ def _fit(
             gone, stay = active[leave], ~leave
             ended.value[gone], ended.residual[gone], ended.iterations[gone] = x.detach()[leave], residual[leave], k
             status = torch.where(reached, int(Status.CONVERGED), int(Status.MAX_ITER))
-            status[~torch.isfinite(residual)] = int(Status.NONFINITE)
+            status[broken] = int(Status.NONFINITE)
             ended.status[gone] = status[leave].to(torch.int8)
             active, y, noise = active[stay], y[stay], noise[stay]
             weights, adam = _without(weights, adam, stay)
