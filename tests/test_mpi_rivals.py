@@ -338,6 +338,19 @@ def test_settings_are_checked() -> None:
         Reconstructor(A, L1ADMM(), shape=SHAPE)(y, noise_std=-0.1)
 
 
+def test_a_radius_is_checked(tmp_path: Path) -> None:
+    """Negative is refused; zero is data without noise, which trained weights have never seen."""
+    scaled = ScaledSystem.of_matrix(matrix(), SHAPE)
+    y = frames(scaled.matrix)[1]
+    with pytest.raises(ValueError, match="radius: -1 is negative"):
+        net().reconstruct(scaled.problem(20.0), y, torch.tensor([1.0, -1.0, 1.0]))
+    for role in ("equilibrium", "unrolled", "end-to-end"):
+        with pytest.warns(UserWarning, match=f"no noise is given for 3 of 3 frames, {role}.safetensors was trained"):
+            Reconstructor(matrix(), METHODS[role](saved(tmp_path, role)), shape=SHAPE, model_error=False)(
+                frames(matrix(), noise=0.0)[1], noise_std=0.0
+            )
+
+
 def rivals(folder: Path) -> list[Any]:
     trained = [method(saved(folder, role)) for role, method in METHODS.items()]
     return [*trained, DeepImagePrior(iterations=10)]
@@ -358,7 +371,7 @@ def test_one_bad_frame_among_64_is_named_and_the_others_are_right(tmp_path: Path
         torch.testing.assert_close(images[others], expected[others], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:data. the signal")
+@pytest.mark.filterwarnings("ignore:data. the signal", "ignore:data. no noise")
 def test_zeros_and_noiseless_frames_are_images_and_zeros_are_named(tmp_path: Path) -> None:
     A = matrix()
     clean = frames(A, noise=0.0)[1]

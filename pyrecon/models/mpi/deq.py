@@ -253,7 +253,14 @@ def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
     wanted = noise_std(card.snr_db) / sigma.clamp(min=floor)
     scale = torch.where(rms > 0.1 * sigma, torch.minimum(torch.maximum(wanted, low), high), wanted.clamp(max=1 / floor))
     away = torch.maximum(scale / wanted, wanted / scale)
-    far = torch.nonzero(away > _BOUNDARY)[:, 0]
+    silent = noise == 0
+    if bool(silent.any()):
+        warnings.warn(
+            f"data: no noise is given for {int(silent.sum())} of {len(y)} frames, {name} was trained at "
+            f"{card.snr_db:g} dB and takes some for granted",
+            stacklevel=6,
+        )
+    far = torch.nonzero((away > _BOUNDARY) & ~silent)[:, 0]
     if len(far):
         kind = "weaker" if scale[far[0]] > wanted[far[0]] else "stronger"
         by = 20 * math.log10(float(away[far].max()))
