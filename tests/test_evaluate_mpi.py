@@ -136,6 +136,15 @@ def test_rows_that_a_calibration_does_not_have_are_refused(rows: Any, said: str)
         prepare_system(calibrated(), rows=np.array(rows))
 
 
+def test_weights_of_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a/run", "b/run", "c"):
+        (tmp_path / folder).mkdir(parents=True)
+        paths.append(saved(tmp_path / folder, "equilibrium", name="weights"))
+    table, _ = evaluate_mpi(pictures(), calibration=calibrated(), snr_db=(25.0,), weights=paths)
+    assert [row.kind for row in table.rows if row.method == "DEQ-MPI"] == ["run", paths[1], "c"]
+
+
 def test_generated_images_are_none_that_training_draws() -> None:
     images = generated_images(test=3, validation=2, shape=(13, 7), seed=0)
     assert images.test.shape == (3, 26, 14)

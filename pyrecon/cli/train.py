@@ -18,6 +18,7 @@ from pyrecon.cli.reconstruct import check_device
 
 if TYPE_CHECKING:
     from pyrecon.data.mpi import MPISystem
+    from pyrecon.models.deq_mpi import Role
     from pyrecon.train import Config
     from pyrecon.train.stages import Progress
 
@@ -61,6 +62,14 @@ class Model(enum.StrEnum):
     unrolled = "unrolled"
     end_to_end = "end-to-end"
     denoiser = "denoiser"
+
+
+_ROLES: dict[Model, Role] = {
+    Model.deq: "equilibrium",
+    Model.unrolled: "unrolled",
+    Model.end_to_end: "end-to-end",
+    Model.denoiser: "denoiser",
+}
 
 
 @app.command("deq-mpi")
@@ -121,7 +130,6 @@ def deq_mpi(
 
     Ctrl-C stops after the step that is running; --resume goes on there, with the result of an uninterrupted run.
     """
-    from pyrecon.models.deq_mpi import ROLES
     from pyrecon.models.mpi import LEARNED
     from pyrecon.train import Config, Interrupted, train_deq_mpi
 
@@ -140,11 +148,10 @@ def deq_mpi(
             "projection_noise": projection_noise,
         }
         kind: Literal["quick", "full"] = "full" if scale is Scale.full else "quick"
-        role = next(role for role in ROLES if role == model.value or (model is Model.deq and role == "equilibrium"))
         given["gradient"] = _gradient(gradient, model, unrolled_steps)
         config = Config.of_scale(
             kind,
-            role,
+            _ROLES[model],
             snr_db=snr,
             consistency=consistency.value,
             dims=dims,

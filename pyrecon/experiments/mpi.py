@@ -236,10 +236,14 @@ def _always(method: Any) -> Callable[[float], Any]:
 def _trained(weights: Sequence[str], calibration: MPICalibration) -> tuple[list[_Contender], NDArray[np.int64] | None]:
     """The methods of weights, by their roles, and the rows that their learned consistencies belong to."""
     kinds = {kind.role: kind for kind in LEARNED.values()}
-    contenders, layouts = [], dict[str, RowLayout]()
+    contenders, layouts = list[_Contender](), dict[str, RowLayout]()
     for text in weights:
         path = _weights.find(text)
-        model, label = DEQMPI.load(path), path.stem
+        model = DEQMPI.load(path)
+        # Training calls every file weights.safetensors, in a folder that has a name.
+        label = path.absolute().parent.name if path.stem == "weights" else path.stem
+        if any(label == known.label for known in contenders):
+            label = str(path)
         if model.card is None:
             raise DataError(f"{path}: does not say what it was trained for")
         method = kinds[model.card.role](text)
