@@ -146,7 +146,9 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
         (lambda table, header: header["rdn"].update(growth="wide"), "wide"),
         (lambda table, header: header["rdn"].update(depth=3), "depth"),
         (lambda table, header: header.pop("consistency"), "consistency"),
-        (lambda table, header: header["consistency"].update(kind="none"), "'none'"),
+        (lambda table, header: header["consistency"].update(kind="some"), "'some'"),
+        (lambda table, header: header["consistency"].update(kind="none"), "expected absent"),
+        (lambda table, header: header["card"].update(role="judge"), "judge"),
         (lambda table, header: header["consistency"].update(used=6), "digest"),
         (lambda table, header: header["consistency"].update(grid=[10**9, 10**9]), "points"),
         (lambda table, header: header["card"].update(snr_db="high"), "high"),
@@ -180,7 +182,7 @@ def test_unknown_names_list_the_known(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(_weights, "SHIPPED", tmp_path)
     with pytest.raises(DataError, match=r"'mine'.*\(none\)"):
         DEQMPI.from_pretrained("mine")
-    with pytest.raises(DataError, match="none come"):
+    with pytest.raises(DataError, match=r"none of the role .equilibrium. come"):
         Reconstructor(matrix(), DEQ(), shape=SHAPE)
     net().save(tmp_path / "mine.safetensors")
     assert DEQMPI.from_pretrained("mine").card == CARD

@@ -279,6 +279,115 @@ def test_settings_of_the_equilibrium_have_their_effects(tmp_path: Path) -> None:
     assert two.consistency.convs[0].weight.dim() == 4  # type: ignore[union-attr,operator,index]
 
 
+# --- what DEQ-MPI is compared with -----------------------------------------------------------------------------------
+NONE = {"denoiser": Stage(0), "projection": Stage(0), "equilibrium": Stage(0)}
+ROLES: list[tuple[str, dict[str, Any]]] = [
+    ("equilibrium", {}),
+    ("denoiser", {"equilibrium": Stage(0)}),
+    ("unrolled", {"gradient": "unrolled", "unrolled_steps": 3}),
+    ("end-to-end", NONE | {"end_to_end": Stage(7, batch=3)}),
+]
+
+
+@pytest.mark.parametrize(("role", "changes"), ROLES, ids=[role for role, _ in ROLES])
+def test_weights_say_what_they_were_trained_for(tmp_path: Path, role: str, changes: dict[str, Any]) -> None:
+    settings = config(**changes)
+    assert settings.role == role
+    model = train_deq_mpi(tmp_path / "run", source(), settings)
+    loaded = DEQMPI.load(tmp_path / "run/weights.safetensors")
+    for found in (model, loaded):
+        assert found.card is not None
+        assert found.card.role == role
+        assert found.iterations == (3 if role == "unrolled" else 25)
+
+
+def test_training_on_makes_what_the_stages_make(tmp_path: Path) -> None:
+    train_deq_mpi(tmp_path / "run", source(), config(**NONE | {"denoiser": Stage(1, batch=2)}))
+    for stages, role in ((NONE, "denoiser"), (NONE | {"equilibrium": Stage(1, batch=2)}, "equilibrium")):
+        again = train_deq_mpi(tmp_path / role, source(), config(**stages), initial=tmp_path / "run/weights.safetensors")
+        assert again.card is not None
+        assert again.card.role == role
+
+
+@pytest.mark.parametrize("role", ["unrolled", "end-to-end"])
+def test_their_stages_resume_bit_by_bit(tmp_path: Path, role: str) -> None:
+    settings = config(**dict(ROLES)[role])
+    whole = trained(tmp_path / "whole", settings)
+    assert trained(tmp_path / "parts", settings, (2, 5)) == whole
+
+
+def test_end_to_end_training_improves_its_images(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    settings = config(**NONE | {"end_to_end": Stage(40, batch=16, rate=3e-3), "validate_every": 20})
+    model = train_deq_mpi(tmp_path / "run", source(), settings, report=seen.append)
+    assert {progress.stage for progress in seen} == {"end_to_end"}
+    assert model.card is not None
+    assert model.card.training["quality_db"]["end_to_end"] > seen[0].quality + 1
+    (log,) = (tmp_path / "run/end_to_end").rglob("metrics.csv")
+    assert any(row["least_squares"] for row in csv.DictReader(log.open()))
+
+
+def test_settings_of_the_rivals_have_their_effects(tmp_path: Path) -> None:
+    def weights(name: str, part: str, **changes: Any) -> Tensor:
+        settings = config(**NONE | {"equilibrium": Stage(2, batch=3)} | changes)
+        train_deq_mpi(tmp_path / name, source(), settings)
+        stage = next(s for s in ("end_to_end", "equilibrium", "projection") if (tmp_path / name / s).exists())
+        checkpoint = torch.load(tmp_path / name / stage / "last.ckpt", weights_only=True)
+        return checkpoint["state_dict"][part]  # type: ignore[no-any-return]
+
+    last = "model.rdn.last.weight"
+    plain, unrolled = weights("plain", last), weights("unrolled", last, gradient="unrolled")
+    assert not torch.equal(plain, unrolled)
+    assert not torch.equal(unrolled, weights("fewer", last, gradient="unrolled", unrolled_steps=2))
+    assert not torch.equal(plain, weights("exact", last, consistency="none"))
+    assert not torch.equal(plain, weights("direct", last, equilibrium=Stage(0), end_to_end=Stage(2, batch=3)))
+    learned, only = "model.consistency.convs.0.weight", {"projection": Stage(3, batch=2), "equilibrium": Stage(0)}
+    noisy = weights("noisy", learned, consistency="learned", **only)
+    assert not torch.equal(noisy, weights("clean", learned, consistency="learned", projection_noise=(0.0, 0.0), **only))
+
+
+def test_initialisations_of_the_publication(tmp_path: Path) -> None:
+    """A stage left out leaves its network at the random weights of the seed."""
+
+    def networks(name: str, **changes: Any) -> DEQMPI:
+        return train_deq_mpi(tmp_path / name, source(), config(**NONE | {"consistency": "learned"} | changes))
+
+    random = networks("random")
+    denoiser, projection = networks("rdn", denoiser=Stage(3, batch=2)), networks("lc", projection=Stage(3, batch=2))
+    for name, value in random.state_dict().items():
+        pretrained, other = (denoiser, projection) if name.startswith("rdn") else (projection, denoiser)
+        assert torch.equal(value, other.state_dict()[name]), name
+        if name.endswith("last.bias") or name.endswith("2.bias"):
+            assert not torch.equal(value, pretrained.state_dict()[name]), name
+
+
+def test_schedules_of_the_models() -> None:
+    for scale in ("quick", "full"):
+        usual = Config.of_scale(scale)  # type: ignore[arg-type]
+        for role, _ in ROLES:
+            settings = Config.of_scale(scale, role)  # type: ignore[arg-type]
+            assert settings.role == role
+            steps = [getattr(settings, name).steps for name in ("denoiser", "equilibrium", "end_to_end")]
+            if role == "end-to-end":
+                assert steps == [0, 0, usual.denoiser.steps + usual.equilibrium.steps]
+            else:
+                assert steps == [usual.denoiser.steps, 0 if role == "denoiser" else usual.equilibrium.steps, 0]
+    with pytest.raises(DataError, match="end_to_end, equilibrium"):
+        config(end_to_end=Stage(1))
+    assert config(**NONE).role is None
+
+
+def test_runs_from_before_there_were_rivals_resume(tmp_path: Path) -> None:
+    value = json.loads(config().to_json())
+    del value["end_to_end"], value["unrolled_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(value))
+    assert Config.from_json(tmp_path / "config.json") == config()
+    del value["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(value))
+    with pytest.raises(DataError, match="other entries"):
+        Config.from_json(tmp_path / "config.json")
+
+
 def test_rate_halves() -> None:
     stage = Stage(10, halve=3)
     assert [stage.rate_at(k) for k in (0, 2, 3, 6, 9)] == [1, 1, 0.5, 0.25, 0.125]
@@ -353,6 +462,46 @@ def test_command_trains_resumes_and_its_weights_reconstruct(tmp_path: Path) -> N
     assert np.load(tmp_path / "image.npz")["image"].shape == (2, 26, 13)
     with pytest.raises(DataError, match="--weights"):
         CliRunner().invoke(app, ["reconstruct", *files, "-m", "hyb", *weights], catch_exceptions=False)
+
+
+def test_command_trains_what_deq_mpi_is_compared_with(tmp_path: Path) -> None:
+    from pyrecon.cli import app
+    from pyrecon.data.raw import Grid
+    from pyrecon.io import mdf
+    from pyrecon.physics.mpi import Scanner
+
+    calibration = replace(Scanner(), angles=4, harmonics=(2, 3, 4)).calibrate(Grid((6, 4), (2e-3, 2e-3), (0.0, 0.0)))
+    mdf.write_system_matrix(tmp_path / "sm.mdf", calibration)
+    short = ["-s", str(tmp_path / "sm.mdf"), "--pool=4", "--validation=2", "--batch=2", "--steps=1", "--limit=2"]
+
+    def command(name: str, *options: str) -> Config:
+        folder = tmp_path / name
+        result = CliRunner().invoke(
+            app, ["train", "deq-mpi", "-o", str(folder), *short, *options], catch_exceptions=False
+        )
+        assert result.exit_code == 0, result.output
+        assert f"-m {method} " in result.output
+        return Config.from_json(folder / "config.json")
+
+    method = "end-to-end"
+    assert command("e", "--model=end-to-end").end_to_end.steps == 1
+    method = "pp-mpi"
+    denoiser = command("d", "--model=denoiser")
+    assert (denoiser.denoiser.steps, denoiser.equilibrium.steps) == (1, 0)
+    method = "unrolled"
+    fewer = command("u", "--model=unrolled", "--unrolled-steps=2", "--denoiser-steps=0", "--consistency=none")
+    assert (fewer.gradient, fewer.unrolled_steps, fewer.consistency, fewer.denoiser.steps) == ("unrolled", 2, "none", 0)
+    method = "deq-mpi"
+    learned = ["--consistency=learned", "--denoiser-steps=0", "--projection-steps=1", "--projection-noise", "0", "0"]
+    assert command("l", *learned).projection_noise == (0.0, 0.0)
+    for wrong, said in (
+        (["--model=unrolled", "--gradient=implicit"], "no"),
+        (["--model=denoiser", "--gradient=implicit"], "does not train"),
+        (["--unrolled-steps=3"], "--unrolled-steps"),
+        (["--projection-noise", "-1", "0"], "projection_noise"),
+    ):
+        with pytest.raises(DataError, match=said):
+            command("wrong", *wrong)
 
 
 def test_first_interrupt_is_a_question_the_second_one_an_end() -> None:

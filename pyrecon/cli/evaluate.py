@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
+
+if TYPE_CHECKING:
+    from pyrecon.data.raw import Grid
+    from pyrecon.experiments.mpi_data import Images
 
 app = typer.Typer(help="Compare methods on the same data, noise and metrics.", no_args_is_help=True)
 
@@ -24,8 +28,8 @@ class Way(enum.StrEnum):
 @app.command("mpi")
 def mpi(
     images: Annotated[
-        Path | None, typer.Option(help="NIfTI angiogram for vessel patches. Default: a retina's vessels.")
-    ] = None,
+        str, typer.Option(help="retina, generated, torus, tubes, y, or a NIfTI angiogram for vessel patches.")
+    ] = "retina",
     tissue: Annotated[float, typer.Option(min=0, help="Background brightness relative to the vessels.")] = 0.0,
     tissue_images: Annotated[Path | None, typer.Option(help="NIfTI volume for the background texture.")] = None,
     system_matrix: Annotated[
@@ -39,7 +43,13 @@ def mpi(
     ] = Way.measured,
     tune: Annotated[bool, typer.Option("--tune", help="Search each method's settings on validation images.")] = False,
     weights: Annotated[
-        list[str] | None, typer.Option(help="Add DEQ-MPI with these weights: a file or a name; repeat for more.")
+        list[str] | None,
+        typer.Option(help="Add the method these weights are for: a file or a name; repeat for more."),
+    ] = None,
+    dip: Annotated[bool, typer.Option("--dip", help="Add the deep image prior.")] = False,
+    dip_iterations: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most iterations of --dip. Default 2000; published are 20000."),
     ] = None,
     budget: Annotated[int, typer.Option(min=4, help="Evaluations of the search, the same for every method.")] = 48,
     test: Annotated[int, typer.Option(min=1, help="Test images.")] = 64,
@@ -51,7 +61,7 @@ def mpi(
 ) -> None:
     """MPI methods with published settings, the package's defaults, (--tune) the best found, and trained weights."""
     from pyrecon import plotting
-    from pyrecon.experiments.mpi import GRID, draw, evaluate_mpi, vessel_images
+    from pyrecon.experiments.mpi import GRID, draw, evaluate_mpi
     from pyrecon.io import mdf, written_whole
 
     writers = {".md": "to_markdown", ".csv": "to_csv", ".json": "to_json"}
@@ -61,15 +71,9 @@ def mpi(
     grid = GRID if calibration is None else calibration.grid
     if len(grid.shape) != 2:
         raise DataError(f"{system_matrix}: has a grid of {len(grid.shape)} dimensions, the comparison needs two")
-    pictures = vessel_images(
-        images,
-        test=test,
-        validation=validation,
-        tissue=tissue,
-        tissue_volume=tissue_images,
-        shape=(grid.shape[0], grid.shape[1]),
-        seed=seed,
-    )
+    if dip_iterations is not None and not dip:
+        raise DataError("--dip-iterations: is for --dip")
+    pictures = _images(images, grid, test=test, validation=validation, tissue=tissue, texture=tissue_images, seed=seed)
     with _console.progress() as bar:
         task = bar.add_task("calibrating")
         table, results = evaluate_mpi(
@@ -80,6 +84,7 @@ def mpi(
             data=data.value,
             tune=tune,
             weights=weights or (),
+            dip=(dip_iterations or 2000) if dip else 0,
             budget=budget,
             seed=seed,
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
@@ -90,6 +95,30 @@ def mpi(
     if figure is not None:
         plotting.save(draw(results, "tuned" if tune else "default"), figure)
     print(table.to_json() if as_json else table.to_markdown())
+
+
+def _images(
+    source: str, grid: Grid, *, test: int, validation: int, tissue: float, texture: Path | None, seed: int
+) -> Images:
+    from pyrecon.experiments.mpi_data import PHANTOMS, generated_images, phantom_images, vessel_images
+
+    shape = (grid.shape[0], grid.shape[1])
+    if source in (*PHANTOMS, "generated"):
+        if tissue > 0 or texture is not None:
+            raise DataError(f"--tissue: is for vessel patches, --images is {source}")
+        if source == "generated":
+            return generated_images(test=test, validation=validation, shape=shape, seed=seed)
+        kind = next(phantom for phantom in PHANTOMS if phantom == source)
+        return phantom_images(kind, test=test, validation=validation, grid=grid, seed=seed)
+    return vessel_images(
+        None if source == "retina" else source,
+        test=test,
+        validation=validation,
+        tissue=tissue,
+        tissue_volume=texture,
+        shape=shape,
+        seed=seed,
+    )
 
 
 @app.command("mri")

@@ -21,18 +21,27 @@ from pyrecon.report import Report
 MRI_FORMATS = ("twix", "ismrmrd")
 
 
+Progress = Callable[[float, int], None]
+
+
+def _silent(done: float, total: int) -> None:
+    pass
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A reconstruction that is ready to run.
 
-    ``facts`` say what will be done; ``run(count)`` reconstructs the first ``count`` images (all for None).
+    ``facts`` say what will be done; ``run(count, progress)`` reconstructs the first ``count`` images (all for None),
+    and calls ``progress`` with how many are done and how many there are, if it ``reports``.
     """
 
     facts: dict[str, str]
     method: Any
     images: int
     memory: int
-    run: Callable[[int | None], tuple[torch.Tensor, Report]]
+    run: Callable[[int | None, Progress], tuple[torch.Tensor, Report]]
+    reports: bool
     grid: Grid | None
     labels: tuple[str, ...]
 
@@ -45,12 +54,15 @@ def reconstruct(
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", "-m", help="MPI: hyb, tv, l1, art, tikhonov, deq-mpi. MRI: rss, cg-sense, l1-sense, tv-sense."
+            "--method",
+            "-m",
+            help="MPI: hyb, tv, l1, art, tikhonov, deq-mpi, pp-mpi, unrolled, end-to-end, dip. MRI: rss, cg-sense, "
+            "l1-sense, tv-sense.",
         ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="deq-mpi: a file, or the name of weights that come with pyrecon.", show_default=False),
+        typer.Option(help="Learned methods: a file, or the name of shipped weights.", show_default=False),
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A setting of the method; repeat for more.")
@@ -101,8 +113,14 @@ def reconstruct(
     if dry_run:
         _print_plan(job, target, figure, as_json)
         return
-    with _console.err.status(f"{job.facts['method']}: {job.images} images"):
-        images, report = job.run(None)
+    title = f"{job.facts['method']}: {job.images} images"
+    if job.reports:
+        with _console.progress() as bar:
+            task = bar.add_task(title, total=job.images)
+            images, report = job.run(None, lambda done, total: bar.update(task, completed=done, total=total))
+    else:
+        with _console.err.status(title):
+            images, report = job.run(None, _silent)
     report.details |= {"file": file.name}
     result = io.Result(
         image=images.cpu().numpy(),
@@ -152,9 +170,9 @@ def _mpi_job(
     from pyrecon import io
     from pyrecon.data.mpi import prepare_frames, prepare_system
     from pyrecon.io import mdf
-    from pyrecon.models.mpi import LEARNED, METHODS, Reconstructor
+    from pyrecon.models.mpi import LEARNED, METHODS, UNTRAINED, Reconstructor
 
-    chosen = _methods.make(METHODS | LEARNED, method or "hyb", settings)
+    chosen = _methods.make(METHODS | LEARNED | UNTRAINED, method or "hyb", settings)
     if io.detect(system_matrix) != "mdf-system-matrix":
         raise DataError(f"{system_matrix}: is {io.detect(system_matrix)}, expected an MDF system matrix")
     scan: MPIScan = mdf.read_measurement(file)
@@ -175,14 +193,14 @@ def _mpi_job(
     # The matrix, its factor in double while it is made, and the data; what the solvers add is small against these.
     memory = 4 * rows * voxels * (1 + 2 + 2) + 4 * images * (rows + 6 * voxels)
 
-    def run(count: int | None) -> tuple[torch.Tensor, Report]:
+    def run(count: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         part = frames if count is None else dataclasses.replace(
             frames, **{n: v[:count] for n, v in vars(frames).items() if isinstance(v, torch.Tensor) and v.dim()}
         )  # fmt: skip
-        return Reconstructor(system, chosen, device=device)(part)
+        return Reconstructor(system, chosen, device=device)(part, progress=progress)
 
     labels = tuple(f"frame {i}" for i in range(images))
-    return Job(facts, chosen, images, memory, run, system.grid, labels)
+    return Job(facts, chosen, images, memory, run, True, system.grid, labels)
 
 
 def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
@@ -209,17 +227,17 @@ def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], dev
     # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.
     memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
 
-    def run(first: int | None) -> tuple[torch.Tensor, Report]:
+    def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         return reconstruct_mri(scan if first is None else first_slices(scan, first), chosen, device=device)
 
-    return Job(facts, chosen, count, memory, run, grid, scan.labels)
+    return Job(facts, chosen, count, memory, run, False, grid, scan.labels)
 
 
 def _print_plan(job: Job, target: Path, figure: Path | None, as_json: bool) -> None:
     """Facts, memory, and the time measured on one image: the whole takes at most that times the number of images."""
     with _console.err.status("timing one image"):
         start = time.perf_counter()
-        _, report = job.run(1)
+        _, report = job.run(1, _silent)
         whole = time.perf_counter() - start
     once = whole - report.seconds
     seconds = once + report.seconds * job.images

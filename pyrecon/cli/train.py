@@ -18,6 +18,7 @@ from pyrecon.cli.reconstruct import check_device
 
 if TYPE_CHECKING:
     from pyrecon.data.mpi import MPISystem
+    from pyrecon.models.deq_mpi import Role
     from pyrecon.train import Config
     from pyrecon.train.stages import Progress
 
@@ -36,6 +37,7 @@ class Consistency(enum.StrEnum):
 
     ball = "ball"
     learned = "learned"
+    none = "none"
 
 
 class Measure(enum.StrEnum):
@@ -50,12 +52,33 @@ class Gradient(enum.StrEnum):
 
     implicit = "implicit"
     jacobian_free = "jacobian-free"
+    unrolled = "unrolled"
+
+
+class Model(enum.StrEnum):
+    """What to train: DEQ-MPI or what it is compared with."""
+
+    deq = "deq"
+    unrolled = "unrolled"
+    end_to_end = "end-to-end"
+    denoiser = "denoiser"
+
+
+_ROLES: dict[Model, Role] = {
+    Model.deq: "equilibrium",
+    Model.unrolled: "unrolled",
+    Model.end_to_end: "end-to-end",
+    Model.denoiser: "denoiser",
+}
 
 
 @app.command("deq-mpi")
 def deq_mpi(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of a new run.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of a run to finish; its settings are kept.")] = None,
+    model: Annotated[
+        Model, typer.Option(help="deq; unrolled: a few steps; end-to-end: the network alone; denoiser: for pp-mpi.")
+    ] = Model.deq,
     system_matrix: Annotated[
         Path | None, typer.Option("--system-matrix", "-s", help="MDF system matrix. Default: a simulated calibration.")
     ] = None,
@@ -64,7 +87,7 @@ def deq_mpi(
     snr: Annotated[float, typer.Option(help="SNR of the training data in dB.")] = 25.0,
     scale: Annotated[Scale, typer.Option(help="quick: within an hour on two cores. full: as published.")] = Scale.quick,
     consistency: Annotated[
-        Consistency, typer.Option(help="ball: fits any system matrix. learned: for this scan's rows.")
+        Consistency, typer.Option(help="ball: fits any system matrix. learned: for this scan's rows. none: z0 = y.")
     ] = Consistency.ball,
     dims: Annotated[
         int, typer.Option(min=1, max=2, help="Of learned consistency: 1 for a field-free line, 2 for several channels.")
@@ -73,13 +96,20 @@ def deq_mpi(
         Measure, typer.Option(help="blurred: A x + noise, read with A U D. finer: objects on a finer grid.")
     ] = Measure.blurred,
     gradient: Annotated[
-        Gradient, typer.Option(help="Through the equilibrium; jacobian-free is faster.")
-    ] = Gradient.implicit,
+        Gradient | None, typer.Option(help="Through the equilibrium; jacobian-free is faster. Default: implicit.")
+    ] = None,
+    unrolled_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the unrolled model. Default: 5.")] = None,
+    projection_noise: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Noise on y and v in learned consistency's stage; 0 0: none.", show_default=False),
+    ] = None,
     pool: Annotated[int | None, typer.Option(min=1, help="Training images.")] = None,
     validation: Annotated[int | None, typer.Option(min=1, help="Validation images.")] = None,
     denoiser_steps: Annotated[int | None, typer.Option(min=0, help="Steps of the denoiser's stage.")] = None,
     projection_steps: Annotated[int | None, typer.Option(min=0, help="Steps of learned consistency's stage.")] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="Steps of the equilibrium's stage.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of the model's last stage, for deq the equilibrium's.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step, all stages.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate, all stages.")] = None,
     penalty: Annotated[
@@ -94,10 +124,13 @@ def deq_mpi(
     seed: Annotated[int, typer.Option(min=0, help="Seed of images, noise, weights and calibration.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, e.g. cpu or cuda.")] = "cpu",
 ) -> None:
-    """Train DEQ-MPI on random vascular trees: denoiser, learned consistency, equilibrium.
+    """Train DEQ-MPI, or what it is compared with, on random vascular trees.
+
+    DEQ-MPI has three stages: denoiser, learned consistency, equilibrium.
 
     Ctrl-C stops after the step that is running; --resume goes on there, with the result of an uninterrupted run.
     """
+    from pyrecon.models.mpi import LEARNED
     from pyrecon.train import Config, Interrupted, train_deq_mpi
 
     if (output is None) == (resume is None):
@@ -105,32 +138,37 @@ def deq_mpi(
     check_device(device)
     folder, config, system = resume, None, None
     if output is not None:
-        given = {"pool": pool, "validation": validation, "limit": limit, "tolerance": tolerance}
+        given: dict[str, Any] = {"pool": pool, "validation": validation, "limit": limit, "tolerance": tolerance}
         given |= {
             "penalty": penalty,
             "backward_limit": backward_limit,
             "validate_every": validate_every,
             "save_every": save_every,
+            "unrolled_steps": unrolled_steps,
+            "projection_noise": projection_noise,
         }
         kind: Literal["quick", "full"] = "full" if scale is Scale.full else "quick"
+        given["gradient"] = _gradient(gradient, model, unrolled_steps)
         config = Config.of_scale(
             kind,
+            _ROLES[model],
             snr_db=snr,
             consistency=consistency.value,
             dims=dims,
             measure=measure.value,
-            gradient=gradient.value,
             seed=seed,
             **{name: value for name, value in given.items() if value is not None},
         )
-        lengths = {"denoiser": denoiser_steps, "projection": projection_steps, "equilibrium": steps}
+        lengths = {"denoiser": denoiser_steps, "projection": projection_steps}
+        last = {Model.end_to_end: "end_to_end", Model.denoiser: "denoiser"}.get(model, "equilibrium")
+        lengths[last] = lengths.get(last) if steps is None else steps
         config = _shortened(config, lengths, batch, rate)
         folder, system = output, _system(system_matrix, field, snr_threshold, seed)
     assert folder is not None
     with _console.progress() as bar, _interruptible() as stop:
         watcher = _Watcher(bar)
         try:
-            model = train_deq_mpi(
+            trained = train_deq_mpi(
                 folder,
                 system,
                 config,
@@ -145,14 +183,30 @@ def deq_mpi(
             bar.stop()
             _console.err.print(f"{interrupted}; go on with: pyrecon train deq-mpi --resume {folder}", soft_wrap=True)
             raise typer.Exit(1) from None
-    assert model.card is not None
-    for name, quality in model.card.training["quality_db"].items():
+    assert trained.card is not None
+    for name, quality in trained.card.training["quality_db"].items():
         _console.out.print(f"{name:<12} {quality:.2f} dB on the validation images", soft_wrap=True)
     _console.out.print(f"written      {folder / 'weights.safetensors'}", soft_wrap=True)
+    method = next(name for name, kind in LEARNED.items() if kind.role == trained.card.role)
     _console.out.print(
-        f"try          pyrecon reconstruct SCAN.mdf -s SM.mdf -m deq-mpi --weights {folder / 'weights.safetensors'}",
+        f"try          pyrecon reconstruct SCAN.mdf -s SM.mdf -m {method} --weights {folder / 'weights.safetensors'}",
         soft_wrap=True,
     )
+
+
+def _gradient(
+    gradient: Gradient | None, model: Model, steps: int | None
+) -> Literal["implicit", "jacobian-free", "unrolled"] | None:
+    """The gradient's name, None for the default; ``--model unrolled`` is another word for ``--gradient unrolled``."""
+    if model is Model.unrolled:
+        if gradient not in (None, Gradient.unrolled):
+            raise DataError(f"--gradient: {gradient.value} leads through an equilibrium, --model unrolled has none")
+        return "unrolled"
+    if gradient is not None and model is not Model.deq:
+        raise DataError(f"--gradient: is of the equilibrium, which --model {model.value} does not train")
+    if steps is not None and gradient is not Gradient.unrolled:
+        raise DataError("--unrolled-steps: is for --model unrolled")
+    return None if gradient is None else gradient.value
 
 
 def _shortened(config: Config, lengths: dict[str, int | None], batch: int | None, rate: float | None) -> Config:

@@ -129,6 +129,7 @@ def prepare_system(
     snr_threshold: float = 5.0,
     band: tuple[float, float] = (0.0, np.inf),
     channels: Sequence[int] | None = None,
+    rows: NDArray[np.int64] | None = None,
     background: Background = "smooth",
     whiten: Whitening = "component",
 ) -> MPISystem:
@@ -149,6 +150,10 @@ def prepare_system(
         Lowest and highest frequency in Hz.
     channels
         Which receive channels; all by default.
+    rows
+        Take these rows, ``(m, 3)`` period, channel and frequency index in increasing order, whatever their
+        signal-to-noise ratio: those of another calibration of the same scanner, say, to which a learned consistency
+        belongs. ``snr_threshold``, ``band`` and ``channels`` then play no part.
     background
         What to subtract from every position: the ``"smooth"`` curve in time that fits the background frames best (their
         mean where nothing drifts, see :mod:`pyrecon.data._background`), a linear function between them
@@ -186,7 +191,7 @@ def prepare_system(
         if noise is not None:
             for part in np.array_split(np.argwhere(candidates), candidates.sum() // 4096 + 1):
                 snr[tuple(part.T)] = _snr(corrected(part), noise[:, part[:, 1], part[:, 2]])
-    rows = _select(candidates, snr, snr_threshold)
+    rows = _select(candidates, snr, snr_threshold) if rows is None else _given(rows, candidates.shape)
 
     if scan is not None:
         matched = match_frequencies(calibration, scan)
@@ -262,6 +267,24 @@ def _select(candidates: NDArray[np.bool_], snr: Real, threshold: float) -> NDArr
             f"{min(100, len(best))} rows reach {best[min(100, len(best)) - 1]:.3g}: lower the threshold"
         )
     return rows
+
+
+def _given(rows: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Rows as asked for, if a calibration of that shape has them."""
+    rows = np.asarray(rows)
+    if rows.ndim != 2 or rows.shape[1] != 3 or len(rows) == 0 or not np.issubdtype(rows.dtype, np.integer):
+        raise DataError(f"rows: {rows.dtype} {rows.shape}, expected indices (m, 3) of period, channel, frequency")
+    inside = ((rows >= 0) & (rows < np.array(shape))).all(axis=1)
+    if not inside.all():
+        sizes = ", ".join(f"{n} {what}" for n, what in zip(shape, ("periods", "channels", "frequencies"), strict=True))
+        raise DataError(
+            f"rows: {(~inside).sum()} of {len(rows)} are not in the system matrix, which has {sizes} (the first: "
+            f"{', '.join(map(str, rows[~inside][0]))}); it belongs to another scanner setting"
+        )
+    points = np.ravel_multi_index(tuple(rows.T), shape)
+    if not (np.diff(points) > 0).all():
+        raise DataError("rows: are not in increasing order, or there are some twice")
+    return rows.astype(np.int64)
 
 
 def _scale(noise: Real | None, rows: NDArray[np.int64], whiten: Whitening) -> Real:

@@ -1,43 +1,71 @@
 """MPI methods side by side: settings as published, settings found on a validation set, and trained weights.
 
-Every row of the table sees the same system matrix, images and noise. There are two ways to make data, and neither
-hands the reconstruction the model that made them:
-
-``"measured"``
-    As in DEQ-MPI section IV-D: ``y = A_meas x + n`` with the calibrated matrix and white noise, reconstruction with
-    ``A_meas U D``.
-``"scanner"``
-    The object lies on a grid twice as fine in the simulated scanner, with its coloured noise and drifting background,
-    goes through the whole preprocessing, and is reconstructed with the calibrated matrix.
-
-``pyrecon evaluate mpi --tune`` runs it.
+Every row of the table sees the same system matrix, images and noise (:mod:`pyrecon.experiments.mpi_data` makes them),
+and every method whose settings are searched has the same budget. ``pyrecon evaluate mpi --tune`` runs it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon import metrics
-from pyrecon._errors import DataError, MissingDependency
-from pyrecon.data.mpi import MPISystem, box_downsample, prepare_frames, prepare_system
-from pyrecon.data.phantoms import retina_vessels, vessel_patches
-from pyrecon.data.raw import Grid, MPICalibration
+from pyrecon._errors import DataError
+from pyrecon.data.mpi import prepare_system
+from pyrecon.data.raw import MPICalibration
+from pyrecon.experiments.mpi_data import (
+    GRID,
+    WAYS,
+    Data,
+    Images,
+    Problem,
+    check_images,
+    generated_images,
+    measured_problem,
+    phantom_images,
+    scanner_problem,
+    vessel_images,
+)
 from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.table import Table
-from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, FactoredSystem, HybADMM, Reconstructor, Tikhonov
-from pyrecon.models.mpi.scale import SIGNAL_RMS
+from pyrecon.models import DEQMPI, _weights
+from pyrecon.models.mpi import (
+    ART,
+    L1ADMM,
+    LEARNED,
+    TVADMM,
+    UNTRAINED,
+    DeepImagePrior,
+    FactoredSystem,
+    HybADMM,
+    PnP,
+    Reconstructor,
+    Tikhonov,
+)
+from pyrecon.models.mpi.scale import rows_of
+from pyrecon.nn import LearnedConsistency, RowLayout
 from pyrecon.physics.mpi import Scanner
 
-GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))
-FINER = 2  # the object's grid in the scanner against that of the images
+__all__ = [
+    "GRID",
+    "PUBLISHED",
+    "RANGES",
+    "Images",
+    "Problem",
+    "draw",
+    "evaluate_mpi",
+    "generated_images",
+    "measured_problem",
+    "phantom_images",
+    "scanner_problem",
+    "vessel_images",
+]
 
 # Table I of DEQ-MPI (vessels 13 x 26, one system matrix throughout): mean and standard deviation over its test set of
 # pSNR in dB and of SSIM in percent, at 15, 25 and 35 dB.
@@ -46,47 +74,24 @@ PUBLISHED: dict[str, dict[float, tuple[float, float, float, float]]] = {
     "TV-ADMM": {15: (27.3, 6.1, 56.2, 20.0), 25: (31.2, 4.4, 71.9, 11.3), 35: (35.5, 3.0, 84.5, 6.5)},
     "Hyb-ADMM": {15: (28.7, 5.1, 63.9, 9.5), 25: (31.7, 3.6, 74.8, 7.5), 35: (35.9, 2.7, 85.6, 5.6)},
     "l2-ART": {15: (26.7, 4.3, 49.6, 7.8), 25: (28.5, 5.7, 64.3, 8.8), 35: (31.9, 4.3, 76.1, 4.4)},
+    "DIP": {15: (16.7, 2.6, 13.5, 9.1), 25: (22.6, 1.7, 30.9, 16.6), 35: (28.2, 2.9, 54.6, 21.0)},
+    "PP-MPI": {15: (30.6, 5.1, 70.8, 11.5), 25: (33.4, 4.1, 77.8, 9.6), 35: (35.7, 3.1, 82.8, 8.2)},
     "DEQ-MPI": {15: (32.1, 4.5, 75.2, 9.9), 25: (34.8, 3.5, 81.5, 8.3), 35: (37.7, 2.6, 88.1, 5.7)},
 }
 
-# What the search may change; everything else stays as published.
-_BALL = {"mu": Range(1.0, 10_000.0), "epsilon": Range(0.9, 1.1, log=False), "iterations": Range(10, 500, integer=True)}
+# What the search may change; everything else stays as published. DIP's iterations end at those it is given.
+_EPSILON = Range(0.9, 1.1, log=False)
+_BALL = {"mu": Range(1.0, 10_000.0), "epsilon": _EPSILON, "iterations": Range(10, 500, integer=True)}
 RANGES: dict[type[Any], dict[str, Range]] = {
     L1ADMM: _BALL,
     TVADMM: _BALL,
     HybADMM: {**_BALL, "alpha": Range(0.02, 0.98, log=False)},
     ART: {"weight": Range(1e-4, 100.0), "sweeps": Range(1, 50, integer=True)},
     Tikhonov: {"weight": Range(1e-5, 100.0)},
+    PnP: {"strength": Range(0.05, 20.0), "epsilon": _EPSILON, "iterations": Range(10, 500, integer=True)},
+    DeepImagePrior: {"iterations": Range(20, DeepImagePrior.iterations, integer=True), "rate": Range(1e-4, 1e-2)},
 }
-
-
-@dataclass(frozen=True)
-class Images:
-    """Vessel images for one study, on the fine grid ``(B, FINER * H, FINER * W)``: validation and test apart."""
-
-    validation: Tensor
-    test: Tensor
-    source: str
-
-
-@dataclass(frozen=True)
-class Data:
-    """Images ``(B, H, W)``, their data, the norm of the noise, and the data's coordinates."""
-
-    images: Tensor
-    y: Tensor
-    noise: Tensor
-    coordinates: Tensor
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One noise level in the scale of the published settings: a matrix, and data of both image sets."""
-
-    system: FactoredSystem
-    validation: Data
-    test: Data
-    facts: str
+CLASSICAL: tuple[type[Any], ...] = (L1ADMM, TVADMM, HybADMM, ART, Tikhonov)
 
 
 def evaluate_mpi(
@@ -98,6 +103,7 @@ def evaluate_mpi(
     data: Literal["measured", "scanner"] = "measured",
     tune: bool = False,
     weights: Sequence[str] = (),
+    dip: int = 0,
     budget: int = 48,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
@@ -107,7 +113,7 @@ def evaluate_mpi(
     Parameters
     ----------
     images
-        From :func:`vessel_images`, or your own.
+        From :func:`vessel_images`, :func:`generated_images` or :func:`phantom_images`, or your own.
     calibration
         A measured system matrix on a two-dimensional grid; default a simulated calibration on 26 x 13 voxels.
     gradient
@@ -115,11 +121,15 @@ def evaluate_mpi(
     snr_db
         SNR of the data (DEQ-MPI Eq. 36).
     data
-        How data are made, see the module. ``"scanner"`` needs the simulated calibration.
+        How data are made, see :mod:`pyrecon.experiments.mpi_data`. ``"scanner"`` needs the simulated calibration.
     tune
-        Add rows with settings found on the validation images, ``budget`` evaluations for every method.
+        Add rows with settings found on the validation images, ``budget`` evaluations for every method that has some.
     weights
-        Add a row of DEQ-MPI for each: names or files, as for :class:`pyrecon.models.mpi.DEQ`.
+        Add a row for each: names or files, whose role says of which method: DEQ-MPI, PP-MPI, the unrolled or the
+        end-to-end model. With a learned consistency among them, all methods get the rows of the system matrix that it
+        was trained on, whatever their SNR: so it can be tested with the matrix of another selection field.
+    dip
+        Add the deep image prior with at most so many iterations (20,000 as published); 0 leaves it out.
     progress
         Called with what is being done, how many steps are done, and how many there are.
 
@@ -127,149 +137,184 @@ def evaluate_mpi(
     -------
     tuple[Table, dict[str, Tensor]]
         Rows per method and kind of settings: ``"paper"`` and ``"released"`` with the published numbers,
-        ``"default"`` as :class:`Reconstructor` runs the method without any settings, ``"tuned"``. And the images of the
-        last SNR, by method and kind, with ``"truth"``.
+        ``"default"`` as :class:`Reconstructor` runs the method without any settings, ``"tuned"``; for trained weights
+        their name. Times per image, all test images at once and one alone. And the images of the last SNR, by method
+        and kind, with ``"truth"``.
     """
     scanner = Scanner(gradient=gradient)
     if calibration is None:
         calibration = scanner.calibrate(GRID, seed=seed)
     elif data == "scanner":
         raise DataError("data: 'scanner' scans with the simulated scanner and so cannot take a measured system matrix")
-    _check_images(images, calibration.grid)
-    trained = {text: DEQ(text) for text in weights}
+    check_images(images, calibration.grid)
+    trained, rows = _trained(weights, calibration)
+    contenders = [_classical(kind) for kind in CLASSICAL] + trained + ([_dip(dip)] if dip else [])
     table = Table(
         f"{'Classical and learned' if trained else 'Classical'} MPI reconstruction: {images.source}",
         [f"{snr:g} dB" for snr in snr_db],
         facts={
             "images": f"{len(images.test)} test, {len(images.validation)} validation, from {images.source}",
-            "data": _WAYS[data],
+            "data": WAYS[data],
         },
     )
-    steps = budget + 1 if tune else 1
-    done, total = 0, len(snr_db) * len(RANGES) * steps
+    if rows is not None:
+        table.facts["rows"] = "those that the learned consistency was trained on, for all methods"
+    if 0 < dip < DeepImagePrior.iterations:
+        table.notes.append(f"DIP: at most {dip} iterations, where {DeepImagePrior.iterations} are published.")
+    done, total = 0, len(snr_db) * sum(budget + 1 if tune and c.search is not None else 1 for c in contenders)
     pictures: dict[str, Tensor] = {}
     for snr, column in zip(snr_db, table.columns, strict=True):
         if data == "measured":
-            problem = measured_problem(prepare_system(calibration), images, snr, seed)
+            problem = measured_problem(prepare_system(calibration, rows=rows), images, snr, seed)
         else:
-            problem = scanner_problem(scanner, calibration, images, snr, seed)
+            problem = scanner_problem(scanner, calibration, images, snr, seed, rows=rows)
         table.facts[column] = problem.facts
         pictures = {"truth": problem.test.images}
-        for kind in RANGES:
+        for contender in contenders:
 
-            def step(kind: Any = kind, column: str = column) -> None:
+            def step(name: str = contender.default.name, column: str = column) -> None:
                 nonlocal done
-                progress(f"{kind.name} at {column}", done, total)
+                progress(f"{name} at {column}", done, total)
                 done += 1
 
             step()
-            chosen = {name: getattr(kind, name)(snr) for name in ("paper", "released") if hasattr(kind, name)}
-            if tune:
-                chosen["tuned"], edges = _tune(
-                    chosen["paper"] if "paper" in chosen else kind(weight=1.0), problem, budget, seed, step
-                )
+            runs = {kind: _Run(known(snr), problem, given=True) for kind, known in contender.known.items()}
+            runs[contender.label] = _Run(contender.default, problem, given=False)
+            if tune and contender.search is not None:
+                found, edges = _tune(contender.search(snr), contender.ranges, problem, budget, seed, step)
+                runs[contender.tuned] = _Run(found, problem, given=True)
                 if edges:
-                    table.notes.append(f"{kind.name} at {column}: {edges} ended at an end of the range searched.")
-            results = {name: _solve(method, problem.system, problem.test) for name, method in chosen.items()}
-            results["default"] = _by_default(kind(), problem)
-            for name in ("paper", "released", "default", "tuned"):
-                if name not in results:
-                    continue
-                row = table.row(kind.name, name)
-                row.psnr[column] = metrics.psnr(results[name], problem.test.images).tolist()
-                row.ssim[column] = metrics.ssim(results[name], problem.test.images).tolist()
-                row.settings[column] = _varied(chosen[name]) if name in chosen else {}
-                if snr in PUBLISHED.get(kind.name, {}) and name in ("paper", "tuned"):
-                    row.published[column] = PUBLISHED[kind.name][snr]
-                pictures[f"{kind.name}, {name}"] = results[name]
-        for text, learned in trained.items():
-            name = Path(text).stem
-            found = _by_default(learned, problem)
-            row = table.row(learned.name, name)
-            row.psnr[column] = metrics.psnr(found, problem.test.images).tolist()
-            row.ssim[column] = metrics.ssim(found, problem.test.images).tolist()
-            if snr in PUBLISHED[learned.name]:
-                row.published[column] = PUBLISHED[learned.name][snr]
-            pictures[f"{learned.name}, {name}"] = found
+                    name = found.name
+                    table.notes.append(f"{name} at {column}: {edges} ended at an end of the range searched.")
+            for kind, run in runs.items():
+                row = table.row(run.method.name, kind)
+                results, row.milliseconds[column] = _timed(run, len(problem.test.y))
+                row.psnr[column] = metrics.psnr(results, problem.test.images).tolist()
+                row.ssim[column] = metrics.ssim(results, problem.test.images).tolist()
+                if kind != "default":
+                    row.settings[column] = {name: getattr(run.method, name) for name in contender.ranges}
+                if kind not in ("default", "released") and snr in PUBLISHED.get(row.method, {}):
+                    row.published[column] = PUBLISHED[row.method][snr]
+                pictures[f"{row.method}, {kind}"] = results
     return table, pictures
 
 
-# --- problems ----------------------------------------------------------------------------------------------------
-def measured_problem(system: MPISystem, images: Images, snr_db: float, seed: int) -> Problem:
-    """``y = A_meas x + n``, to be read with ``A_meas U D``; sigma = 0.41 * 10^(-SNR/20), one for the set."""
-    coarse = {name: box_downsample(getattr(images, name), FINER) for name in ("validation", "test")}
-    clean = {name: x.flatten(1) @ system.matrix.T for name, x in coarse.items()}
-    gain = SIGNAL_RMS / float(clean["validation"].square().mean().sqrt())
-    factored = FactoredSystem(gain * system.blurred().matrix, system.grid.shape)
-    sigma = SIGNAL_RMS * 10 ** (-snr_db / 20)
-    generator = torch.Generator().manual_seed(seed)
-    sets = {}
-    for name, signal in clean.items():
-        y = gain * signal + sigma * torch.randn(signal.shape, generator=generator)
-        sets[name] = _data(factored, coarse[name], y, y.new_full((len(y),), sigma * y.shape[1] ** 0.5))
-    return Problem(factored, **sets, facts=_facts(factored, sets["test"], gain * clean["test"]))
+# --- contenders --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Contender:
+    """A method in the table.
+
+    ``default`` is what a user gets who sets nothing, in a row of the kind ``label``; ``known`` are settings for an SNR,
+    by kind; ``search`` is where a search for an SNR begins, and ``tuned`` the kind of what it finds.
+    """
+
+    default: Any
+    label: str = "default"
+    known: dict[str, Callable[[float], Any]] = field(default_factory=dict)
+    search: Callable[[float], Any] | None = None
+    tuned: str = "tuned"
+    ranges: dict[str, Range] = field(default_factory=dict)
 
 
-def scanner_problem(scanner: Scanner, calibration: MPICalibration, images: Images, snr_db: float, seed: int) -> Problem:
-    """Objects on the fine grid in the scanner, whole preprocessing; noise scaled for the SNR of the whitened rows."""
-    grid = calibration.grid
-    fine = Grid(tuple(FINER * n for n in grid.shape), tuple(d / FINER for d in grid.spacing), grid.center)
-    objects = torch.cat([images.validation, images.test])
-
-    def scan(noise: float) -> tuple[MPISystem, Tensor, Tensor]:
-        measured = scanner.measure(objects, fine, noise=noise, background_frames=60, seed=seed + 1)
-        system = prepare_system(calibration, measured)
-        frames = prepare_frames(system, measured)
-        assert frames.noise_norm is not None
-        return system, frames.y, frames.noise_norm
-
-    _, y, noise = scan(1.0)
-    snr_of_one = 10 * float(torch.log10((y.square().sum() - noise.square().sum()) / noise.square().sum()))
-    system, y, noise = scan(10 ** ((snr_of_one - snr_db) / 20))
-    gain = SIGNAL_RMS / float(((y.square().sum() - noise.square().sum()) / y.numel()).sqrt())
-    factored = FactoredSystem(gain * system.matrix, grid.shape)
-    split = len(images.validation)
-    truth = box_downsample(objects, FINER)
-    validation = _data(factored, truth[:split], gain * y[:split], gain * noise[:split])
-    test = _data(factored, truth[split:], gain * y[split:], gain * noise[split:])
-    return Problem(factored, validation, test, _facts(factored, test, None))
+def _classical(kind: Any) -> _Contender:
+    known = {name: getattr(kind, name) for name in ("paper", "released") if hasattr(kind, name)}
+    return _Contender(kind(), known=known, search=known.get("paper", lambda snr: kind(weight=1.0)), ranges=RANGES[kind])
 
 
-def _data(system: FactoredSystem, images: Tensor, y: Tensor, noise: Tensor) -> Data:
-    return Data(images, y, noise, system.coordinates(y))
+def _dip(iterations: int) -> _Contender:
+    method = DeepImagePrior(iterations=iterations)
+    ranges = dict(RANGES[DeepImagePrior])
+    ranges["iterations"] = replace(ranges["iterations"], low=max(1, min(20, iterations // 2)), high=iterations)
+    label = "paper" if iterations == DeepImagePrior.iterations else f"{iterations} iterations"
+    return _Contender(method, label, search=_always(method), ranges=ranges)
 
 
-def _facts(system: FactoredSystem, data: Data, clean: Tensor | None) -> str:
-    rows, voxels = system.matrix.shape
-    energy = float(system.matrix.square().sum()) / rows
-    misfit = float((system.residual(data.images.flatten(1), data.y) / data.noise).mean())
-    outside = float((data.coordinates[:, -1] / data.noise).mean())
-    text = (
-        f"{rows} real rows of mean energy {energy:.3g} x {voxels} voxels, |A x - y| of the true images "
-        f"{misfit:.3f} x noise, {outside:.3f} x noise outside the range of A"
-    )
-    if clean is not None:
-        snr = metrics.snr(data.y, clean)
-        text += f", SNR per image {float(snr.min()):.1f} to {float(snr.max()):.1f} dB"
-    return text
+def _always(method: Any) -> Callable[[float], Any]:
+    return lambda snr: method
 
 
-# --- methods -----------------------------------------------------------------------------------------------------
+def _trained(weights: Sequence[str], calibration: MPICalibration) -> tuple[list[_Contender], NDArray[np.int64] | None]:
+    """The methods of weights, by their roles, and the rows that their learned consistencies belong to."""
+    kinds = {kind.role: kind for kind in LEARNED.values()}
+    contenders, layouts = list[_Contender](), dict[str, RowLayout]()
+    for text in weights:
+        path = _weights.find(text)
+        model = DEQMPI.load(path)
+        # Training calls every file weights.safetensors, in a folder that has a name.
+        label = path.absolute().parent.name if path.stem == "weights" else path.stem
+        if any(label == known.label for known in contenders):
+            label = str(path)
+        if model.card is None:
+            raise DataError(f"{path}: does not say what it was trained for")
+        method = kinds[model.card.role](text)
+        if isinstance(method, PnP):
+            contenders.append(
+                _Contender(method, label, search=_always(method), tuned=f"{label}, tuned", ranges=RANGES[PnP])
+            )
+            continue
+        contenders.append(_Contender(method, label))
+        if isinstance(model.consistency, LearnedConsistency):
+            layouts[model.consistency.layout.digest] = model.consistency.layout
+    if len(layouts) > 1:
+        raise DataError(f"weights: have learned consistencies for {len(layouts)} different sets of rows; compare one")
+    return contenders, rows_of(next(iter(layouts.values())), calibration) if layouts else None
+
+
+class _Run:
+    """A method with the test data of a problem, ready to reconstruct the first ``count`` of them.
+
+    ``given`` settings are meant for the data's own scale; a method without is used as a user does, by
+    :class:`Reconstructor`.
+    """
+
+    def __init__(self, method: Any, problem: Problem, *, given: bool) -> None:
+        self.method, self.problem = method, problem
+        self.solver = _prepared(method, problem.system) if given else Reconstructor(problem.prepared, method)
+
+    def __call__(self, count: int) -> Tensor:
+        test = self.problem.test
+        y, noise = test.y[:count], test.noise[:count]
+        if isinstance(self.solver, Reconstructor):
+            return self.solver(y, noise_std=noise / y.shape[1] ** 0.5)[0]
+        value: Tensor = self.solver.solve(self.problem.system, y, noise)[0].value
+        return value.view_as(test.images[:count])
+
+
+def _prepared(method: Any, system: FactoredSystem) -> Any:
+    """A method that has something to load does so once."""
+    prepare = getattr(method, "prepared", None)
+    return method if prepare is None else prepare(system.matrix, system)
+
+
+def _timed(run: _Run, count: int) -> tuple[Tensor, tuple[float, float]]:
+    """Images, and milliseconds per image: of all at once and of one alone, the best of a few runs."""
+
+    def best(count: int) -> tuple[Tensor, float]:
+        shortest, spent = float("inf"), 0.0
+        for _ in range(5):
+            start = time.perf_counter()
+            images = run(count)
+            seconds = time.perf_counter() - start
+            shortest, spent = min(shortest, seconds), spent + seconds
+            if spent > 1:
+                break
+        return images, 1e3 * shortest / count
+
+    images, together = best(count)
+    return images, (together, best(1)[1])
+
+
+# --- the search --------------------------------------------------------------------------------------------------
 def _solve(method: Any, system: FactoredSystem, data: Data) -> Tensor:
     solution, _ = method.solve(system, data.y, data.noise, coordinates=data.coordinates)
-    return torch.as_tensor(solution.value.view_as(data.images))
+    value: Tensor = solution.value
+    return value.view_as(data.images)
 
 
-def _by_default(method: Any, problem: Problem) -> Tensor:
-    """What a user gets who sets nothing."""
-    reconstruct = Reconstructor(problem.system.matrix, method, shape=problem.system.shape)
-    images, _ = reconstruct(problem.test.y, noise_std=problem.test.noise / problem.test.y.shape[1] ** 0.5)
-    return images
-
-
-def _tune(known: Any, problem: Problem, budget: int, seed: int, step: Callable[[], None]) -> tuple[Any, str]:
+def _tune(
+    known: Any, ranges: dict[str, Range], problem: Problem, budget: int, seed: int, step: Callable[[], None]
+) -> tuple[Any, str]:
     """The method with the highest mean pSNR on the validation set, and which of its settings ended at an end."""
-    ranges = RANGES[type(known)]
 
     def score(settings: dict[str, Any]) -> float:
         images = _solve(replace(known, **settings), problem.system, problem.validation)
@@ -280,108 +325,16 @@ def _tune(known: Any, problem: Problem, budget: int, seed: int, step: Callable[[
     return replace(known, **found.settings), ", ".join(found.at_edge)
 
 
-def _varied(method: Any) -> dict[str, Any]:
-    return {name: getattr(method, name) for name in RANGES[type(method)]}
-
-
-# --- images ------------------------------------------------------------------------------------------------------
-_WAYS = {
-    "measured": "A_meas x + white noise, reconstructed with A_meas U D (bicubic up, box down)",
-    "scanner": "objects on a twice finer grid in the simulated scanner, coloured noise, drifting background",
-}
-
-
-def vessel_images(
-    volume: str | Path | None = None,
-    *,
-    test: int = 64,
-    validation: int = 32,
-    tissue: float = 0.0,
-    tissue_volume: str | Path | None = None,
-    shape: tuple[int, int] = (GRID.shape[0], GRID.shape[1]),
-    seed: int = 0,
-) -> Images:
-    """Vessel images as in DEQ-MPI section IV-B: projections of patches of ``10 x 2H x 2W`` voxels, peak 0.5 to 1.5.
-
-    Parameters
-    ----------
-    volume
-        A NIfTI angiogram; validation patches come from the first 45 % along its first axis, test patches from the last
-        45 %. Without one, crops of a retina's vessel tree.
-    tissue, tissue_volume
-        Brightness of a background relative to the vessels' peak, and a NIfTI volume whose patches give its texture.
-        Time-of-flight angiograms have one, CT angiograms with the background removed have none.
-    shape
-        (H, W) of the system matrix's grid.
-    """
-    fine = (FINER * shape[0], FINER * shape[1])
-    if (tissue > 0) != (tissue_volume is not None):
-        raise DataError("tissue: give a brightness above 0 and a volume, or neither")
-    if volume is None:
-        stacks = [retina_vessels(fine, n, pixels=4, seed=seed + k) for k, n in enumerate((validation, test))]
-        source = "crops of the retina's vessel tree"
-    else:
-        stacks = _patches(volume, (validation, test), fine, seed, level=0.1, filled=0.03)
-        source = Path(volume).name
-    if tissue_volume is not None:
-        textures = _patches(tissue_volume, (validation, test), fine, seed + 1, level=0.3, filled=0.9)
-        for vessels, texture in zip(stacks, textures, strict=True):
-            peak = vessels.max(axis=(1, 2), keepdims=True)
-            texture *= tissue * peak / texture.max(axis=(1, 2), keepdims=True)
-            np.maximum(vessels, texture, out=vessels)
-        source += f" over {tissue:g} of tissue from {Path(tissue_volume).name}"
-    tensors = []
-    for stack in stacks:
-        images = torch.from_numpy(stack)
-        # The peak that was drawn is that of the image on the system matrix's grid.
-        coarse = box_downsample(images, FINER).amax(dim=(1, 2), keepdim=True)
-        tensors.append(images * images.amax(dim=(1, 2), keepdim=True) / coarse)
-    return Images(tensors[0], tensors[1], source)
-
-
-def _patches(
-    path: str | Path, counts: tuple[int, int], shape: tuple[int, int], seed: int, *, level: float, filled: float
-) -> list[NDArray[np.float32]]:
-    """Patches from the two ends of a volume, a tenth of it between them unused."""
-    try:
-        import nibabel
-        from nibabel.filebasedimages import ImageFileError
-    except ImportError as error:
-        raise MissingDependency("nibabel", "io", "reading NIfTI volumes") from error
-    try:
-        volume = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
-    except (OSError, ImageFileError) as error:
-        raise DataError(f"{path}: cannot be read as NIfTI: {error}") from error
-    if volume.ndim != 3:
-        raise DataError(f"{path}: has {volume.ndim} axes, expected a volume of three")
-    cut = round(0.45 * len(volume))
-    slabs = (volume[:cut], volume[len(volume) - cut :])
-    return [
-        vessel_patches(slab, count, shape=shape, factor=1, level=level, filled=filled, seed=seed + k)
-        for k, (slab, count) in enumerate(zip(slabs, counts, strict=True))
-    ]
-
-
-def _check_images(images: Images, grid: Grid) -> None:
-    expected = tuple(FINER * n for n in grid.shape)
-    for name in ("validation", "test"):
-        stack = getattr(images, name)
-        if stack.dim() != 3 or tuple(stack.shape[1:]) != expected or len(stack) == 0:
-            raise DataError(
-                f"images: {name} has shape {tuple(stack.shape)}, expected (B, {', '.join(map(str, expected))}), "
-                f"{FINER} times the grid of the system matrix"
-            )
-
-
 # --- figure ------------------------------------------------------------------------------------------------------
 def draw(pictures: dict[str, Tensor], kind: str, count: int = 4) -> Any:
     """A figure: the truth, and every method's images with ``kind`` of settings or with trained weights."""
     from pyrecon import plotting
 
+    networks = tuple(f"{method.name}, " for method in (LEARNED | UNTRAINED).values())
     truth = pictures["truth"][:count].numpy()
     rows = [[plotting.Panel(image, "truth", window=(0, float(image.max()))) for image in truth]]
     for name, images in pictures.items():
-        if not (name.endswith(f", {kind}") or name.startswith(DEQ.name)):
+        if not (name.endswith(f", {kind}") or name.startswith(networks)):
             continue
         quality = metrics.psnr(images[:count], pictures["truth"][:count])
         rows.append(

@@ -31,6 +31,8 @@ class Range:
 
     def share(self, value: float) -> float:
         """The inverse of :meth:`value`, clipped to the range."""
+        if self.low == self.high:
+            return 0.0
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
         else:

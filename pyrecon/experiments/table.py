@@ -18,8 +18,9 @@ from pyrecon.report import versions
 class Row:
     """One method with one kind of settings.
 
-    ``psnr`` (dB) and ``ssim`` hold one number per test image for each column; ``published`` holds mean and standard
-    deviation of pSNR in dB and of SSIM in percent.
+    ``psnr`` (dB) and ``ssim`` hold one number per test image for each column; ``milliseconds`` the time per image, all
+    test images at once and one alone; ``published`` holds mean and standard deviation of pSNR in dB and of SSIM in
+    percent.
     """
 
     method: str
@@ -28,6 +29,7 @@ class Row:
     psnr: dict[str, list[float]] = field(default_factory=dict)
     ssim: dict[str, list[float]] = field(default_factory=dict)
     published: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    milliseconds: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def mean_psnr(self, column: str) -> float:
         return float(np.mean(self.psnr[column]))
@@ -76,6 +78,15 @@ class Table:
                     ", ".join(f"{k} {_short(v)}" for k, v in row.settings.get(c, {}).items()) for c in self.columns
                 ]
                 lines.append(f"| {row.method} | {row.kind} | " + " | ".join(cells) + " |")
+        if any(row.milliseconds for row in self.rows):
+            lines += ["", "Milliseconds per image, all test images at once / one alone.", ""]
+            lines += [
+                "| method | settings | " + " | ".join(self.columns) + " |",
+                "|---|---|" + "---|" * len(self.columns),
+            ]
+            for row in self.rows:
+                cells = [" / ".join(f"{ms:.3g}" for ms in row.milliseconds.get(c, ())) for c in self.columns]
+                lines.append(f"| {row.method} | {row.kind} | " + " | ".join(cells) + " |")
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines) + "\n"
@@ -84,16 +95,16 @@ class Table:
         """One line per method, kind and column."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(
-            ["method", "settings", "column", "psnr_mean", "psnr_std", "ssim_mean", "ssim_std", "images", "values"]
-        )
+        heads = ["method", "settings", "column", "psnr_mean", "psnr_std", "ssim_mean", "ssim_std", "images", "values"]
+        writer.writerow([*heads, "ms_together", "ms_alone"])
         for row in self.rows:
             for column in self.columns:
                 if column in row.psnr:
                     p, s = np.array(row.psnr[column]), np.array(row.ssim[column])
                     numbers = [f"{v:.4f}" for v in (p.mean(), p.std(), s.mean(), s.std())]
                     settings = json.dumps(plain(row.settings.get(column, {})))
-                    writer.writerow([row.method, row.kind, column, *numbers, len(p), settings])
+                    times = [f"{ms:.4g}" for ms in row.milliseconds.get(column, ())] or ["", ""]
+                    writer.writerow([row.method, row.kind, column, *numbers, len(p), settings, *times])
         return buffer.getvalue()
 
     def to_json(self) -> str:

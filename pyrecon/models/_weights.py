@@ -22,8 +22,8 @@ from pyrecon._errors import DataError
 from pyrecon._plain import plain
 from pyrecon.io import written_whole
 from pyrecon.io._files import PathLike, existing_file, one_line
-from pyrecon.models.deq_mpi import DEQMPI, Card
-from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
+from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency, Role
+from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "weights"
@@ -41,7 +41,7 @@ def save(model: DEQMPI, path: PathLike) -> None:
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise DataError(f"{path}: not written, {name} holds NaN or infinite values")
-    consistency: dict[str, Any] = {"kind": "ball"}
+    consistency: dict[str, Any] = {"kind": "none" if isinstance(model.consistency, ExactConsistency) else "ball"}
     if isinstance(model.consistency, LearnedConsistency):
         layout = model.consistency.layout
         tensors[_ROWS] = layout.rows.cpu().contiguous()
@@ -102,9 +102,29 @@ def load(path: PathLike) -> DEQMPI:
     return model.eval()
 
 
-def shipped() -> dict[str, Path]:
-    """Weights that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
+def shipped(role: Role | None = None) -> dict[str, Path]:
+    """Weights that come with the package, by name; with ``role`` those of it that fit any system matrix."""
+    known = {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
+    return known if role is None else {name: path for name, path in known.items() if _kind(path) == (role, False)}
+
+
+def _kind(path: Path) -> tuple[str, bool]:
+    """Role, and whether consistency is learned, by the header alone."""
+    header, _, _ = _read(path, tensors=False)
+    try:
+        role = (header["card"] or {}).get("role", "equilibrium")
+        return str(role), header["consistency"]["kind"] == "learned"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: the header is unusable ({type(error).__name__}: {one_line(error)})") from None
+
+
+def check_role(name: str, model: DEQMPI, role: Role, method: str) -> Card:
+    """The card of weights that are for ``role``; DataError where there is none or it is another's."""
+    if model.card is None:
+        raise DataError(f"{name}: does not say what it was trained for")
+    if model.card.role != role:
+        raise DataError(f"{name}: holds weights of the role {model.card.role!r}, {method} takes {role!r}")
+    return model.card
 
 
 def find(name_or_path: PathLike) -> Path:
@@ -119,8 +139,8 @@ def find(name_or_path: PathLike) -> Path:
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Header, what each tensor is by the file's own table, and the tensors."""
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Header, what each tensor is by the file's own table, and the tensors if asked for."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -130,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]
             found = {
                 name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
             }
-            tensors = {name: file.get_tensor(name) for name in slices}
+            values = {name: file.get_tensor(name) for name in slices} if tensors else {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: is no whole safetensors file ({one_line(error)})") from None
     if "pyrecon" not in metadata:
@@ -141,16 +161,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]
         raise DataError(f"{path}: the header is no JSON ({one_line(error)})") from None
     if not isinstance(header, dict):
         raise DataError(f"{path}: the header is a {type(header).__name__}, expected an object")
-    return header, found, tensors
+    return header, found, values
 
 
-def _consistency(
-    config: dict[str, Any], found: dict[str, Any], tensors: dict[str, Tensor]
-) -> BallConsistency | LearnedConsistency:
+def _consistency(config: dict[str, Any], found: dict[str, Any], tensors: dict[str, Tensor]) -> Consistency:
     if config["kind"] == "ball":
         return BallConsistency()
+    if config["kind"] == "none":
+        return ExactConsistency()
     if config["kind"] != "learned":
-        raise ValueError(f"consistency: {config['kind']!r}, expected 'ball' or 'learned'")
+        raise ValueError(f"consistency: {config['kind']!r}, expected 'ball', 'learned' or 'none'")
     if _ROWS not in found or found[_ROWS][1] != torch.int64:
         raise ValueError(f"{_ROWS} is {_said(found.get(_ROWS))}, expected int64 rows")
     groups, frequencies = config["grid"]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from pyrecon._errors import DataError
 from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
 from pyrecon.linops import SystemMatrix
-from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
+from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
 
 State = tuple[Tensor, Tensor, Tensor]
+Consistency = BallConsistency | ExactConsistency | LearnedConsistency
+# What weights are for: the fixed point; the denoiser of plug-and-play; one pass of the network over the least-squares
+# image; a fixed number of steps.
+Role = Literal["equilibrium", "denoiser", "end-to-end", "unrolled"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,15 @@ class Card:
         1st and 99th percentile of the root mean square of the training signals, in the scale of the model.
     training
         Facts about the training: system, images, schedule, quality on its validation set.
+    role
+        What the weights are for; files from before there were roles are for the equilibrium.
     """
 
     snr_db: float
     shape: tuple[int, int]
     signal_range: tuple[float, float]
     training: dict[str, Any] = field(default_factory=dict)
+    role: Role = "equilibrium"
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Card:
@@ -53,7 +61,10 @@ class Card:
         snr = float(value["snr_db"])
         if not (math.isfinite(snr) and 0 < low <= high < math.inf and min(height, width) > 0):
             raise ValueError(f"card: SNR {snr}, signals {low} to {high}, images {height} x {width}")
-        return cls(snr, (height, width), (low, high), dict(value["training"]))
+        role = value.get("role", "equilibrium")
+        if role not in ROLES:
+            raise ValueError(f"card: role {role!r}, expected one of {', '.join(ROLES)}")
+        return cls(snr, (height, width), (low, high), dict(value["training"]), role)
 
 
 class DEQMPI(nn.Module):
@@ -75,8 +86,9 @@ class DEQMPI(nn.Module):
     rdn
         Denoiser of images, :class:`pyrecon.nn.RDN`.
     consistency
-        :class:`~pyrecon.nn.LearnedConsistency`, whose weights belong to one layout of rows, or
-        :class:`~pyrecon.nn.BallConsistency` (default), which fits any system matrix.
+        :class:`~pyrecon.nn.LearnedConsistency`, whose weights belong to one layout of rows;
+        :class:`~pyrecon.nn.BallConsistency` (default) or :class:`~pyrecon.nn.ExactConsistency`, which fit any system
+        matrix.
     iterations
         Steps at inference.
     mixing
@@ -98,7 +110,7 @@ class DEQMPI(nn.Module):
     def __init__(
         self,
         rdn: RDN | None = None,
-        consistency: LearnedConsistency | BallConsistency | None = None,
+        consistency: Consistency | None = None,
         *,
         iterations: int = 25,
         mixing: int = 0,
@@ -136,11 +148,19 @@ class DEQMPI(nn.Module):
         )
         return value[0].unflatten(1, problem.shape)  # type: ignore[no-any-return]
 
+    def direct(self, problem: Problem, y: Tensor, start: Tensor | None = None) -> Tensor:
+        """``RDN(least squares)``, ``(B, H, W)``: what weights of the role ``"end-to-end"`` are trained for."""
+        return self.rdn(problem.start(y, start)[0].unflatten(1, problem.shape))  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def reconstruct(
         self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None, *, iterations: int | None = None
     ) -> Solution[Tensor]:
-        """Images ``(B, H, W)`` by ``iterations`` steps (default: the model's), with a status per sample."""
+        if bool((radius < 0).any()):
+            raise ValueError(f"radius: {float(radius.min()):g} is negative")
+        steps = iterations or self.iterations
+        if self.mixing:
+            return self._solved(problem, y, radius, start, Anderson(memory=self.mixing), self.tol, steps)
         steps = iterations or self.iterations
         if self.mixing:
             return self._solved(problem, y, radius, start, Anderson(memory=self.mixing), self.tol, steps)
@@ -172,7 +192,9 @@ class DEQMPI(nn.Module):
     ) -> Solution[Tensor]:
         state = problem.start(y, start)
         solution = fixed_point(problem.step_of(self), state, (y, radius), solver=solver, tol=tol, max_iter=steps)
-        image = solution.value[0].unflatten(1, problem.shape)
+        # A sample set aside at once would show its start, an image of nothing that was measured.
+        image = torch.where((solution.status == Status.NONFINITE)[:, None], torch.nan, solution.value[0])
+        image = image.unflatten(1, problem.shape)
         return Solution(image, solution.status, solution.iterations, solution.residual)
 
     def step(self, problem: Problem, state: State, y: Tensor, radius: Tensor) -> State:

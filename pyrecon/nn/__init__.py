@@ -1,6 +1,6 @@
 """Networks of the models."""
 
-from pyrecon.nn.learned_consistency import BallConsistency, LearnedConsistency, RowLayout
+from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
 
-__all__ = ["RDN", "BallConsistency", "LearnedConsistency", "RowLayout"]
+__all__ = ["RDN", "BallConsistency", "ExactConsistency", "LearnedConsistency", "RowLayout"]

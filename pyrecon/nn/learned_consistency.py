@@ -88,6 +88,13 @@ class BallConsistency(nn.Module):
         return project_l2_ball(v, y, radius)
 
 
+class ExactConsistency(nn.Module):
+    """``z = y``: the data are believed to the last digit, noise included; the ablation of DEQ-MPI's data step."""
+
+    def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+        return y
+
+
 class LearnedConsistency(nn.Module):
     """``z = y + (N(y, v) - y) min(1, radius / |N(y, v) - y|)``: a network's proposal, moved into the ball (Eq. 25).
 

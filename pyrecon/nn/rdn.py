@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,20 @@ class RDN(nn.Module):
             return self
         packed = _flatten_dense_tensors(weights)
         return lambda image: rdn(image, packed, **self.config)  # type: ignore[arg-type]
+
+    def scaled(self, strength: float) -> RDN:
+        """``x -> RDN(strength x) / strength``, a copy: a denoiser of noise that is ``strength`` times weaker.
+
+        Convolutions are linear and a ReLU commutes with positive factors, so only the biases change, by 1 / strength.
+        """
+        if not 0 < strength < math.inf:
+            raise ValueError(f"strength: {strength}, expected a number above 0")
+        copy = deepcopy(self)
+        with torch.no_grad():
+            for name, value in copy.named_parameters():
+                if name.endswith("bias"):
+                    value.div_(strength)
+        return copy
 
     def forward(self, image: Tensor) -> Tensor:
         weights = packable(self._convolutions(), image)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyrecon._errors import DataError
+from pyrecon.models.deq_mpi import Role
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Config:
     snr_db
         SNR of the training data (DEQ-MPI Eq. 36), one value as published.
     consistency
-        ``"ball"``: projection, fits any system matrix. ``"learned"``: a network over this scan's rows.
+        ``"ball"``: projection, fits any system matrix. ``"learned"``: a network over this scan's rows. ``"none"``: the
+        data as they are, ``z0 = y``.
     measure
         How data are made: ``"blurred"`` with A_meas, the model reading them with ``A_meas U D`` (DEQ-MPI section IV-D);
         ``"finer"`` by the system on a grid twice as fine, the model reading them with A_meas.
@@ -62,14 +64,19 @@ class Config:
         frequency) for a scanner with several receive channels.
     denoiser, projection, equilibrium
         The three stages: the RDN learns to denoise, the learned consistency to project onto the l2-ball, and both train
-        on at the equilibrium.
+        on at the equilibrium. A stage of no steps is left out: its network starts from random weights.
+    end_to_end
+        In place of the equilibrium: the RDN learns to turn least-squares images into true ones.
     denoiser_noise
         sigma_1, standard deviation of the noise that the RDN learns to remove.
     projection_noise
-        sigma_2 on y and sigma_3 on v, for the learned consistency.
+        sigma_2 on y and sigma_3 on v, for the learned consistency; zeros train it on noise-free data.
     gradient
         How gradients pass the equilibrium: ``"implicit"`` as published, or ``"jacobian-free"``, at a fraction of the
-        time.
+        time. ``"unrolled"``: no equilibrium, but ``unrolled_steps`` plain steps from the start, in training and at
+        inference.
+    unrolled_steps
+        5 as published.
     penalty
         c of :class:`~pyrecon.models.DEQMPI`, 1 as published. Without an equilibrium that 25 steps come near, the
         training is of something else than is used: at 25 dB and c = 1 an image that had gained 10.8 dB over least
@@ -83,7 +90,7 @@ class Config:
     """
 
     snr_db: float = 25.0
-    consistency: Literal["ball", "learned"] = "ball"
+    consistency: Literal["ball", "learned", "none"] = "ball"
     measure: Literal["blurred", "finer"] = "blurred"
     pool: int = 12_000
     validation: int = 128
@@ -93,9 +100,11 @@ class Config:
     denoiser: Stage = field(default_factory=lambda: Stage(1800, halve=450))
     projection: Stage = field(default_factory=lambda: Stage(500, halve=100))
     equilibrium: Stage = field(default_factory=lambda: Stage(600, batch=16, halve=150))
+    end_to_end: Stage = field(default_factory=lambda: Stage(0))
     denoiser_noise: float = 0.1
     projection_noise: tuple[float, float] = (0.05, 0.02)
-    gradient: Literal["implicit", "jacobian-free"] = "implicit"
+    gradient: Literal["implicit", "jacobian-free", "unrolled"] = "implicit"
+    unrolled_steps: int = 5
     penalty: float = 10.0
     tolerance: float = 1e-4
     limit: int = 40
@@ -115,6 +124,7 @@ class Config:
             "limit",
             "backward_limit",
             "memory",
+            "unrolled_steps",
             "validate_every",
             "save_every",
         ):
@@ -126,19 +136,33 @@ class Config:
             raise DataError(f"snr_db: {self.snr_db} is no SNR")
         if self.seed < 0:
             raise DataError(f"seed: {self.seed}, expected a number from 0")
-        if not (self.denoiser_noise > 0 and min(self.projection_noise) > 0 and self.tolerance >= 0):
-            raise DataError("denoiser_noise, projection_noise: expected values above 0; tolerance from 0")
+        if not (self.denoiser_noise > 0 and min(self.projection_noise) >= 0 and self.tolerance >= 0):
+            raise DataError("denoiser_noise: expected a value above 0; projection_noise, tolerance from 0")
         if not 0 < self.penalty < math.inf:
             raise DataError(f"penalty: {self.penalty}, expected a number above 0")
+        if self.end_to_end.steps and self.equilibrium.steps:
+            raise DataError("end_to_end, equilibrium: a run has steps of one of them, not of both")
+
+    @property
+    def role(self) -> Role | None:
+        """What the weights will be for: what the last stage trains; None where no stage has steps."""
+        if self.end_to_end.steps:
+            return "end-to-end"
+        if self.equilibrium.steps:
+            return "unrolled" if self.gradient == "unrolled" else "equilibrium"
+        return "denoiser" if self.denoiser.steps else None
 
     @classmethod
-    def of_scale(cls, scale: Literal["quick", "full"], **changes: Any) -> Config:
+    def of_scale(cls, scale: Literal["quick", "full"], role: Role = "equilibrium", **changes: Any) -> Config:
         """``"quick"``: within an hour on two cores. ``"full"``: as published, 200 epochs of 33,692 images, for a GPU.
 
-        The publication does not say how long the two networks are trained beforehand; here 50 and 10 epochs.
+        The publication does not say how long the two networks are trained beforehand; here 50 and 10 epochs. ``role``
+        picks the stages: all for ``"equilibrium"`` and ``"unrolled"``, the first for ``"denoiser"``; for
+        ``"end-to-end"`` one stage of its own, with as many steps as the others have together.
         """
+        quick = cls()
         if scale == "quick":
-            return cls(**changes)
+            return cls(**(_stages_of(role, quick) | changes))
         if scale != "full":
             raise DataError(f"scale: {scale!r}, expected quick or full")
         epoch = math.ceil(33_692 / 64)
@@ -153,7 +177,7 @@ class Config:
             "validate_every": epoch,
             "save_every": epoch // 2,
         }
-        return cls(**(published | changes))
+        return cls(**(published | _stages_of(role, cls(**published)) | changes))
 
     def with_stage(self, name: str, **changes: Any) -> Config:
         """The same with a stage's values changed; those that are None are left."""
@@ -168,9 +192,10 @@ class Config:
         """From the file that a run began with; DataError where it is none."""
         try:
             value = json.loads(path.read_text())
-            if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
+            known = {f.name for f in fields(cls)}
+            if not isinstance(value, Mapping) or not known - _ADDED <= set(value) <= known:
                 raise ValueError("has other entries than a training run has")
-            stages = {name: Stage(**value[name]) for name in STAGES}
+            stages = {name: Stage(**value[name]) for name in STAGES if name in value}
             return cls(**(dict(value) | stages | {"projection_noise": tuple(value["projection_noise"])}))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; expected the folder of a training run") from None
@@ -178,9 +203,22 @@ class Config:
             raise DataError(f"{path}: is not the description of a training run ({error})") from None
 
 
-STAGES = ("denoiser", "projection", "equilibrium")
+def _stages_of(role: Role, usual: Config) -> dict[str, Any]:
+    none = Stage(0)
+    if role == "denoiser":
+        return {"projection": none, "equilibrium": none}
+    if role == "end-to-end":
+        steps = usual.denoiser.steps + usual.equilibrium.steps
+        halve = round(usual.equilibrium.halve * steps / usual.equilibrium.steps)
+        stages = dict.fromkeys(("denoiser", "projection", "equilibrium"), none)
+        return stages | {"end_to_end": replace(usual.equilibrium, steps=steps, batch=usual.denoiser.batch, halve=halve)}
+    return {"gradient": "unrolled"} if role == "unrolled" else {}
+
+
+STAGES = ("denoiser", "projection", "equilibrium", "end_to_end")
+_ADDED = {"end_to_end", "unrolled_steps"}  # absent from the runs of earlier versions, which had no such stage
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "consistency": ("ball", "learned"),
+    "consistency": ("ball", "learned", "none"),
     "measure": ("blurred", "finer"),
-    "gradient": ("implicit", "jacobian-free"),
+    "gradient": ("implicit", "jacobian-free", "unrolled"),
 }

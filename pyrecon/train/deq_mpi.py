@@ -23,12 +23,12 @@ from pyrecon._errors import DataError, MissingDependency
 from pyrecon._plain import plain
 from pyrecon.data.mpi import MPISystem
 from pyrecon.data.vessels import vascular_images
-from pyrecon.implicit import ImplicitGradient, JacobianFree
+from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
 from pyrecon.io import written_whole
 from pyrecon.io._files import one_line
-from pyrecon.models.deq_mpi import DEQMPI, Card
+from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency
 from pyrecon.models.mpi.scale import image_shape, row_layout
-from pyrecon.nn import RDN, LearnedConsistency, RowLayout
+from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.solvers import Anderson, ConvergenceWarning
 from pyrecon.train.config import STAGES, Config
 from pyrecon.train.mpi_data import FINER, Source, TrainingData, fine_shape
@@ -65,8 +65,8 @@ def train_deq_mpi(
     system, config
         The whitened system matrix and the schedule of a new run.
     initial
-        Weights of :meth:`DEQMPI.save` to begin with, in place of random ones: the networks of a run at another SNR,
-        say. Stages of no steps are left out.
+        Weights of :meth:`DEQMPI.save` to begin with, in place of random ones, whatever their role: the networks of a
+        run at another SNR, say, or a denoiser to train on. Stages of no steps are left out.
     resume
         Go on where the run in ``folder`` stood; system and config are its own. On one machine and number of threads the
         weights are, bit by bit, those of a run that was never interrupted.
@@ -101,14 +101,16 @@ def train_deq_mpi(
     model = _new_model(folder, source, config)
     qualities = {}
     for name in STAGES:
-        if getattr(config, name).steps == 0 or (name == "projection" and config.consistency == "ball"):
+        if getattr(config, name).steps == 0 or (name == "projection" and config.consistency != "learned"):
             continue
         qualities[name] = _run_stage(folder / name, name, model, data, device, report, stop)
     model = model.to("cpu").eval()
     facts: dict[str, Any] = {"config": asdict(config), "quality_db": qualities, "rows": len(source.matrix)}
+    role = config.role or "equilibrium"
     if model.card is not None:
         facts["initial"] = model.card.training  # how the weights that the run began with were made
-    model.card = Card(config.snr_db, source.shape, data.signal_range, plain(facts))
+        role = config.role or model.card.role
+    model.card = Card(config.snr_db, source.shape, data.signal_range, plain(facts), role)
     model.save(folder / "weights.safetensors")
     return model
 
@@ -198,31 +200,35 @@ def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         rdn = RDN(layers=config.layers)
-        learned = config.consistency == "learned" and source.layout is not None
-        consistency = LearnedConsistency(source.layout, dims=config.dims) if learned and source.layout else None
+        consistency: Consistency | None = None
+        if config.consistency == "learned" and source.layout is not None:
+            consistency = LearnedConsistency(source.layout, dims=config.dims)
+        elif config.consistency == "none":
+            consistency = ExactConsistency()
     card = None
     if (folder / _INITIAL).exists():
         known = DEQMPI.load(folder / _INITIAL)
         rdn, card = known.rdn, known.card
-        if consistency is not None and isinstance(known.consistency, LearnedConsistency):
+        if isinstance(consistency, LearnedConsistency) and isinstance(known.consistency, LearnedConsistency):
             if known.consistency.layout.digest != consistency.layout.digest:
                 raise DataError("initial: its learned consistency belongs to other rows than the system matrix has")
             consistency = known.consistency
-    gradient = (
-        ImplicitGradient(solver=Anderson(memory=config.memory), tol=config.tolerance, max_iter=config.backward_limit)
-        if config.gradient == "implicit"
-        else JacobianFree()
-    )
     solver = Anderson(memory=config.memory)
+    gradient: Gradient = JacobianFree()
+    inference = {"mixing": config.memory}
+    if config.gradient == "implicit":
+        gradient = ImplicitGradient(solver=solver, tol=config.tolerance, max_iter=config.backward_limit)
+    elif config.gradient == "unrolled":  # inference is what was trained: as many steps, and plain ones
+        gradient, inference = Unrolled(config.unrolled_steps), {"iterations": config.unrolled_steps}
     model = DEQMPI(
         rdn,
         consistency,
-        mixing=config.memory,
         penalty=config.penalty,
         solver=solver,
         tol=config.tolerance,
         max_iter=config.limit,
         gradient=gradient,
+        **inference,
     )
     model.card = card
     return model

@@ -91,7 +91,7 @@ class TrainingData:
         rms = rms * (0.5 + torch.rand(rms.shape, generator=_generator(config.seed, SCALE, 0)))
         system = ScaledSystem(system.matrix, system.shape, system.gain, unit, source.layout)
         factored = None
-        if config.consistency == "ball":
+        if config.consistency != "learned":
             factored = FactoredSystem(system.matrix, system.shape)
             problem = compressed(factored, config.snr_db)
         else:

@@ -1,4 +1,4 @@
-"""The three stages of DEQ-MPI's training as Lightning modules, and what watches them."""
+"""The stages of DEQ-MPI's training as Lightning modules, and what watches them."""
 
 from __future__ import annotations
 
@@ -145,7 +145,29 @@ class Equilibrium(StageModule):
         }
 
 
-MODULES: dict[str, type[StageModule]] = {kind.name: kind for kind in (Denoiser, Projection, Equilibrium)}
+class EndToEnd(StageModule):
+    """``|RDN(x_ls) - x|_1`` for least-squares images x_ls of noisy data (section V-A). Quality: pSNR."""
+
+    name = "end_to_end"
+
+    @property
+    def part(self) -> nn.Module:
+        return self.model.rdn
+
+    def loss(self, step: int) -> Tensor:
+        batch = self.data.measured(step, self.stage.batch)
+        return F.l1_loss(self.model.direct(self.data.problem, batch.y), batch.images)
+
+    def quality(self) -> dict[str, float]:
+        batch = self.data.validation_set()
+        start = self.data.problem.start(batch.y)[0].view_as(batch.images)
+        return {
+            "quality": _mean_psnr(self.model.direct(self.data.problem, batch.y), batch.images),
+            "least_squares": _mean_psnr(start, batch.images),
+        }
+
+
+MODULES: dict[str, type[StageModule]] = {kind.name: kind for kind in (Denoiser, Projection, Equilibrium, EndToEnd)}
 
 
 class Watch(L.Callback):

@@ -2,9 +2,11 @@
 
 from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
-from pyrecon.models.mpi.deq import DEQ
+from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
+from pyrecon.models.mpi.dip import DeepImagePrior
 from pyrecon.models.mpi.linear import ART, Tikhonov
-from pyrecon.models.mpi.reconstructor import LEARNED, METHODS, Method, Reconstructor
+from pyrecon.models.mpi.pnp import PnP
+from pyrecon.models.mpi.reconstructor import LEARNED, METHODS, UNTRAINED, Method, Reconstructor
 from pyrecon.models.mpi.scale import ScaledSystem
 
 __all__ = [
@@ -14,11 +16,16 @@ __all__ = [
     "LEARNED",
     "METHODS",
     "TVADMM",
+    "UNTRAINED",
     "ADMMState",
+    "DeepImagePrior",
+    "EndToEnd",
     "FactoredSystem",
     "HybADMM",
     "Method",
+    "PnP",
     "Reconstructor",
     "ScaledSystem",
     "Tikhonov",
+    "Unrolled",
 ]

@@ -1,10 +1,15 @@
-"""DEQ-MPI as a method of :class:`Reconstructor`: weights chosen by SNR, data brought into their training range."""
+"""Trained networks as methods of :class:`Reconstructor`: weights chosen by SNR, data brought into their range.
+
+DEQ-MPI, and two of what it is compared with (section V-A, Fig. 3): the same step unrolled a fixed number of times, and
+the denoising network alone, trained to improve the least-squares image.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -13,56 +18,37 @@ from torch import Tensor
 from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models import _weights
-from pyrecon.models.deq_mpi import DEQMPI, Card, Problem
+from pyrecon.models.deq_mpi import DEQMPI, Card, Problem, Role
 from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.models.mpi.scale import compressed, image_shape, noise_std, row_gain, row_layout, start_cutoff
 from pyrecon.nn import LearnedConsistency
-from pyrecon.solvers import Solution
+from pyrecon.solvers import Solution, Status
 
 _BOUNDARY = 1.05  # a frame scaled by more than this away from its noise level lies outside the training data
 
 
 @dataclass(frozen=True)
-class DEQ:
-    """DEQ-MPI with trained weights (:class:`pyrecon.models.DEQMPI`).
-
-    Every frame is scaled so that its noise is that of the training set; where its signal would then be outside what was
-    seen in training, the signal is brought to the border of that range, with a warning.
-
-    Attributes
-    ----------
-    weights
-        A file of :meth:`~pyrecon.models.DEQMPI.save`, or the name of weights that come with the package. None takes,
-        of those without learned consistency, which fit any system matrix, the ones whose SNR is nearest to the frame's.
-    iterations
-        Plain steps; None takes the weights' own number, 25 as published.
-    """
+class _Trained:
+    """What the methods with trained weights share."""
 
     weights: str | None = None
-    iterations: int | None = None
 
-    name: ClassVar[str] = "DEQ-MPI"
+    name: ClassVar[str] = ""
+    role: ClassVar[Role] = "equilibrium"
     factors: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        if self.iterations is not None and self.iterations < 1:
-            raise ValueError(f"iterations: {self.iterations}, expected at least one")
-
-    def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> ReadyDEQ:
+    def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> Ready:
         """The models, loaded and checked against the system; what :class:`Reconstructor` runs."""
         if self.weights is not None:
             path = _weights.find(self.weights)
-            models = {str(path.name): _carded(str(path), DEQMPI.load(path))}
+            models = {path.name: DEQMPI.load(path)}
         else:
-            loaded = {name: DEQMPI.load(path) for name, path in _weights.shipped().items()}
-            models = {
-                name: model for name, model in loaded.items() if not isinstance(model.consistency, LearnedConsistency)
-            }
-            if not models:
-                raise DataError("weights: none come with this package; train some with `pyrecon train deq-mpi`")
+            models = {name: DEQMPI.load(path) for name, path in shipped(self.role).items()}
         for name, model in models.items():
+            card = _weights.check_role(name, model, self.role, self.name)
             check_layout(name, model, system)
-        return ReadyDEQ(models, factored, self.iterations)
+            _warn_of_grid(name, card, factored)
+        return Ready(self, models, factored)
 
     def solve(
         self,
@@ -76,13 +62,78 @@ class DEQ:
         """Images ``(B, N)`` from data ``(B, M)``, reading the weights anew; to keep them, use :meth:`prepared`."""
         return self.prepared(system.matrix, system).solve(system, y, noise, coordinates=coordinates)
 
+    def _images(self, model: DEQMPI, problem: Problem, y: Tensor, radius: Tensor) -> Solution[Tensor]:
+        raise NotImplementedError
 
-class ReadyDEQ:
-    """Loaded models and the system in the scale of each."""
 
-    def __init__(self, models: dict[str, DEQMPI], system: FactoredSystem, iterations: int | None) -> None:
+@dataclass(frozen=True)
+class DEQ(_Trained):
+    """DEQ-MPI with trained weights (:class:`pyrecon.models.DEQMPI`).
+
+    Every frame is scaled so that its noise is that of the training set; where its signal would then be outside what was
+    seen in training, the signal is brought to the border of that range, with a warning.
+
+    Attributes
+    ----------
+    weights
+        A file of :meth:`~pyrecon.models.DEQMPI.save`, or the name of weights that come with the package. None takes,
+        of those for the equilibrium without learned consistency, which fit any system matrix, the ones whose SNR is
+        nearest to the frame's.
+    iterations
+        Plain steps; None takes the weights' own number, 25 as published.
+    """
+
+    iterations: int | None = None
+
+    name: ClassVar[str] = "DEQ-MPI"
+    role: ClassVar[Role] = "equilibrium"
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None and self.iterations < 1:
+            raise ValueError(f"iterations: {self.iterations}, expected at least one")
+
+    def _images(self, model: DEQMPI, problem: Problem, y: Tensor, radius: Tensor) -> Solution[Tensor]:
+        return model.reconstruct(problem, y, radius, iterations=self.iterations)
+
+
+@dataclass(frozen=True)
+class Unrolled(DEQ):
+    """The step of DEQ-MPI a fixed number of times, with weights that were trained for that number.
+
+    ``weights`` and ``iterations`` as in :class:`DEQ`; None takes as many steps as in training, 5 as published. With
+    more the images get worse (DEQ-MPI Fig. 4). Trained by ``pyrecon train deq-mpi --model unrolled``.
+    """
+
+    name: ClassVar[str] = "Unrolled"
+    role: ClassVar[Role] = "unrolled"
+
+
+@dataclass(frozen=True)
+class EndToEnd(_Trained):
+    """``RDN(least squares)``: one pass of a network over the truncated least-squares image, data not looked at again.
+
+    ``weights`` as in :class:`DEQ`. Trained by ``pyrecon train deq-mpi --model end-to-end``.
+    """
+
+    name: ClassVar[str] = "End-to-end"
+    role: ClassVar[Role] = "end-to-end"
+
+    @torch.no_grad()
+    def _images(self, model: DEQMPI, problem: Problem, y: Tensor, radius: Tensor) -> Solution[Tensor]:
+        image = model.direct(problem, y)
+        # ReLU lets a NaN pass, but what counts is whether the data were numbers.
+        whole = torch.isfinite(y).all(dim=1) & torch.isfinite(image).flatten(1).all(dim=1)
+        status = torch.where(whole, int(Status.CONVERGED), int(Status.NONFINITE)).to(torch.int8)
+        image = torch.where(whole[:, None, None], image, torch.nan)
+        return Solution(image, status, torch.ones_like(status, dtype=torch.int32), torch.zeros_like(y[:, 0]))
+
+
+class Ready:
+    """Loaded models of a method and the system in the scale of each."""
+
+    def __init__(self, method: _Trained, models: dict[str, DEQMPI], system: FactoredSystem) -> None:
         self.models = {name: model.to(system.matrix) for name, model in models.items()}
-        self.iterations, self.system = iterations, system
+        self.method, self.system = method, system
         # In the scale of Reconstructor the gain is 1 already; stated here, the method does not depend on it.
         self.gain = row_gain(system.matrix)
         self.problems: dict[str, Problem] = {}
@@ -96,7 +147,7 @@ class ReadyDEQ:
         coordinates: Tensor | None = None,
         start: None = None,
     ) -> tuple[Solution[Tensor], None]:
-        """As :meth:`DEQ.solve`."""
+        """As the method's own."""
         coordinates = system.coordinates(y) if coordinates is None else coordinates
         names = list(self.models)
         chosen = _nearest(y, noise, [_card(self.models[name]).snr_db for name in names])
@@ -117,7 +168,7 @@ class ReadyDEQ:
         learned = isinstance(model.consistency, LearnedConsistency)
         scale = _into_range(name, y * self.gain, noise * self.gain, card)
         data = (y if learned else coordinates) * (self.gain * scale)[:, None]
-        found = model.reconstruct(problem, data, noise * self.gain * scale, iterations=self.iterations)
+        found = self.method._images(model, problem, data, noise * self.gain * scale)
         image = found.value.flatten(1).clamp(min=0) / scale[:, None]
         return Solution(image, found.status, found.iterations, found.residual)
 
@@ -147,7 +198,7 @@ def check_layout(name: str, model: DEQMPI, system: MPISystem | Tensor) -> None:
         fits = layout is not None and layout.digest == ours.digest
         theirs = f"{len(system.rows)} rows" + ("" if layout is None else f" on {layout.grid[0]} x {layout.grid[1]}")
     if not fits:
-        others = [n for n, path in _weights.shipped().items() if _is_free(path)]
+        others = list(_weights.shipped("equilibrium" if model.card is None else model.card.role))
         advice = f" ({', '.join(others)})" if others else ""
         grid = f"{ours.grid[0]} x {ours.grid[1]}"
         raise DataError(
@@ -157,14 +208,27 @@ def check_layout(name: str, model: DEQMPI, system: MPISystem | Tensor) -> None:
         )
 
 
-def _is_free(path: object) -> bool:
-    return not isinstance(DEQMPI.load(str(path)).consistency, LearnedConsistency)
+def shipped(role: Role) -> dict[str, Path]:
+    """Weights of a role that come with the package; DataError that says how to make some where there are none."""
+    found = _weights.shipped(role)
+    if not found:
+        model = "deq" if role == "equilibrium" else role
+        raise DataError(
+            f"weights: none of the role {role!r} come with this package; train some with `pyrecon train deq-mpi "
+            f"--model {model}` and give their file"
+        )
+    return found
 
 
-def _carded(path: str, model: DEQMPI) -> DEQMPI:
-    if model.card is None:
-        raise DataError(f"{path}: does not say what SNR it was trained for")
-    return model
+def _warn_of_grid(name: str, card: Card, system: FactoredSystem) -> None:
+    """The networks take any grid, but what they know is images of one size and voxel."""
+    height, width = image_shape(system.shape)
+    if (height, width) != card.shape:
+        warnings.warn(
+            f"grid: {name} was trained on images of {card.shape[0]} x {card.shape[1]}, the system matrix has "
+            f"{height} x {width}: the images may be less good than they look",
+            stacklevel=4,
+        )
 
 
 def _card(model: DEQMPI) -> Card:
@@ -189,7 +253,14 @@ def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
     wanted = noise_std(card.snr_db) / sigma.clamp(min=floor)
     scale = torch.where(rms > 0.1 * sigma, torch.minimum(torch.maximum(wanted, low), high), wanted.clamp(max=1 / floor))
     away = torch.maximum(scale / wanted, wanted / scale)
-    far = torch.nonzero(away > _BOUNDARY)[:, 0]
+    silent = noise == 0
+    if bool(silent.any()):
+        warnings.warn(
+            f"data: no noise is given for {int(silent.sum())} of {len(y)} frames, {name} was trained at "
+            f"{card.snr_db:g} dB and takes some for granted",
+            stacklevel=6,
+        )
+    far = torch.nonzero((away > _BOUNDARY) & ~silent)[:, 0]
     if len(far):
         kind = "weaker" if scale[far[0]] > wanted[far[0]] else "stronger"
         by = 20 * math.log10(float(away[far].max()))

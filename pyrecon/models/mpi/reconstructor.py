@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 from pyrecon.data.mpi import MPIFrames, MPISystem
 from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
-from pyrecon.models.mpi.deq import DEQ
+from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
+from pyrecon.models.mpi.dip import DeepImagePrior
 from pyrecon.models.mpi.linear import ART, Tikhonov
+from pyrecon.models.mpi.pnp import PnP
 from pyrecon.models.mpi.scale import ROW_ENERGY, SIGNAL_RMS
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution, Status
@@ -28,8 +30,9 @@ METHODS: dict[str, type[Any]] = {
     "art": ART,
     "tikhonov": Tikhonov,
 }
-# Those that need trained weights.
-LEARNED: dict[str, type[Any]] = {"deq-mpi": DEQ}
+# Those that need trained weights, and one that trains a network on every frame, for minutes.
+LEARNED: dict[str, type[Any]] = {"deq-mpi": DEQ, "pp-mpi": PnP, "unrolled": Unrolled, "end-to-end": EndToEnd}
+UNTRAINED: dict[str, type[Any]] = {"dip": DeepImagePrior}
 
 _MISMATCH = 0.15  # share of the signal outside the range of the matrix that calls for a warning
 
@@ -57,8 +60,8 @@ class Reconstructor:
     system
         What :func:`pyrecon.data.mpi.prepare_system` gives, or a real matrix ``(M, N)`` with ``shape``.
     method
-        An instance of :class:`L1ADMM`, :class:`TVADMM`, :class:`HybADMM`, :class:`ART`, :class:`Tikhonov` or
-        :class:`DEQ`.
+        An instance of :class:`L1ADMM`, :class:`TVADMM`, :class:`HybADMM`, :class:`ART`, :class:`Tikhonov`;
+        :class:`DEQ`, :class:`PnP`, :class:`Unrolled`, :class:`EndToEnd`; or :class:`DeepImagePrior`.
     shape
         Shape of an image, for a bare matrix.
     normalise
@@ -122,7 +125,13 @@ class Reconstructor:
         """Report of the latest call, or of the latest stream so far."""
         return self._run.report()
 
-    def __call__(self, frames: MPIFrames | Tensor, *, noise_std: Tensor | float | None = None) -> tuple[Tensor, Report]:
+    def __call__(
+        self,
+        frames: MPIFrames | Tensor,
+        *,
+        noise_std: Tensor | float | None = None,
+        progress: Callable[[float, int], None] = lambda done, total: None,
+    ) -> tuple[Tensor, Report]:
         """Reconstruct a set of frames, ``batch`` at a time.
 
         Parameters
@@ -132,6 +141,8 @@ class Reconstructor:
         noise_std
             Standard deviation of the noise in every element, a number or ``(B,)``. Default what the frames know, else
             what the part of the data says that no image explains.
+        progress
+            Called with how many frames are done (of those at work, a share) and how many there are.
 
         Returns
         -------
@@ -145,9 +156,14 @@ class Reconstructor:
         self._run = self._recorder()
         images = [y.new_zeros((0, *self.system.shape))]
         for first in range(0, len(y), self.batch):
-            part = slice(first, first + self.batch)
+            part = slice(first, min(first + self.batch, len(y)))
+            if hasattr(self._solver, "report"):  # a method that takes minutes says where it is
+                self._solver.report = lambda share, part=part: progress(
+                    part.start + share * (part.stop - part.start), len(y)
+                )
             image, _ = self._reconstruct(y[part], None if std is None else std[part], None)
             images.append(image)
+            progress(part.stop, len(y))
         return torch.cat(images), self._run.report()
 
     def stream(self, frames: Iterable[Tensor], *, noise_std: float | None = None) -> Iterator[Tensor]:
@@ -188,7 +204,7 @@ class Reconstructor:
             )
             images = solution.value * scale[:, None]
             residual = system.residual(images, scaled) / self._gain
-            _warn_of_status(self.method, solution, first)
+            _warn_of_status(self.method, solution, y, first)
         self._run.add(solution, residual=residual, noise_level=expected / self._gain)
         self._iterations += int(solution.iterations.sum())
         report = self._run.report()
@@ -200,6 +216,8 @@ class Reconstructor:
         if std is None:
             assert coordinates is not None
             return self.system.noise_norm(coordinates)
+        if bool((std < 0).any()):
+            raise ValueError(f"noise_std: {float(std.min()):g} is negative")
         noise = std.to(y) * (self._gain * math.sqrt(y.shape[1]))
         if coordinates is not None and not self._mismatch:
             self._mismatch = _warn_of_mismatch(coordinates, noise, torch.linalg.vector_norm(y, dim=1), first)
@@ -238,11 +256,15 @@ def _warn_of_mismatch(coordinates: Tensor, noise: Tensor, size: Tensor, first: i
     return True
 
 
-def _warn_of_status(method: Method, solution: Solution[Tensor], first: int) -> None:
-    broken = torch.nonzero(solution.status == Status.NONFINITE)[:, 0] + first
-    if len(broken):
-        listed = ", ".join(str(int(i)) for i in broken[:10]) + (", ..." if len(broken) > 10 else "")
-        warnings.warn(f"data: NaN or infinite values in frames {listed}", stacklevel=4)
+def _warn_of_status(method: Method, solution: Solution[Tensor], y: Tensor, first: int) -> None:
+    for what, frames in (
+        ("NaN or infinite values", solution.status == Status.NONFINITE),
+        ("nothing but zeros", ~y.any(dim=1)),
+    ):
+        numbers = (torch.nonzero(frames)[:, 0] + first).tolist()
+        if numbers:
+            listed = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+            warnings.warn(f"data: {what} in frames {listed}", stacklevel=4)
     if getattr(method, "tol", 0) > 0:
         solution.warn_unless_converged(method.name, "Allow more iterations or a larger tol.")
 

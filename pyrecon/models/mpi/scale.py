@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,10 @@ from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.nn import RowLayout
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pyrecon.data.mpi import MPISystem
+    from pyrecon.data.raw import MPICalibration
     from pyrecon.models.deq_mpi import Problem
 
 ROW_ENERGY = 0.34
@@ -129,6 +133,23 @@ def row_layout(system: MPISystem) -> RowLayout | None:
     period, channel, frequency = torch.from_numpy(system.rows).T
     points = (period * channels + channel) * frequencies + frequency
     return RowLayout((periods * channels, frequencies), points, int(frequency.max()) + 1)
+
+
+def rows_of(layout: RowLayout, calibration: MPICalibration) -> NDArray[np.int64]:
+    """``(m, 3)`` rows of a calibration that lie as ``layout`` says, for :func:`pyrecon.data.mpi.prepare_system`.
+
+    So a system matrix of another selection field gets the rows that a learned consistency was trained on. The inverse
+    of :func:`row_layout`; DataError where the calibration's grid of (period, channel) x frequency is another.
+    """
+    periods, channels, frequencies = calibration.spectrum.shape[:3]
+    if layout.grid != (periods * channels, frequencies):
+        raise DataError(
+            f"system matrix: has {periods * channels} x {frequencies} angles (or channels) x frequencies, the learned "
+            f"consistency belongs to {layout.grid[0]} x {layout.grid[1]}"
+        )
+    points = layout.rows.cpu().numpy()
+    group, frequency = np.divmod(points, frequencies)
+    return np.stack([group // channels, group % channels, frequency], axis=1)
 
 
 def compressed(system: FactoredSystem, snr_db: float | None = None, *, gain: float = 1.0) -> Problem:
