@@ -156,11 +156,9 @@ class DEQMPI(nn.Module):
     def reconstruct(
         self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None, *, iterations: int | None = None
     ) -> Solution[Tensor]:
+        """Images ``(B, H, W)`` by ``iterations`` steps (default: the model's), with a status per sample."""
         if bool((radius < 0).any()):
             raise ValueError(f"radius: {float(radius.min()):g} is negative")
-        steps = iterations or self.iterations
-        if self.mixing:
-            return self._solved(problem, y, radius, start, Anderson(memory=self.mixing), self.tol, steps)
         steps = iterations or self.iterations
         if self.mixing:
             return self._solved(problem, y, radius, start, Anderson(memory=self.mixing), self.tol, steps)

@@ -80,7 +80,7 @@ class DEQ(_Trained):
         of those for the equilibrium without learned consistency, which fit any system matrix, the ones whose SNR is
         nearest to the frame's.
     iterations
-        Plain steps; None takes the weights' own number, 25 as published.
+        Steps; None takes the weights' own number, 25 as published.
     """
 
     iterations: int | None = None

@@ -30,7 +30,7 @@ class PnP:
 
         z0 = proj(A x - d0)  onto the ball of radius epsilon |noise| around y
         z1 = RDN(strength (x - d1)) / strength
-        x  = (I + A^T A)^-1 (A^T (z0 + d0) + z1 + d1),    then both duals
+        x  = (I + c A^T A)^-1 (c A^T (z0 + d0) + z1 + d1),    then both duals
 
     in the r + 1 coordinates of the data (:func:`pyrecon.models.mpi.scale.compressed`), the same iterates as in all M
     rows. A's rows have a mean energy of 0.34, and an image has the scale that :class:`Reconstructor` gives it.
@@ -43,6 +43,8 @@ class PnP:
     strength
         The denoiser, trained at one noise level, acts as one for noise that is ``strength`` times weaker: smaller
         values smooth more.
+    penalty
+        c, of the data's split against the image's: how fast which singular values follow.
     epsilon
         Radius of the ball as a multiple of the expected norm of the noise.
     iterations
@@ -51,6 +53,7 @@ class PnP:
 
     weights: str | None = None
     strength: float = 1.0
+    penalty: float = 1.0
     epsilon: float = 1.0
     iterations: int = 150
 
@@ -59,8 +62,9 @@ class PnP:
     factors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.strength < float("inf"):
-            raise ValueError(f"strength: {self.strength}, expected a number above 0")
+        for name in ("strength", "penalty"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: {getattr(self, name)}, expected a number above 0")
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon: {self.epsilon} is negative")
         if self.iterations < 1:
@@ -73,7 +77,8 @@ class PnP:
         trained = DEQMPI.load(path)
         _weights.check_role(path.name, trained, self.role, self.name)
         # The consistency that a training run with learned consistency has in its weights is none of a denoiser's.
-        model = DEQMPI(trained.rdn.scaled(self.strength), BallConsistency(), iterations=self.iterations)
+        denoise = trained.rdn.scaled(self.strength)
+        model = DEQMPI(denoise, BallConsistency(), iterations=self.iterations, penalty=self.penalty)
         return ReadyPnP(model.eval(), factored, self.epsilon)
 
     def solve(
