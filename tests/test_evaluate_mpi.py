@@ -17,10 +17,18 @@ from pyrecon._errors import DataError
 from pyrecon.data.mpi import box_downsample, prepare_system
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import vascular_images
-from pyrecon.experiments.mpi import Images, draw, evaluate_mpi, generated_images, phantom_images
+from pyrecon.experiments.mpi import (
+    Images,
+    Run,
+    draw,
+    evaluate_mpi,
+    generated_images,
+    measured_problem,
+    phantom_images,
+)
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Card, Role
-from pyrecon.models.mpi import DEQ, Reconstructor
+from pyrecon.models.mpi import DEQ, L1ADMM, Reconstructor
 from pyrecon.models.mpi.scale import row_layout, rows_of
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
 from pyrecon.physics.mpi import Scanner
@@ -81,7 +89,7 @@ def test_every_rival_has_its_row_with_times_and_its_share_of_the_search(tmp_path
     assert kinds["PP-MPI", "denoiser, tuned"].published["25 dB"][0] == 33.4
     assert kinds["DIP", "12 iterations"].published["25 dB"][0] == 22.6
     assert kinds["DIP", "tuned"].settings["25 dB"]["iterations"] <= 12
-    assert set(kinds["PP-MPI", "denoiser, tuned"].settings["25 dB"]) == {"strength", "epsilon", "iterations"}
+    assert set(kinds["PP-MPI", "denoiser, tuned"].settings["25 dB"]) == {"strength", "epsilon", "iterations", "penalty"}
     assert any("at most 12 iterations, where 20000 are published" in note for note in table.notes)
     searched = [name for name, *_ in steps]
     # One step before, and as many as the budget has, for every method that has settings.
@@ -178,6 +186,33 @@ def test_phantoms_are_whole_and_anywhere(phantom: Any) -> None:
         phantom_images("cube")  # type: ignore[arg-type]
 
 
+def test_a_finer_grid_than_the_calibrations(tmp_path: Path) -> None:
+    """52 x 26 voxels from 26 x 13 in DEQ-MPI's Table III; here 12 x 8 from 6 x 4."""
+    images = phantom_images("torus", test=2, validation=1, grid=GRID, upsampled=2, hole=1e-3)
+    assert images.test.shape == (2, 24, 16)
+    table, results = evaluate_mpi(images, calibration=calibrated(), snr_db=(25.0,), upsampled=2)
+    assert results["truth"].shape == (2, 12, 8)
+    assert "x 96 voxels" in table.facts["25 dB"]
+    with pytest.raises(DataError, match="the system matrix, refined"):
+        evaluate_mpi(pictures(), calibration=calibrated(), snr_db=(25.0,), upsampled=2)
+    with pytest.raises(DataError, match="measured"):
+        evaluate_mpi(images, snr_db=(25.0,), upsampled=2, data="scanner")
+    with pytest.raises(DataError, match="hole"):
+        phantom_images("y", hole=1e-3)
+
+
+def test_a_run_is_a_users_reconstruction_and_its_time() -> None:
+    system = prepare_system(calibrated())
+    run = Run(L1ADMM(), measured_problem(system, pictures(), 25.0, 0))
+    std = run.problem.test.noise / run.problem.test.y.shape[1] ** 0.5
+    expected, _ = Reconstructor(run.problem.prepared, L1ADMM())(run.problem.test.y, noise_std=std)
+    assert torch.equal(run(), expected)
+    assert run(1).shape == (1, *SHAPE)
+    given = Run(L1ADMM(), run.problem, given=True)()
+    assert not torch.allclose(given, expected)
+    assert run.milliseconds(1) > 0
+
+
 def test_command_takes_images_by_name_and_the_deep_image_prior(tmp_path: Path) -> None:
     from pyrecon.cli import app
     from pyrecon.cli.evaluate import _images
@@ -185,14 +220,15 @@ def test_command_takes_images_by_name_and_the_deep_image_prior(tmp_path: Path) -
 
     mdf.write_system_matrix(tmp_path / "sm.mdf", calibrated())
     common = ["evaluate", "mpi", "-s", str(tmp_path / "sm.mdf"), "--snr=25", "--test=1", "--validation=1"]
-    result = CliRunner().invoke(app, [*common, "--images", "generated", "--dip", "--dip-iterations=3"])
+    result = CliRunner().invoke(app, [*common, "--images", "generated", "--dip", "--dip-iterations=3", "--upsample=2"])
     assert result.exit_code == 0, result.output
     assert "generated vascular trees" in result.stdout
     assert "| DIP | 3 iterations |" in result.stdout
+    assert "x 96 voxels" in result.stdout
     assert "Milliseconds per image" in result.stdout
-    torus = _images("torus", GRID, test=2, validation=1, tissue=0.0, texture=None, seed=0)
+    torus = _images("torus", GRID, test=2, validation=1, tissue=0.0, texture=None, seed=0, upsampled=2)
     assert torus.source.startswith("torus phantoms")
-    assert torus.test.shape == (2, 12, 8)
+    assert torus.test.shape == (2, 24, 16)
     for wrong, said in (
         (["--images", "torus", "--tissue=0.3"], "--tissue"),
         (["--dip-iterations=3"], "--dip"),

@@ -111,16 +111,16 @@ def test_plug_and_play_is_its_equations_in_all_rows(tmp_path: Path) -> None:
     y = frames(A.float())[1].double()
     noise, strength = torch.full((3,), NOISE * len(A) ** 0.5, dtype=torch.float64), 0.3
     denoise = net().rdn.double()
-    inverse = torch.linalg.inv(torch.eye(N, dtype=torch.float64) + A.T @ A)
+    inverse = torch.linalg.inv(torch.eye(N, dtype=torch.float64) + 3.0 * A.T @ A)
     x, d0 = torch.zeros(3, N, dtype=torch.float64), torch.zeros_like(y)
     d1 = torch.zeros_like(x)
     with torch.no_grad():
         for _ in range(12):
             z0 = project_l2_ball(x @ A.T - d0, y, 0.8 * noise)
             z1 = denoise((strength * (x - d1)).unflatten(1, SHAPE)).flatten(1) / strength
-            x = ((z0 + d0) @ A + z1 + d1) @ inverse
+            x = (3.0 * (z0 + d0) @ A + z1 + d1) @ inverse
             d0, d1 = d0 + z0 - x @ A.T, d1 + z1 - x
-    method = PnP(saved(tmp_path), strength=strength, epsilon=0.8, iterations=12)
+    method = PnP(saved(tmp_path), strength=strength, epsilon=0.8, iterations=12, penalty=3.0)
     found, _ = method.solve(FactoredSystem(A, SHAPE), y, noise)
     torch.testing.assert_close(found.value, x.clamp(min=0), rtol=1e-6, atol=1e-7)
 
@@ -300,6 +300,7 @@ def test_progress_of_a_long_method_is_told() -> None:
         (PnP(iterations=9), {"strength": 0.1}),
         (PnP(iterations=9), {"epsilon": 0.5}),
         (PnP(iterations=9), {"iterations": 10}),
+        (PnP(iterations=9), {"penalty": 5.0}),
         (Unrolled(), {"iterations": 2}),
         (DeepImagePrior(iterations=20, epsilon=0.0), {"iterations": 21}),
         (DeepImagePrior(iterations=20, epsilon=0.0), {"rate": 2e-3}),
@@ -323,6 +324,7 @@ def test_settings_are_checked() -> None:
         (PnP, {"epsilon": -0.1}),
         (PnP, {"epsilon": math.nan}),
         (PnP, {"iterations": 0}),
+        (PnP, {"penalty": 0.0}),
         (Unrolled, {"iterations": 0}),
         (DeepImagePrior, {"iterations": 0}),
         (DeepImagePrior, {"rate": 0.0}),

@@ -51,6 +51,7 @@ def mpi(
         int | None,
         typer.Option(min=1, help="Most iterations of --dip. Default 2000; published are 20000."),
     ] = None,
+    upsample: Annotated[int, typer.Option(min=1, help="Refine the system matrix's grid by this factor.")] = 1,
     budget: Annotated[int, typer.Option(min=4, help="Evaluations of the search, the same for every method.")] = 48,
     test: Annotated[int, typer.Option(min=1, help="Test images.")] = 64,
     validation: Annotated[int, typer.Option(min=1, help="Validation images.")] = 32,
@@ -73,7 +74,8 @@ def mpi(
         raise DataError(f"{system_matrix}: has a grid of {len(grid.shape)} dimensions, the comparison needs two")
     if dip_iterations is not None and not dip:
         raise DataError("--dip-iterations: is for --dip")
-    pictures = _images(images, grid, test=test, validation=validation, tissue=tissue, texture=tissue_images, seed=seed)
+    counts = {"test": test, "validation": validation, "seed": seed, "upsampled": upsample}
+    pictures = _images(images, grid, tissue=tissue, texture=tissue_images, **counts)
     with _console.progress() as bar:
         task = bar.add_task("calibrating")
         table, results = evaluate_mpi(
@@ -85,6 +87,7 @@ def mpi(
             tune=tune,
             weights=weights or (),
             dip=(dip_iterations or 2000) if dip else 0,
+            upsampled=upsample,
             budget=budget,
             seed=seed,
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
@@ -98,27 +101,29 @@ def mpi(
 
 
 def _images(
-    source: str, grid: Grid, *, test: int, validation: int, tissue: float, texture: Path | None, seed: int
+    source: str,
+    grid: Grid,
+    *,
+    tissue: float,
+    texture: Path | None,
+    test: int,
+    validation: int,
+    seed: int,
+    upsampled: int,
 ) -> Images:
     from pyrecon.experiments.mpi_data import PHANTOMS, generated_images, phantom_images, vessel_images
 
-    shape = (grid.shape[0], grid.shape[1])
+    shape = (upsampled * grid.shape[0], upsampled * grid.shape[1])
+    counts = {"test": test, "validation": validation, "seed": seed}
     if source in (*PHANTOMS, "generated"):
         if tissue > 0 or texture is not None:
             raise DataError(f"--tissue: is for vessel patches, --images is {source}")
         if source == "generated":
-            return generated_images(test=test, validation=validation, shape=shape, seed=seed)
+            return generated_images(**counts, shape=shape)
         kind = next(phantom for phantom in PHANTOMS if phantom == source)
-        return phantom_images(kind, test=test, validation=validation, grid=grid, seed=seed)
-    return vessel_images(
-        None if source == "retina" else source,
-        test=test,
-        validation=validation,
-        tissue=tissue,
-        tissue_volume=texture,
-        shape=shape,
-        seed=seed,
-    )
+        return phantom_images(kind, **counts, grid=grid, upsampled=upsampled)
+    volume = None if source == "retina" else source
+    return vessel_images(volume, **counts, tissue=tissue, tissue_volume=texture, shape=shape)
 
 
 @app.command("mri")

@@ -58,6 +58,7 @@ __all__ = [
     "RANGES",
     "Images",
     "Problem",
+    "Run",
     "draw",
     "evaluate_mpi",
     "generated_images",
@@ -88,7 +89,12 @@ RANGES: dict[type[Any], dict[str, Range]] = {
     HybADMM: {**_BALL, "alpha": Range(0.02, 0.98, log=False)},
     ART: {"weight": Range(1e-4, 100.0), "sweeps": Range(1, 50, integer=True)},
     Tikhonov: {"weight": Range(1e-5, 100.0)},
-    PnP: {"strength": Range(0.05, 20.0), "epsilon": _EPSILON, "iterations": Range(10, 500, integer=True)},
+    PnP: {
+        "strength": Range(0.05, 20.0),
+        "epsilon": _EPSILON,
+        "iterations": Range(10, 500, integer=True),
+        "penalty": Range(0.1, 1000.0),
+    },
     DeepImagePrior: {"iterations": Range(20, DeepImagePrior.iterations, integer=True), "rate": Range(1e-4, 1e-2)},
 }
 CLASSICAL: tuple[type[Any], ...] = (L1ADMM, TVADMM, HybADMM, ART, Tikhonov)
@@ -104,6 +110,7 @@ def evaluate_mpi(
     tune: bool = False,
     weights: Sequence[str] = (),
     dip: int = 0,
+    upsampled: int = 1,
     budget: int = 48,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
@@ -130,6 +137,9 @@ def evaluate_mpi(
         was trained on, whatever their SNR: so it can be tested with the matrix of another selection field.
     dip
         Add the deep image prior with at most so many iterations (20,000 as published); 0 leaves it out.
+    upsampled
+        Refine the system matrix's grid by this factor (bicubically, as DEQ-MPI does for 26 x 52 voxels); the images
+        must be as much finer. For ``"measured"`` data.
     progress
         Called with what is being done, how many steps are done, and how many there are.
 
@@ -141,12 +151,14 @@ def evaluate_mpi(
         their name. Times per image, all test images at once and one alone. And the images of the last SNR, by method
         and kind, with ``"truth"``.
     """
+    if upsampled != 1 and data == "scanner":
+        raise DataError("upsampled: is for 'measured' data")
     scanner = Scanner(gradient=gradient)
     if calibration is None:
         calibration = scanner.calibrate(GRID, seed=seed)
     elif data == "scanner":
         raise DataError("data: 'scanner' scans with the simulated scanner and so cannot take a measured system matrix")
-    check_images(images, calibration.grid)
+    check_images(images, calibration.grid, upsampled)
     trained, rows = _trained(weights, calibration)
     contenders = [_classical(kind) for kind in CLASSICAL] + trained + ([_dip(dip)] if dip else [])
     table = Table(
@@ -165,7 +177,8 @@ def evaluate_mpi(
     pictures: dict[str, Tensor] = {}
     for snr, column in zip(snr_db, table.columns, strict=True):
         if data == "measured":
-            problem = measured_problem(prepare_system(calibration, rows=rows), images, snr, seed)
+            system = prepare_system(calibration, rows=rows)
+            problem = measured_problem(system.upsampled(upsampled) if upsampled > 1 else system, images, snr, seed)
         else:
             problem = scanner_problem(scanner, calibration, images, snr, seed, rows=rows)
         table.facts[column] = problem.facts
@@ -178,17 +191,18 @@ def evaluate_mpi(
                 done += 1
 
             step()
-            runs = {kind: _Run(known(snr), problem, given=True) for kind, known in contender.known.items()}
-            runs[contender.label] = _Run(contender.default, problem, given=False)
+            runs = {kind: Run(known(snr), problem, given=True) for kind, known in contender.known.items()}
+            runs[contender.label] = Run(contender.default, problem, given=False)
             if tune and contender.search is not None:
                 found, edges = _tune(contender.search(snr), contender.ranges, problem, budget, seed, step)
-                runs[contender.tuned] = _Run(found, problem, given=True)
+                runs[contender.tuned] = Run(found, problem, given=True)
                 if edges:
                     name = found.name
                     table.notes.append(f"{name} at {column}: {edges} ended at an end of the range searched.")
             for kind, run in runs.items():
                 row = table.row(run.method.name, kind)
-                results, row.milliseconds[column] = _timed(run, len(problem.test.y))
+                results, together = run.timed()
+                row.milliseconds[column] = together, run.milliseconds(1)
                 row.psnr[column] = metrics.psnr(results, problem.test.images).tolist()
                 row.ssim[column] = metrics.ssim(results, problem.test.images).tolist()
                 if kind != "default":
@@ -260,48 +274,47 @@ def _trained(weights: Sequence[str], calibration: MPICalibration) -> tuple[list[
     return contenders, rows_of(next(iter(layouts.values())), calibration) if layouts else None
 
 
-class _Run:
-    """A method with the test data of a problem, ready to reconstruct the first ``count`` of them.
+class Run:
+    """A method with the test data of a problem, ready: ``run(count)`` reconstructs the first ``count``, or all.
 
-    ``given`` settings are meant for the data's own scale; a method without is used as a user does, by
-    :class:`Reconstructor`.
+    Without settings that were ``given`` for the data's own scale, the method is used as a user does, by
+    :class:`~pyrecon.models.mpi.Reconstructor`.
     """
 
-    def __init__(self, method: Any, problem: Problem, *, given: bool) -> None:
+    def __init__(self, method: Any, problem: Problem, *, given: bool = False) -> None:
         self.method, self.problem = method, problem
-        self.solver = _prepared(method, problem.system) if given else Reconstructor(problem.prepared, method)
+        self._solver = _prepared(method, problem.system) if given else Reconstructor(problem.prepared, method)
 
-    def __call__(self, count: int) -> Tensor:
+    def __call__(self, count: int | None = None) -> Tensor:
+        """Images ``(count, H, W)``."""
         test = self.problem.test
         y, noise = test.y[:count], test.noise[:count]
-        if isinstance(self.solver, Reconstructor):
-            return self.solver(y, noise_std=noise / y.shape[1] ** 0.5)[0]
-        value: Tensor = self.solver.solve(self.problem.system, y, noise)[0].value
+        if isinstance(self._solver, Reconstructor):
+            return self._solver(y, noise_std=noise / y.shape[1] ** 0.5)[0]
+        value: Tensor = self._solver.solve(self.problem.system, y, noise)[0].value
         return value.view_as(test.images[:count])
+
+    def timed(self, count: int | None = None) -> tuple[Tensor, float]:
+        """Images, and milliseconds per image when ``count`` are reconstructed together: the best of a few runs."""
+        shortest, spent = float("inf"), 0.0
+        for _ in range(5):
+            start = time.perf_counter()
+            images = self(count)
+            seconds = time.perf_counter() - start
+            shortest, spent = min(shortest, seconds), spent + seconds
+            if spent > 1:
+                break
+        return images, 1e3 * shortest / len(images)
+
+    def milliseconds(self, count: int | None = None) -> float:
+        """The time alone."""
+        return self.timed(count)[1]
 
 
 def _prepared(method: Any, system: FactoredSystem) -> Any:
     """A method that has something to load does so once."""
     prepare = getattr(method, "prepared", None)
     return method if prepare is None else prepare(system.matrix, system)
-
-
-def _timed(run: _Run, count: int) -> tuple[Tensor, tuple[float, float]]:
-    """Images, and milliseconds per image: of all at once and of one alone, the best of a few runs."""
-
-    def best(count: int) -> tuple[Tensor, float]:
-        shortest, spent = float("inf"), 0.0
-        for _ in range(5):
-            start = time.perf_counter()
-            images = run(count)
-            seconds = time.perf_counter() - start
-            shortest, spent = min(shortest, seconds), spent + seconds
-            if spent > 1:
-                break
-        return images, 1e3 * shortest / count
-
-    images, together = best(count)
-    return images, (together, best(1)[1])
 
 
 # --- the search --------------------------------------------------------------------------------------------------

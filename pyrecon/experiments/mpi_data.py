@@ -207,31 +207,44 @@ def generated_images(
 
 
 def phantom_images(
-    phantom: Phantom, *, test: int = 64, validation: int = 32, grid: Grid = GRID, seed: int = 0
+    phantom: Phantom,
+    *,
+    test: int = 64,
+    validation: int = 32,
+    grid: Grid = GRID,
+    upsampled: int = 1,
+    hole: float | None = None,
+    seed: int = 0,
 ) -> Images:
     """The phantoms of DEQ-MPI section IV-B as test images; validation images are generated vessels.
 
-    Settings of the methods compared are thus found on vessels, as published. Rings have holes of 1, 2 and 3 mm in turn;
-    all phantoms lie anywhere in the field of view, tubes and Y at any angle, with peaks of 0.5 to 1.5.
+    Settings of the methods compared are thus found on vessels, as published. Rings have a ``hole`` (metres), or holes
+    of 1, 2 and 3 mm in turn; all phantoms lie anywhere in the field of view, tubes and Y at any angle, with peaks of
+    0.5 to 1.5. ``grid`` is that of the system matrix, which is to be refined ``upsampled`` times.
     """
     if phantom not in PHANTOMS:
         raise DataError(f"phantom: {phantom!r}, expected one of {', '.join(PHANTOMS)}")
-    fine = Grid(tuple(FINER * n for n in grid.shape), tuple(d / FINER for d in grid.spacing), grid.center)
+    if hole is not None and (phantom != "torus" or not 0 <= hole < 0.1):
+        raise DataError(f"hole: {hole} m in {phantom}, expected that of a torus, below 0.1 m")
+    factor = FINER * upsampled
+    fine = Grid(tuple(factor * n for n in grid.shape), tuple(d / factor for d in grid.spacing), grid.center)
     rng = np.random.default_rng(seed)
     stack = np.empty((test, *fine.shape), np.float32)
     for i in range(test):
-        reach = {"torus": 3.5e-3, "tubes": 11e-3, "y": 11e-3}[phantom]  # from the centre outwards
+        ring = (1 + i % 3) * 1e-3 if hole is None else hole
+        reach = {"torus": ring / 2 + 2e-3, "tubes": 11e-3, "y": 11e-3}[phantom]  # from the centre outwards
         half = [max(n * d / 2 - reach, 0.0) for n, d in zip(grid.shape, grid.spacing, strict=True)]
         y, x = (float(c + h * rng.uniform(-1, 1)) for c, h in zip(grid.center, half, strict=True))
         angle = float(rng.uniform(0, 2 * np.pi))
         if phantom == "torus":
-            stack[i] = phantoms.torus(fine, hole=(1 + i % 3) * 1e-3, center=(y, x))
+            stack[i] = phantoms.torus(fine, hole=ring, center=(y, x))
         elif phantom == "tubes":
             stack[i] = phantoms.two_tubes(fine, angle=angle, center=(y, x))
         else:
             stack[i] = phantoms.y_shape(fine, angle=angle, center=(y, x))
-        stack[i] *= rng.uniform(0.5, 1.5) / stack[i].max()
-    vessels = generated_images(test=1, validation=validation, shape=(grid.shape[0], grid.shape[1]), seed=seed)
+        stack[i] *= rng.uniform(0.5, 1.5) / max(stack[i].max(), 1e-6)
+    shape = (upsampled * grid.shape[0], upsampled * grid.shape[1])
+    vessels = generated_images(test=1, validation=validation, shape=shape, seed=seed)
     return Images(vessels.validation, _peaked(stack), f"{phantom} phantoms, validation on {vessels.source}")
 
 
@@ -265,12 +278,13 @@ def _patches(
     ]
 
 
-def check_images(images: Images, grid: Grid) -> None:
-    expected = tuple(FINER * n for n in grid.shape)
+def check_images(images: Images, grid: Grid, upsampled: int = 1) -> None:
+    """DataError where images are not FINER times as fine as the grid, refined ``upsampled`` times."""
+    expected = tuple(FINER * upsampled * n for n in grid.shape)
     for name in ("validation", "test"):
         stack = getattr(images, name)
         if stack.dim() != 3 or tuple(stack.shape[1:]) != expected or len(stack) == 0:
             raise DataError(
                 f"images: {name} has shape {tuple(stack.shape)}, expected (B, {', '.join(map(str, expected))}), "
-                f"{FINER} times the grid of the system matrix"
+                f"{FINER} times the grid of the system matrix{'' if upsampled == 1 else ', refined'}"
             )
