@@ -20,12 +20,13 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from pyrecon.cli import bench, demo, evaluate, info, reconstruct, simulate, train
+    from pyrecon.cli import bench, demo, evaluate, info, reconstruct, reproduce, simulate, train
 
     app.command("reconstruct")(reconstruct.reconstruct)
     app.add_typer(simulate.app, name="simulate")
     app.add_typer(train.app, name="train")
     app.add_typer(evaluate.app, name="evaluate")
+    app.add_typer(reproduce.app, name="reproduce")
     app.command("demo")(demo.demo)
     app.command("bench")(bench.bench)
     app.command("info")(info.info)

@@ -37,9 +37,7 @@ def deq_mpi(
     scale: Annotated[
         Scale, typer.Option(help="quick: few images, shipped models. full: as published, trains for days on a GPU.")
     ] = Scale.quick,
-    images: Annotated[
-        str, typer.Option(help="Vessels: generated, retina, or a NIfTI angiogram.")
-    ] = "generated",
+    images: Annotated[str, typer.Option(help="Vessels: generated, retina, or a NIfTI angiogram.")] = "generated",
     seed: Annotated[int, typer.Option(min=0, help="Seed of images, noise and searches.")] = 0,
 ) -> None:
     """DEQ-MPI: a deep equilibrium reconstruction with learned consistency for magnetic particle imaging.
@@ -76,7 +74,7 @@ def deq_mpi(
                 start = time.perf_counter()
                 result, pictures = paper.TABLES[name](study)
                 if pictures:
-                    plotting.save(paper.picture(result, pictures), path.with_suffix(".png"))
+                    plotting.save(paper.picture(pictures), path.with_suffix(".png"))
                 with written_whole(path.with_suffix(".csv")) as temporary:
                     temporary.write_text(result.to_csv())
                 with written_whole(path) as temporary:  # last: it says that the others are there

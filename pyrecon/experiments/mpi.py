@@ -7,7 +7,7 @@ and every method whose settings are searched has the same budget. ``pyrecon eval
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from pyrecon.experiments.mpi_data import (
     scanner_problem,
     vessel_images,
 )
+from pyrecon.experiments.published import TABLE_1
 from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.table import Table
 from pyrecon.models import DEQMPI, _weights
@@ -54,7 +55,6 @@ from pyrecon.physics.mpi import Scanner
 
 __all__ = [
     "GRID",
-    "PUBLISHED",
     "RANGES",
     "Images",
     "Problem",
@@ -67,18 +67,6 @@ __all__ = [
     "scanner_problem",
     "vessel_images",
 ]
-
-# Table I of DEQ-MPI (vessels 13 x 26, one system matrix throughout): mean and standard deviation over its test set of
-# pSNR in dB and of SSIM in percent, at 15, 25 and 35 dB.
-PUBLISHED: dict[str, dict[float, tuple[float, float, float, float]]] = {
-    "l1-ADMM": {15: (18.9, 3.5, 16.4, 9.5), 25: (23.2, 2.2, 32.6, 14.0), 35: (28.9, 1.3, 58.6, 13.8)},
-    "TV-ADMM": {15: (27.3, 6.1, 56.2, 20.0), 25: (31.2, 4.4, 71.9, 11.3), 35: (35.5, 3.0, 84.5, 6.5)},
-    "Hyb-ADMM": {15: (28.7, 5.1, 63.9, 9.5), 25: (31.7, 3.6, 74.8, 7.5), 35: (35.9, 2.7, 85.6, 5.6)},
-    "l2-ART": {15: (26.7, 4.3, 49.6, 7.8), 25: (28.5, 5.7, 64.3, 8.8), 35: (31.9, 4.3, 76.1, 4.4)},
-    "DIP": {15: (16.7, 2.6, 13.5, 9.1), 25: (22.6, 1.7, 30.9, 16.6), 35: (28.2, 2.9, 54.6, 21.0)},
-    "PP-MPI": {15: (30.6, 5.1, 70.8, 11.5), 25: (33.4, 4.1, 77.8, 9.6), 35: (35.7, 3.1, 82.8, 8.2)},
-    "DEQ-MPI": {15: (32.1, 4.5, 75.2, 9.9), 25: (34.8, 3.5, 81.5, 8.3), 35: (37.7, 2.6, 88.1, 5.7)},
-}
 
 # What the search may change; everything else stays as published. DIP's iterations end at those it is given.
 _EPSILON = Range(0.9, 1.1, log=False)
@@ -108,7 +96,7 @@ def evaluate_mpi(
     snr_db: Sequence[float] = (15.0, 25.0, 35.0),
     data: Literal["measured", "scanner"] = "measured",
     tune: bool = False,
-    weights: Sequence[str] = (),
+    weights: Sequence[str] | Mapping[str, str] = (),
     dip: int = 0,
     upsampled: int = 1,
     budget: int = 48,
@@ -134,9 +122,11 @@ def evaluate_mpi(
     weights
         Add a row for each: names or files, whose role says of which method: DEQ-MPI, PP-MPI, the unrolled or the
         end-to-end model. With a learned consistency among them, all methods get the rows of the system matrix that it
-        was trained on, whatever their SNR: so it can be tested with the matrix of another selection field.
+        was trained on, whatever their SNR: so it can be tested with the matrix of another selection field. A mapping
+        says what the rows are called.
     dip
-        Add the deep image prior with at most so many iterations (20,000 as published); 0 leaves it out.
+        Add the deep image prior with at most so many iterations (20,000 as published); 0 leaves it out. With fewer its
+        settings are not searched: 48 fits of 32 images with 1000 iterations take an hour on two cores.
     upsampled
         Refine the system matrix's grid by this factor (bicubically, as DEQ-MPI does for 26 x 52 voxels); the images
         must be as much finer. For ``"measured"`` data.
@@ -207,8 +197,8 @@ def evaluate_mpi(
                 row.ssim[column] = metrics.ssim(results, problem.test.images).tolist()
                 if kind != "default":
                     row.settings[column] = {name: getattr(run.method, name) for name in contender.ranges}
-                if kind not in ("default", "released") and snr in PUBLISHED.get(row.method, {}):
-                    row.published[column] = PUBLISHED[row.method][snr]
+                if kind not in ("default", "released") and snr in TABLE_1.get(row.method, {}):
+                    row.published[column] = TABLE_1[row.method][snr]
                 pictures[f"{row.method}, {kind}"] = results
     return table, pictures
 
@@ -239,15 +229,18 @@ def _dip(iterations: int) -> _Contender:
     method = DeepImagePrior(iterations=iterations)
     ranges = dict(RANGES[DeepImagePrior])
     ranges["iterations"] = replace(ranges["iterations"], low=max(1, min(20, iterations // 2)), high=iterations)
-    label = "paper" if iterations == DeepImagePrior.iterations else f"{iterations} iterations"
-    return _Contender(method, label, search=_always(method), ranges=ranges)
+    if iterations == DeepImagePrior.iterations:
+        return _Contender(method, "paper", search=_always(method), ranges=ranges)
+    return _Contender(method, f"{iterations} iterations", ranges=ranges)
 
 
 def _always(method: Any) -> Callable[[float], Any]:
     return lambda snr: method
 
 
-def _trained(weights: Sequence[str], calibration: MPICalibration) -> tuple[list[_Contender], NDArray[np.int64] | None]:
+def _trained(
+    weights: Sequence[str] | Mapping[str, str], calibration: MPICalibration
+) -> tuple[list[_Contender], NDArray[np.int64] | None]:
     """The methods of weights, by their roles, and the rows that their learned consistencies belong to."""
     kinds = {kind.role: kind for kind in LEARNED.values()}
     contenders, layouts = list[_Contender](), dict[str, RowLayout]()
@@ -256,7 +249,9 @@ def _trained(weights: Sequence[str], calibration: MPICalibration) -> tuple[list[
         model = DEQMPI.load(path)
         # Training calls every file weights.safetensors, in a folder that has a name.
         label = path.absolute().parent.name if path.stem == "weights" else path.stem
-        if any(label == known.label for known in contenders):
+        if isinstance(weights, Mapping):
+            label = weights[text]
+        elif any(label == known.label for known in contenders):
             label = str(path)
         if model.card is None:
             raise DataError(f"{path}: does not say what it was trained for")
@@ -309,6 +304,10 @@ class Run:
     def milliseconds(self, count: int | None = None) -> float:
         """The time alone."""
         return self.timed(count)[1]
+
+    def quality(self) -> float:
+        """Mean pSNR over all test images."""
+        return float(metrics.psnr(self(), self.problem.test.images).mean())
 
 
 def _prepared(method: Any, system: FactoredSystem) -> Any:

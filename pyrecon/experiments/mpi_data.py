@@ -69,12 +69,17 @@ class Problem:
 
 
 # --- problems ----------------------------------------------------------------------------------------------------
-def measured_problem(system: MPISystem, images: Images, snr_db: float, seed: int) -> Problem:
-    """``y = A_meas x + n``, to be read with ``A_meas U D``; sigma = 0.41 * 10^(-SNR/20), one for the set."""
+def measured_problem(
+    system: MPISystem, images: Images, snr_db: float, seed: int, *, read_with: MPISystem | None = None
+) -> Problem:
+    """``y = A_meas x + n``, to be read with ``A_meas U D``; sigma = 0.41 * 10^(-SNR/20), one for the set.
+
+    ``read_with`` gives another A_meas to the reconstruction, of the same rows: what an outdated calibration does.
+    """
     coarse = {name: box_downsample(getattr(images, name), FINER) for name in ("validation", "test")}
     clean = {name: x.flatten(1) @ system.matrix.T for name, x in coarse.items()}
     gain = SIGNAL_RMS / float(clean["validation"].square().mean().sqrt())
-    blurred = system.blurred()
+    blurred = (read_with or system).blurred()
     blurred = replace(blurred, matrix=gain * blurred.matrix)
     factored = FactoredSystem(blurred.matrix, system.grid.shape)
     sigma = SIGNAL_RMS * 10 ** (-snr_db / 20)

@@ -112,6 +112,30 @@ class Table:
         return json.dumps(plain(self) | {"versions": versions()}, indent=1)
 
 
+@dataclass
+class Listing:
+    """Any table: its heads and lines of text."""
+
+    title: str
+    heads: list[str]
+    lines: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+    def to_markdown(self, level: int = 1) -> str:
+        text = [f"{'#' * level} {self.title}", "", _bar(self.heads), "|" + "---|" * len(self.heads)]
+        text += [_bar(line) for line in self.lines]
+        return "\n".join([*text, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+
+    def to_csv(self) -> str:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.heads, *self.lines])
+        return buffer.getvalue()
+
+
+def _bar(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def _measured(row: Row, column: str) -> str:
     if column not in row.psnr:
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyrecon.experiments.deq_mpi.figures import FIGURES
-from pyrecon.experiments.deq_mpi.study import RECIPES, Study, Sizes
-from pyrecon.experiments.deq_mpi.tables import TABLES
+from pyrecon.experiments.deq_mpi.study import RECIPES, Sizes, Study
+from pyrecon.experiments.deq_mpi.tables import TABLES, picture
 
-__all__ = ["FIGURES", "RECIPES", "TABLES", "Sizes", "Study"]
+__all__ = ["FIGURES", "RECIPES", "TABLES", "Sizes", "Study", "picture"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pyrecon import metrics, plotting
-from pyrecon.experiments.deq_mpi.study import SNRS, Study, penalty
+from pyrecon.experiments.deq_mpi.study import SNRS, Study
 from pyrecon.experiments.mpi import Problem, Run, measured_problem, phantom_images
 from pyrecon.models.mpi import DEQ, L1ADMM, TVADMM, EndToEnd, HybADMM, PnP, Unrolled
 
@@ -24,6 +23,12 @@ class Drawing:
     figure: Any
     numbers: list[list[Any]]
     caption: str
+
+    def to_csv(self) -> str:
+        """The numbers."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(self.numbers)
+        return buffer.getvalue()
 
 
 def figure_3(study: Study) -> Drawing:
@@ -39,7 +44,7 @@ def figure_3(study: Study) -> Drawing:
     curves = {}
     for label, (name, method) in kinds.items():
         runs = [Run(method(study.weights(f"{name}-{snr:g}dB")), problem) for snr in levels]
-        curves[label] = [(snr, _quality(run)) for snr, run in zip(levels, runs, strict=True)]
+        curves[label] = [(snr, run.quality()) for snr, run in zip(levels, runs, strict=True)]
     caption = "pSNR of models trained at one SNR each, tested at 35 dB; mean over the test images."
     return _lines(curves, "SNR of training, dB", caption)
 
@@ -52,7 +57,7 @@ def figure_4(study: Study) -> Drawing:
         "without learned consistency": lambda n: DEQ(study.weights("deq-mpi-35dB"), iterations=n),
         "unrolled": lambda n: Unrolled(study.weights("unrolled-35dB"), iterations=n),
     }
-    curves = {label: [(n, _quality(Run(of(n), problem))) for n in STEPS] for label, of in kinds.items()}
+    curves = {label: [(n, Run(of(n), problem).quality()) for n in STEPS] for label, of in kinds.items()}
     caption = "pSNR after so many iterations; models trained and tested at 35 dB. Mean over the test images."
     return _lines(curves, "iterations", caption, log=True)
 
@@ -60,7 +65,8 @@ def figure_4(study: Study) -> Drawing:
 def figure_9(study: Study) -> Drawing:
     """Two tubes at 20 dB by models trained at other SNRs, system matrices at 0.5 and 0.6 T/m."""
     levels = SNRS if study.scale == "quick" else (5.0, *SNRS, 45.0)
-    rows, numbers = [], [["gradient, T/m", "trained at, dB", "pSNR, dB"]]
+    rows = []
+    numbers: list[list[Any]] = [["gradient, T/m", "trained at, dB", "pSNR, dB"]]
     for gradient in (0.5, 0.6):
         problem = measured_problem(study.system(gradient), phantom_images("tubes", test=1), 20.0, study.seed)
         methods = [(f"{snr:g} dB", DEQ(study.weights(f"deq-mpi-{snr:g}dB"))) for snr in levels]
@@ -77,7 +83,10 @@ def figure_10(study: Study) -> Drawing:
     names = {"0.3 T/m": "deq-mpi-0.3T-25dB", "0.5 T/m": "deq-mpi-25dB", "0.6 T/m": "deq-mpi-0.6T-25dB"}
     methods = [(label, DEQ(study.weights(name))) for label, name in names.items()]
     row, qualities = _pictures(problem, methods)
-    numbers = [["trained at", "pSNR, dB"], *([name, q] for (name, _), q in zip(methods, qualities, strict=True))]
+    numbers: list[list[Any]] = [
+        ["trained at", "pSNR, dB"],
+        *([name, q] for (name, _), q in zip(methods, qualities, strict=True)),
+    ]
     return Drawing(_figure([row], ["SNR 20 dB, trained at"]), numbers, "Two tubes at 0.5 T/m.")
 
 
@@ -96,7 +105,7 @@ def figure_13(study: Study) -> Drawing:
     curves = {}
     for label, of in kinds.items():
         runs = [Run(of(n), problem) for n in STEPS[2:]]
-        curves[label] = [(run.milliseconds(1), _quality(run)) for run in runs]
+        curves[label] = [(run.milliseconds(1), run.quality()) for run in runs]
     caption = "pSNR (mean over the test images, 35 dB) against the time for one image, published settings."
     return _lines(curves, "milliseconds for one image", caption, log=True)
 
@@ -114,12 +123,11 @@ def _problem(study: Study, snr_db: float) -> Problem:
     return measured_problem(study.system(), study.test_images(), snr_db, study.seed)
 
 
-def _quality(run: Run) -> float:
-    return float(metrics.psnr(run(), run.problem.test.images).mean())
-
-
-def _lines(curves: dict[str, list[tuple[float, float]]], x: str, caption: str, *, log: bool = False) -> Drawing:
-    numbers = [["method", x, "pSNR, dB"], *([name, *point] for name, points in curves.items() for point in points)]
+def _lines(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, caption: str, *, log: bool = False) -> Drawing:
+    numbers: list[list[Any]] = [
+        ["method", x, "pSNR, dB"],
+        *([name, *point] for name, points in curves.items() for point in points),
+    ]
     return Drawing(plotting.curves(curves, x, "pSNR, dB", log=log), numbers, caption)
 
 

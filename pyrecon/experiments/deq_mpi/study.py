@@ -37,7 +37,7 @@ class Sizes:
     @classmethod
     def of_scale(cls, scale: Scale) -> Sizes:
         """``"quick"``: within an hour on two cores, where no model has to be trained. ``"full"``: as published."""
-        return cls(64, 32, 48, 2000, 16) if scale == "quick" else cls(3730, 256, 200, 20_000, 100)
+        return cls(64, 32, 48, 1000, 16) if scale == "quick" else cls(3730, 256, 200, 20_000, 100)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Study:
     def test_images(self, upsampled: int = 1) -> Images:
         """Vessels on the grid of a system."""
         shape = (upsampled * GRID.shape[0], upsampled * GRID.shape[1])
-        counts = {"test": self.amounts.test, "validation": self.amounts.validation, "seed": self.seed}
+        counts: dict[str, Any] = {"test": self.amounts.test, "validation": self.amounts.validation, "seed": self.seed}
         if self.images == "generated":
             return generated_images(**counts, shape=shape)
         return vessel_images(None if self.images == "retina" else self.images, **counts, shape=shape)
@@ -141,8 +141,16 @@ class Study:
             self._train(name, path.parent)
         return str(path)
 
+    def nearest(self, kind: str, snr_db: float) -> str:
+        """Name of the model of a kind for an SNR; at ``"quick"`` scale a shipped one of another SNR will do."""
+        name = f"{kind}-{snr_db:g}dB"
+        if self.scale == "full" or name in _weights.shipped():
+            return name
+        others = [other for other in _weights.shipped() if other in RECIPES and other.rpartition("-")[0] == kind]
+        return min(others, key=lambda other: abs(_level(other) - snr_db), default=name)
+
     def _train(self, name: str, folder: Path) -> None:
-        from pyrecon.train import Config, train_deq_mpi
+        from pyrecon.train import Config, Stage, train_deq_mpi
 
         if name not in RECIPES:
             raise DataError(f"model: {name!r}, expected one of {', '.join(RECIPES)}")
@@ -151,7 +159,7 @@ class Study:
         initial = None
         if recipe.initial is not None:
             initial = self.weights(recipe.initial)
-            changes["denoiser_steps"] = 0
+            changes["denoiser"] = Stage(0)
         resume = (folder / "config.json").exists()
         config = None if resume else Config.of_scale(self.scale, recipe.role, **changes)
         train_deq_mpi(
@@ -162,3 +170,8 @@ class Study:
             resume=resume,
             report=lambda p: self.progress(f"{name}: {p.stage}, {p.quality:.1f} dB", p.step, p.steps),
         )
+
+
+def _level(name: str) -> float:
+    """The SNR in a model's name."""
+    return float(name.rpartition("-")[2].removesuffix("dB"))

@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from pyrecon import metrics, plotting
+from pyrecon.data.mpi import prepare_system
 from pyrecon.experiments import published
-from pyrecon.experiments.deq_mpi.study import GRID, SNRS, Study, refined
+from pyrecon.experiments.deq_mpi.study import SNRS, Study
 from pyrecon.experiments.mpi import Run, evaluate_mpi, measured_problem, phantom_images
 from pyrecon.experiments.published import Entry
-from pyrecon.experiments.table import Table
+from pyrecon.experiments.table import Listing, Table
 from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, DeepImagePrior, HybADMM, PnP
 
 Pictures = dict[str, Tensor]
@@ -56,7 +59,7 @@ def table_4(study: Study) -> tuple[Table, Pictures]:
             "torus",
             test=study.amounts.repeats,
             validation=study.amounts.validation,
-            grid=refined(GRID, 2),
+            upsampled=2,
             hole=1e-3 * hole,
             seed=study.seed,
         )
@@ -66,7 +69,7 @@ def table_4(study: Study) -> tuple[Table, Pictures]:
     return _joined(title, parts), pictures
 
 
-def table_5(study: Study) -> tuple[Table, Pictures]:
+def table_5(study: Study) -> tuple[Listing, Pictures]:
     """Iterations, and milliseconds for one image of 26 x 13 voxels."""
     problem = measured_problem(study.system(), study.test_images(), 35.0, study.seed)
     denoiser = study.weights("denoiser")
@@ -78,25 +81,43 @@ def table_5(study: Study) -> tuple[Table, Pictures]:
         DEQ(study.weights("deq-mpi-35dB")),
     ]
     labels = ["paper"] * 6 + [LABELS["deq-mpi-learned"], LABELS["deq-mpi"]]
-    lines = [["method", "settings", "iterations", "ms, here", "iterations, published", "ms, published (V100)"]]
+    heads = ["method", "settings", "iterations", "ms, here", "iterations, published", "ms, published (V100)"]
+    lines = []
     for done, (method, label) in enumerate(zip(methods, labels, strict=True)):
         study.progress(f"{method.name}: time of one image", done, len(methods))
         run = Run(method, problem)
         steps = getattr(method, "iterations", None) or getattr(method, "sweeps", None) or 25
         theirs = published.TABLE_5[method.name]
         lines.append([method.name, label, f"{steps}", f"{run.milliseconds(1):.3g}", f"{theirs[0]}", f"{theirs[1]}"])
-    table = Table("Table V: iterations, and milliseconds for one image of 26 x 13 voxels", [])
-    table.lines = lines
-    return table, {}
+    note = f"Here: {torch.get_num_threads()} threads of a CPU, data and factorised system matrix in memory."
+    return Listing("Table V: iterations, and milliseconds for one image of 26 x 13 voxels", heads, lines, [note]), {}
 
 
-TABLES: dict[str, Callable[[Study], tuple[Table, Pictures]]] = {
+TABLES: dict[str, Callable[[Study], tuple[Table | Listing, Pictures]]] = {
     "I": table_1,
     "II": table_2,
     "III": table_3,
     "IV": table_4,
     "V": table_5,
 }
+
+
+def picture(pictures: Pictures, count: int = 3) -> Any:
+    """Images of the last column with their errors below: a row of panels for each, methods side by side."""
+    truth = pictures["truth"][:count]
+    names = [name for name in pictures if name.endswith((", tuned", " iterations")) or name.startswith("DEQ-MPI, ")]
+    rows = []
+    for i, image in enumerate(truth):
+        peak = float(image.max())
+        shown, errors = [plotting.Panel(image.numpy(), "truth", window=(0, peak))], [plotting.Panel(0 * image.numpy())]
+        for name in names:
+            found = pictures[name][i]
+            quality = float(metrics.psnr(found[None], image[None]))
+            title = name.partition(", ")[0]
+            shown.append(plotting.Panel(found.numpy(), title, f"{quality:.1f} dB", (0, peak)))
+            errors.append(plotting.Panel((found - image).abs().numpy(), "", "", (0, 0.3 * peak), "magma"))
+        rows += [shown, errors]
+    return plotting.figure(rows, spacing=[(2e-3, 2e-3)] * len(rows), panel_size=0.9)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -161,7 +182,7 @@ def _margins(table: Table) -> list[str]:
     """By how much DEQ-MPI leads, averaged over the columns, as the paper states it."""
 
     def best(rows: Sequence[Any], column: str) -> float:
-        return max(row.mean_psnr(column) for row in rows)
+        return float(max(row.mean_psnr(column) for row in rows))
 
     classical = [r for r in table.rows if r.kind == "tuned" and r.method not in ("PP-MPI", "DIP")]
     learned = [r for r in table.rows if r.method == "PP-MPI"]
@@ -171,8 +192,8 @@ def _margins(table: Table) -> list[str]:
             np.mean([row.mean_psnr(c) - best(rivals, c) for c in table.columns]) for rivals in (classical, learned)
         ]
         notes.append(
-            f"DEQ-MPI ({row.kind}) leads the best tuned classical method of each column by {leads[0]:.1f} dB, and PP-MPI "
-            f"at its best by {leads[1]:.1f} dB."
+            f"DEQ-MPI ({row.kind}) leads the best tuned classical method of each column by {leads[0]:.1f} dB, "
+            f"and PP-MPI at its best by {leads[1]:.1f} dB."
         )
     return notes
 
@@ -182,7 +203,8 @@ def _wrong_matrix(study: Study) -> str:
     images = study.test_images()
     right = measured_problem(study.system(0.5), images, 35.0, study.seed)
     method = HybADMM.paper(35.0)
-    wrong = measured_problem(study.system(0.5), images, 35.0, study.seed, read_with=study.calibration(0.6))
+    other = prepare_system(study.calibration(0.6), rows=study.system(0.5).rows)
+    wrong = measured_problem(study.system(0.5), images, 35.0, study.seed, read_with=other)
     qualities = [Run(method, problem, given=True).quality() for problem in (right, wrong)]
     return (
         f"Control: Hyb-ADMM of data at 0.5 T/m and 35 dB, {qualities[0]:.1f} dB with its own system matrix, "
