@@ -136,6 +136,18 @@ PYRECON_INLINE void convolve(const Conv<T>& c, const Planes<T>& planes, int thre
   });
 }
 
+// The part of c that reads `count` inputs `from` one on, backwards, with transposed and turned filters: its outputs are
+// the inputs `at` of a filter with `inputs`. Where that filter ends if it is then complete, else where it starts.
+template <class T>
+PYRECON_INLINE T* turn(const Conv<T>& c, int64_t from, int64_t count, T* to, int64_t inputs, int64_t at,
+                       bool complete) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t o = 0; o < c.outputs; ++o)
+      for (int64_t t = 0; t < c.taps; ++t)
+        to[(i * inputs + at + o) * c.taps + c.taps - 1 - t] = c.weight[(o * c.inputs + from + i) * c.taps + t];
+  return complete ? to + count * inputs * c.taps : to;
+}
+
 // --- gradients of weights: correlations of a convolution's inputs with the gradient of its outputs -------------------
 constexpr int correlation_width = 3;  // weights of a filter side by side: a row of 3x3 reads one plane
 constexpr int most_correlated = conv_tile_size / correlation_width;
@@ -190,6 +202,21 @@ PYRECON_INLINE void correlate(const Conv<T>& c, const T* grad, T* weight, const 
     for (int64_t at = 0; at < used; at += lanes<T>) total += load(grad + o * stride + at);
     weight[c.outputs * filter + o] += sum<T>(total);
   }
+}
+
+// Gradients of weights are summed over so many groups of samples, then over the groups: the same numbers on any number
+// of threads.
+PYRECON_INLINE int64_t sum_groups(int64_t batch, bool for_weights) {
+  constexpr int64_t most = 32;
+  return for_weights && batch > most ? most : batch;
+}
+template <class T>
+PYRECON_INLINE void add_groups(const T* sums, int64_t groups, int64_t count, T* out, int threads) {
+  parallel_for(threads, count, 4096, [&](int64_t begin, int64_t end) {
+    std::memset(out + begin, 0, (end - begin) * sizeof(T));
+    for (int64_t group = 0; group < groups; ++group)
+      for (int64_t i = begin; i < end; ++i) out[i] += sums[group * count + i];
+  });
 }
 
 }  // namespace pyrecon::PYRECON_ISA

@@ -1,4 +1,5 @@
-// A small convolutional network in place of a projection, see pyrecon/ops/learned_consistency.py for the law.
+// A small convolutional network in place of a projection, and its gradient, see pyrecon/ops/learned_consistency.py for
+// the law.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,12 @@ struct LearnedShape {
 }  // namespace pyrecon
 
 // places (rows,): where in the line of points a row lies, if there. layers >= 1, an odd kernel; weights packed.
+// grad_y and grad_weights may be null.
 PYRECON_PER_ISA(template <class T> void learned_consistency(const T* v, const T* y, const T* radius, const T* weights,
                                                             const int64_t* places, T* out, const LearnedShape& shape,
-                                                            bool released, int threads);)
+                                                            bool released, int threads);
+                template <class T>
+                void learned_consistency_backward(const T* grad, const T* v, const T* y, const T* radius,
+                                                  const T* weights, const int64_t* places, T* grad_v, T* grad_y,
+                                                  T* grad_radius, T* grad_weights, const LearnedShape& shape,
+                                                  bool released, int threads);)

@@ -193,16 +193,6 @@ class Network {
     convolve(c, planes_, threads_);
   }
 
-  // The part of c that reads `count` inputs `from` one on, backwards: its outputs are the inputs `at` of a filter with
-  // `inputs`. Where that filter ends if it is then complete, else where it starts.
-  T* turn(const Conv<T>& c, int64_t from, int64_t count, T* to, int64_t inputs, int64_t at, bool complete) const {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t o = 0; o < c.outputs; ++o)
-        for (int64_t t = 0; t < c.taps; ++t)
-          to[(i * inputs + at + o) * c.taps + c.taps - 1 - t] = c.weight[(o * c.inputs + from + i) * c.taps + t];
-    return complete ? to + count * inputs * c.taps : to;
-  }
-
   template <class Function>
   PYRECON_MEMBER void each_pixel(const Function& f) const {
     for (int64_t r = 0; r < s_.rows; ++r)
@@ -247,16 +237,9 @@ void rdn(const T* image, const T* weights, T* out, T* maps, const RdnShape& s, i
 template <class T>
 void rdn_backward(const T* grad, T* maps, const T* weights, T* grad_image, T* grad_weights, const RdnShape& s,
                   int threads) {
-  // Gradients of weights are summed over so many groups of images, then over the groups: the same numbers on any number
-  // of threads.
-  constexpr int64_t most_groups = 32;
   Network<T> any(s, true, weights, nullptr, 1);
   const int64_t count = any.weights_count(), pixels = s.rows * s.cols, size = any.maps_memory();
-  if (s.batch == 0) {
-    if (grad_weights) std::memset(grad_weights, 0, count * sizeof(T));
-    return;
-  }
-  const int64_t groups = grad_weights && s.batch > most_groups ? most_groups : s.batch;
+  const int64_t groups = sum_groups(s.batch, grad_weights != nullptr);
   const int shares = groups < threads ? 1 : threads;
   const int64_t memory = any.mask_memory() + round_up(any.gradients_memory(), Planes<T>::line);
   const Scratch<T> scratch(shares * memory), mirrored(count), sums(grad_weights ? groups * count : 0);
@@ -276,12 +259,7 @@ void rdn_backward(const T* grad, T* maps, const T* weights, T* grad_image, T* gr
       }
     }
   });
-  if (!grad_weights) return;
-  parallel_for(threads, count, 4096, [&](int64_t begin, int64_t end) {
-    std::memset(grad_weights + begin, 0, (end - begin) * sizeof(T));
-    for (int64_t group = 0; group < groups; ++group)
-      for (int64_t i = begin; i < end; ++i) grad_weights[i] += sums[group * count + i];
-  });
+  if (grad_weights) add_groups(sums.get(), groups, count, grad_weights, threads);
 }
 
 template void rdn(const float*, const float*, float*, float*, const RdnShape&, int);

@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pyrecon._library import needs_grad
 from pyrecon.nn._convolutions import packable
 from pyrecon.ops import project_l2_ball
 from pyrecon.ops.learned_consistency import learned_consistency
@@ -136,9 +135,7 @@ class LearnedConsistency(nn.Module):
 
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         self._check_rows(y)
-        # With gradients torch keeps its feature maps, where the op would run the network again.
-        recorded = needs_grad(v, y, radius, *self.parameters())
-        weights = packable(self.convs, v, y, radius) if self.dims == 1 and not recorded else None
+        weights = packable(self.convs, v, y, radius) if self.dims == 1 else None
         if weights is not None:
             width, layers, kernel = (int(self.config[name]) for name in ("width", "layers", "kernel"))
             packed = torch.cat([w.reshape(-1) for w in weights])

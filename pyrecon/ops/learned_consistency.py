@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyrecon import _core
 from pyrecon._check import FLOATING, check_dtype, check_like, check_out, check_shape, dense
-from pyrecon._library import Op, needs_grad
+from pyrecon._library import Op, needs_grad, wants_gradient
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
@@ -51,6 +51,29 @@ def _reference(
     return y + scale * proposal if released else torch.lerp(y, proposal, scale)
 
 
+def _backward_reference(
+    g: Tensor,
+    v: Tensor,
+    y: Tensor,
+    radius: Tensor,
+    weights: Tensor,
+    places: Tensor,
+    for_y: bool,
+    for_weights: bool,
+    *config: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(v: Tensor, y: Tensor, radius: Tensor, weights: Tensor) -> Tensor:
+        return _reference(v, y, radius, weights, places, *config)
+
+    grad_v, grad_y, grad_radius, grad_weights = torch.func.vjp(forward, v, y, radius, weights)[1](g)
+    return (
+        grad_v,
+        grad_y if for_y else grad_y.new_empty(0),
+        grad_radius,
+        grad_weights if for_weights else grad_weights.new_empty(0),
+    )
+
+
 def _channels(width: int, layers: int) -> list[int]:
     return [4, *[width] * (layers - 1), 2]
 
@@ -76,6 +99,34 @@ def _cpp(
     )  # fmt: skip
 
 
+def _backward_cpp(
+    g: Tensor,
+    v: Tensor,
+    y: Tensor,
+    radius: Tensor,
+    weights: Tensor,
+    places: Tensor,
+    for_y: bool,
+    for_weights: bool,
+    points: int,
+    width: int,
+    layers: int,
+    kernel: int,
+    released: bool,
+    grad_v: Tensor,
+    grad_y: Tensor,
+    grad_radius: Tensor,
+    grad_weights: Tensor,
+) -> None:
+    run = _core.learned_consistency_backward_f32 if v.dtype == torch.float32 else _core.learned_consistency_backward_f64
+    run(
+        g.data_ptr(), v.data_ptr(), y.data_ptr(), radius.data_ptr(), weights.data_ptr(), places.data_ptr(),
+        grad_v.data_ptr(), grad_y.data_ptr() if for_y else 0, grad_radius.data_ptr(),
+        grad_weights.data_ptr() if for_weights else 0, len(v), len(places), points, width, layers, kernel, released,
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
 _learned = Op(
     "learned_consistency(Tensor v, Tensor y, Tensor radius, Tensor weights, Tensor places, int points, int width, "
     "int layers, int kernel, bool released) -> Tensor",
@@ -84,14 +135,28 @@ _learned = Op(
     kernels={"cpp": _cpp},
 )
 
+_backward = Op(
+    "learned_consistency_backward(Tensor g, Tensor v, Tensor y, Tensor radius, Tensor weights, Tensor places, "
+    "bool for_y, bool for_weights, int points, int width, int layers, int kernel, bool released) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    outputs=lambda g, v, y, radius, weights, places, for_y, for_weights, *_: (
+        torch.empty_like(v),
+        y.new_empty(y.shape if for_y else 0),
+        torch.empty_like(radius),
+        weights.new_empty(weights.shape if for_weights else 0),
+    ),
+    reference=_backward_reference,
+    kernels={"cpp": _backward_cpp},
+)
+
 
 # --- autograd --------------------------------------------------------------------------------------------------
 class _Learned(torch.autograd.Function):
-    """Nothing is kept of the forward pass: the gradient runs the reference again."""
+    """Nothing is kept of the forward pass: the gradient runs the network again."""
 
     @staticmethod
-    def forward(v: Tensor, y: Tensor, radius: Tensor, weights: Tensor, *config: Any) -> Tensor:
-        return _learned(v, y, radius, weights, *config)  # type: ignore[no-any-return]
+    def forward(v: Tensor, y: Tensor, radius: Tensor, weights: Tensor, places: Tensor, *config: Any) -> Tensor:
+        return _learned(v, y, radius, weights, places, *config)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -100,14 +165,36 @@ class _Learned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        v, y, radius, weights, places = ctx.saved_tensors
-        config = ctx.points, ctx.width, ctx.layers, ctx.kernel, ctx.released
+        tensors = ctx.saved_tensors
+        asked = wants_gradient(ctx, 1), wants_gradient(ctx, 3)
+        inputs = dense(g), *tensors, *asked, ctx.points, ctx.width, ctx.layers, ctx.kernel, ctx.released
+        if needs_grad(g, *tensors):
+            v, y, radius, weights = _Pullback.apply(*inputs)  # type: ignore[no-untyped-call]
+        else:
+            v, y, radius, weights = _backward(*inputs)
+        return v, y if asked[0] else None, radius, weights if asked[1] else None, *[None] * 6
 
-        def forward(v: Tensor, y: Tensor, radius: Tensor, weights: Tensor) -> Tensor:
-            return _reference(v, y, radius, weights, places, *config)
 
-        pullback = torch.func.vjp(forward, v, y, radius, weights)[1]
-        return *pullback(g), None, None, None, None, None, None
+class _Pullback(torch.autograd.Function):
+    """Its own gradient, and all further ones, are those of the reference."""
+
+    @staticmethod
+    def forward(g: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _backward(g, *inputs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:6])
+        ctx.options = inputs[6:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, places = ctx.saved_tensors
+
+        def pull(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return _backward_reference(*tensors, places, *ctx.options)
+
+        return *torch.func.vjp(pull, *tensors)[1](grads), *[None] * 8
 
 
 # --- the public function ---------------------------------------------------------------------------------------
@@ -149,11 +236,12 @@ def learned_consistency(
     -------
     Tensor
         ``(B, M)``. Differentiable (any number of times) in ``v``, ``y``, ``radius`` and ``weights``; the gradient runs
-        the network again, in torch. A NaN fills its sample and reaches no other.
+        the network again. A NaN fills its sample and reaches no other.
 
     Notes
     -----
-    CPU (C++); elsewhere in torch. Gungor et al., DEQ-MPI, IEEE Transactions on Medical Imaging 2024, Eq. 25.
+    CPU (C++, the same bits on any number of threads, gradients too); elsewhere in torch. Gungor et al., DEQ-MPI, IEEE
+    Transactions on Medical Imaging 2024, Eq. 25.
     """
     check_dtype("v", v, FLOATING)
     check_shape("v", v, (None, None), "(B, M)")
