@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pyrecon
 from pyrecon.nn import LearnedConsistency, RowLayout
-from pyrecon.ops import learned_consistency
+from pyrecon.ops import learned_consistency, project_l2_ball
 from pyrecon.ops.learned_consistency import _backward
 from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, poisoned_memory, record_calls
 from pyrecon.testing.cases import CASES, Case
@@ -192,3 +192,20 @@ def test_misuse_is_named() -> None:
         learned_consistency(v, y, radius, weights, places[1:], 35)
     with pytest.raises(TypeError, match="places: dtype"):
         learned_consistency(v, y, radius, weights, places.int(), 35)
+
+
+@pytest.mark.parametrize(("dims", "layers"), [(1, 2), (1, 3), (2, 4)])
+def test_it_can_begin_as_the_projection(dims: Literal[1, 2], layers: int) -> None:
+    layout = RowLayout.from_mask(torch.rand(60) > 0.3, (5, 12), 12)
+    torch.manual_seed(0)
+    net = LearnedConsistency(layout, dims=dims, layers=layers).double()
+    net.become_projection()
+    y, v = torch.randn(2, 3, 2 * len(layout.rows), dtype=torch.float64)
+    radius = torch.tensor([0.5, 3.0, 1e3], dtype=torch.float64)
+    torch.testing.assert_close(net.propose(v, y), v)
+    torch.testing.assert_close(net(v, y, radius), project_l2_ball(v, y, radius))
+    # and learns from there: the last layer first, as it does not look at the free channels yet
+    net(v, y, radius).square().sum().backward()
+    assert all(float(conv.weight.grad.abs().sum()) > 0 for conv in net.convs)  # type: ignore[union-attr,operator]
+    with pytest.raises(ValueError, match="carry v"):
+        LearnedConsistency(layout, width=2).become_projection()

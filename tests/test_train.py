@@ -24,6 +24,7 @@ from pyrecon.models.deq_mpi import Card
 from pyrecon.models.mpi import FactoredSystem, ScaledSystem
 from pyrecon.models.mpi.scale import compressed, noise_std
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
+from pyrecon.ops import project_l2_ball
 from pyrecon.train import Config, Interrupted, Stage, train_deq_mpi
 from pyrecon.train.mpi_data import Source, TrainingData
 
@@ -45,6 +46,7 @@ def config(**changes: Any) -> Config:
         "pool": 24,
         "validation": 6,
         "layers": 1,
+        "consistency_start": "random",
         "denoiser": Stage(6, batch=4, halve=3),
         "projection": Stage(4, batch=4),
         "equilibrium": Stage(5, batch=3, clip=1.0),
@@ -361,6 +363,19 @@ def test_initialisations_of_the_publication(tmp_path: Path) -> None:
             assert not torch.equal(value, pretrained.state_dict()[name]), name
 
 
+def test_learned_consistency_starts_as_the_projection(tmp_path: Path) -> None:
+    """Then its own stage has nothing to do."""
+    settings = config(**NONE | {"consistency": "learned", "projection": Stage(3), "consistency_start": "projection"})
+    assert settings.stages == ()
+    part = source()
+    assert part.layout is not None
+    whole = replace(part, layout=RowLayout(part.layout.grid, part.layout.rows, part.layout.grid[1]))
+    model = train_deq_mpi(tmp_path / "run", whole, settings)
+    y, v = torch.randn(2, 4, len(source().matrix))
+    radius = torch.tensor([0.0, 1.0, 5.0, 100.0])
+    torch.testing.assert_close(model.consistency(v, y, radius), project_l2_ball(v, y, radius))
+
+
 def test_schedules_of_the_models() -> None:
     for scale in ("quick", "full"):
         usual = Config.of_scale(scale)  # type: ignore[arg-type]
@@ -492,7 +507,15 @@ def test_command_trains_what_deq_mpi_is_compared_with(tmp_path: Path) -> None:
     fewer = command("u", "--model=unrolled", "--unrolled-steps=2", "--denoiser-steps=0", "--consistency=none")
     assert (fewer.gradient, fewer.unrolled_steps, fewer.consistency, fewer.denoiser.steps) == ("unrolled", 2, "none", 0)
     method = "deq-mpi"
-    learned = ["--consistency=learned", "--denoiser-steps=0", "--projection-steps=1", "--projection-noise", "0", "0"]
+    learned = [
+        "--consistency=learned",
+        "--consistency-start=random",
+        "--denoiser-steps=0",
+        "--projection-steps=1",
+        "--projection-noise",
+        "0",
+        "0",
+    ]
     assert command("l", *learned).projection_noise == (0.0, 0.0)
     for wrong, said in (
         (["--model=unrolled", "--gradient=implicit"], "no"),

@@ -55,6 +55,13 @@ class Gradient(enum.StrEnum):
     unrolled = "unrolled"
 
 
+class Start(enum.StrEnum):
+    """What learned consistency begins as."""
+
+    projection = "projection"
+    random = "random"
+
+
 class Model(enum.StrEnum):
     """What to train: DEQ-MPI or what it is compared with."""
 
@@ -89,6 +96,9 @@ def deq_mpi(
     consistency: Annotated[
         Consistency, typer.Option(help="ball: fits any system matrix. learned: for this scan's rows. none: z0 = y.")
     ] = Consistency.ball,
+    consistency_start: Annotated[
+        Start, typer.Option(help="Of learned consistency. random: as published, then a stage that learns to project.")
+    ] = Start.projection,
     dims: Annotated[
         int, typer.Option(min=1, max=2, help="Of learned consistency: 1 for a field-free line, 2 for several channels.")
     ] = 1,
@@ -138,6 +148,10 @@ def deq_mpi(
     check_device(device)
     folder, config, system = resume, None, None
     if output is not None:
+        if (projection_steps or projection_noise) and (consistency, consistency_start) != ("learned", "random"):
+            raise DataError(
+                "--projection-steps, --projection-noise: are for --consistency learned --consistency-start random"
+            )
         given: dict[str, Any] = {"pool": pool, "validation": validation, "limit": limit, "tolerance": tolerance}
         given |= {
             "penalty": penalty,
@@ -154,6 +168,7 @@ def deq_mpi(
             _ROLES[model],
             snr_db=snr,
             consistency=consistency.value,
+            consistency_start=consistency_start.value,
             dims=dims,
             measure=measure.value,
             seed=seed,

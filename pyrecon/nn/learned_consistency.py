@@ -133,6 +133,29 @@ class LearnedConsistency(nn.Module):
         widths = [4, *[width] * (layers - 1), 2]
         self.convs = nn.ModuleList(conv(a, b, kernel, padding=kernel // 2) for a, b in itertools.pairwise(widths))
 
+    @torch.no_grad()
+    def become_projection(self) -> None:
+        """Set the weights so that ``N(y, v) = v``: the projection onto the ball, to rounding, from which to learn.
+
+        Four channels of every layer carry ``relu(+-v)``; the others stay as they are, and the last layer does not look
+        at them yet, so that the gradient reaches its weights first.
+        """
+        if self.config["width"] < 4 or self.config["layers"] < 2:
+            raise ValueError(f"width, layers: {self.config}, expected at least 4 and 2 to carry v through ReLU")
+        first, *inner, last = self.convs
+        centre = (Ellipsis, *[self.config["kernel"] // 2] * self.dims)  # type: ignore[operator]
+        for conv in (first, *inner):
+            conv.weight[:4] = 0.0  # type: ignore[index,operator]
+            conv.bias[:4] = 0.0  # type: ignore[index,operator]
+        last.weight.zero_()  # type: ignore[operator,union-attr]
+        last.bias.zero_()  # type: ignore[operator,union-attr]
+        for part in range(2):
+            for channel, sign in ((2 * part, 1.0), (2 * part + 1, -1.0)):
+                first.weight[channel, 2 + part][centre] = sign  # type: ignore[index]
+                last.weight[part, channel][centre] = sign  # type: ignore[index]
+                for conv in inner:
+                    conv.weight[channel, channel][centre] = 1.0  # type: ignore[index]
+
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         self._check_rows(y)
         weights = packable(self.convs, v, y, radius) if self.dims == 1 else None

@@ -30,7 +30,7 @@ from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency
 from pyrecon.models.mpi.scale import image_shape, row_layout
 from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.solvers import Anderson, ConvergenceWarning
-from pyrecon.train.config import STAGES, Config
+from pyrecon.train.config import Config
 from pyrecon.train.mpi_data import FINER, Source, TrainingData, fine_shape
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ def train_deq_mpi(
     data = TrainingData.of(source, config, pool, validation)
     model = _new_model(folder, source, config)
     qualities = {}
-    for name in STAGES:
-        if getattr(config, name).steps == 0 or (name == "projection" and config.consistency != "learned"):
-            continue
+    for name in config.stages:
         qualities[name] = _run_stage(folder / name, name, model, data, device, report, stop)
     model = model.to("cpu").eval()
     facts: dict[str, Any] = {"config": asdict(config), "quality_db": qualities, "rows": len(source.matrix)}
@@ -203,6 +201,8 @@ def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
         consistency: Consistency | None = None
         if config.consistency == "learned" and source.layout is not None:
             consistency = LearnedConsistency(source.layout, dims=config.dims)
+            if config.consistency_start == "projection":
+                consistency.become_projection()
         elif config.consistency == "none":
             consistency = ExactConsistency()
     card = None
