@@ -521,7 +521,8 @@ def test_command_trains_what_deq_mpi_is_compared_with(tmp_path: Path) -> None:
         (["--model=unrolled", "--gradient=implicit"], "no"),
         (["--model=denoiser", "--gradient=implicit"], "does not train"),
         (["--unrolled-steps=3"], "--unrolled-steps"),
-        (["--projection-noise", "-1", "0"], "projection_noise"),
+        (["--projection-noise", "0", "0"], "--consistency-start random"),
+        ([*learned[:-2], "-1", "0"], "projection_noise"),
     ):
         with pytest.raises(DataError, match=said):
             command("wrong", *wrong)

@@ -228,7 +228,8 @@ def _stages_of(role: Role, usual: Config) -> dict[str, Any]:
 
 
 STAGES = ("denoiser", "projection", "equilibrium", "end_to_end")
-_ADDED = {
+# Absent from the runs of earlier versions, which had no such stage.
+_ADDED = {"end_to_end", "unrolled_steps", "consistency_start"}
     "end_to_end",
     "unrolled_steps",
     "consistency_start",
