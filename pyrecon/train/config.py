@@ -230,10 +230,6 @@ def _stages_of(role: Role, usual: Config) -> dict[str, Any]:
 STAGES = ("denoiser", "projection", "equilibrium", "end_to_end")
 # Absent from the runs of earlier versions, which had no such stage.
 _ADDED = {"end_to_end", "unrolled_steps", "consistency_start"}
-    "end_to_end",
-    "unrolled_steps",
-    "consistency_start",
-}  # absent from the runs of earlier versions, which had no such stage
 _CHOICES: dict[str, tuple[str, ...]] = {
     "consistency": ("ball", "learned", "none"),
     "consistency_start": ("projection", "random"),
