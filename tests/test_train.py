@@ -498,6 +498,9 @@ def test_command_trains_what_deq_mpi_is_compared_with(tmp_path: Path) -> None:
         assert f"-m {method} " in result.output
         return Config.from_json(folder / "config.json")
 
+    method = "deq-mpi"
+    command("fine", "--upsample=2", "--denoiser-steps=0")
+    assert DEQMPI.load(tmp_path / "fine/weights.safetensors").card.shape == (12, 8)  # type: ignore[union-attr]
     method = "end-to-end"
     assert command("e", "--model=end-to-end").end_to_end.steps == 1
     method = "pp-mpi"

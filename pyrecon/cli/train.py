@@ -91,6 +91,7 @@ def deq_mpi(
     ] = None,
     field: Annotated[float, typer.Option(min=0.05, help="Selection field of the simulated scanner, T/m.")] = 0.5,
     snr_threshold: Annotated[float, typer.Option(min=0, help="Leave out system-matrix rows with less SNR.")] = 5.0,
+    upsample: Annotated[int, typer.Option(min=1, help="Refine the system matrix's grid by this factor.")] = 1,
     snr: Annotated[float, typer.Option(help="SNR of the training data in dB.")] = 25.0,
     scale: Annotated[Scale, typer.Option(help="quick: within an hour on two cores. full: as published.")] = Scale.quick,
     consistency: Annotated[
@@ -178,7 +179,7 @@ def deq_mpi(
         last = {Model.end_to_end: "end_to_end", Model.denoiser: "denoiser"}.get(model, "equilibrium")
         lengths[last] = lengths.get(last) if steps is None else steps
         config = _shortened(config, lengths, batch, rate)
-        folder, system = output, _system(system_matrix, field, snr_threshold, seed)
+        folder, system = output, _system(system_matrix, field, snr_threshold, upsample, seed)
     assert folder is not None
     with _console.progress() as bar, _interruptible() as stop:
         watcher = _Watcher(bar)
@@ -242,7 +243,7 @@ def _shortened(config: Config, lengths: dict[str, int | None], batch: int | None
     return config
 
 
-def _system(path: Path | None, field: float, snr_threshold: float, seed: int) -> MPISystem:
+def _system(path: Path | None, field: float, snr_threshold: float, upsample: int, seed: int) -> MPISystem:
     from pyrecon import io
     from pyrecon.data.mpi import prepare_system
     from pyrecon.experiments.mpi import GRID
@@ -256,7 +257,8 @@ def _system(path: Path | None, field: float, snr_threshold: float, seed: int) ->
         if io.detect(path) != "mdf-system-matrix":
             raise DataError(f"{path}: is {io.detect(path)}, expected an MDF system matrix")
         calibration = mdf.read_system_matrix(path)
-    return prepare_system(calibration, snr_threshold=snr_threshold)
+    system = prepare_system(calibration, snr_threshold=snr_threshold)
+    return system if upsample == 1 else system.upsampled(upsample)
 
 
 class _Watcher:

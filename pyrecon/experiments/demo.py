@@ -49,7 +49,7 @@ def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: 
     """
     from pyrecon.data.mpi import box_downsample, prepare_frames, prepare_system
     from pyrecon.data.phantoms import retina_vessels
-    from pyrecon.models.mpi import METHODS, Reconstructor
+    from pyrecon.models.mpi import DEQ, METHODS, PnP, Reconstructor
     from pyrecon.physics.mpi import Scanner
 
     fine = fine_grid()
@@ -63,7 +63,7 @@ def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: 
     data = prepare_frames(system, scan)
     truth = box_downsample(vessels, OVERSAMPLING)
     rows = []
-    for method in METHODS.values():
+    for method in (*METHODS.values(), PnP, DEQ):
         progress(f"MPI: {method.name}")
         images, report = Reconstructor(system, method())(data)
         rows.append(_row(images.clamp_min(0), truth, report))

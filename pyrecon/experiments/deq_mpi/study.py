@@ -37,7 +37,7 @@ class Sizes:
     @classmethod
     def of_scale(cls, scale: Scale) -> Sizes:
         """``"quick"``: within an hour on two cores, where no model has to be trained. ``"full"``: as published."""
-        return cls(64, 32, 48, 1000, 16) if scale == "quick" else cls(3730, 256, 200, 20_000, 100)
+        return cls(64, 32, 48, 300, 16) if scale == "quick" else cls(3730, 256, 200, 20_000, 100)
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,17 @@ def _recipes() -> dict[str, Recipe]:
     for snr in (5.0, *SNRS, 45.0):
         level = f"{snr:g}dB"
         common = {"snr_db": snr, "penalty": penalty(snr)}
+        ball = f"deq-mpi-{level}"
         recipes |= {
-            f"deq-mpi-{level}": Recipe("equilibrium", common, initial="denoiser"),
-            f"deq-mpi-learned-{level}": Recipe("equilibrium", common | {"consistency": "learned"}, initial="denoiser"),
-            f"deq-mpi-26x52-{level}": Recipe("equilibrium", common, upsampled=2, initial="denoiser"),
+            ball: Recipe("equilibrium", common, initial="denoiser" if snr == 25.0 else "deq-mpi-25dB"),
+            f"deq-mpi-learned-{level}": Recipe("equilibrium", common | {"consistency": "learned"}, initial=ball),
+            f"deq-mpi-26x52-{level}": Recipe("equilibrium", common, upsampled=2, initial=ball),
             f"unrolled-{level}": Recipe("unrolled", common, initial="denoiser"),
             f"end-to-end-{level}": Recipe("end-to-end", {"snr_db": snr}, initial="denoiser"),
         }
     for gradient in (0.3, 0.6):
         common = {"snr_db": 25.0, "penalty": penalty(25.0)}
-        recipes[f"deq-mpi-{gradient}T-25dB"] = Recipe("equilibrium", common, gradient, initial="denoiser")
+        recipes[f"deq-mpi-{gradient}T-25dB"] = Recipe("equilibrium", common, gradient, initial="deq-mpi-25dB")
     return recipes
 
 

@@ -13,7 +13,7 @@ from pyrecon import metrics, plotting
 from pyrecon.data.mpi import prepare_system
 from pyrecon.experiments import published
 from pyrecon.experiments.deq_mpi.study import SNRS, Study
-from pyrecon.experiments.mpi import Run, evaluate_mpi, measured_problem, phantom_images
+from pyrecon.experiments.mpi import GRID, Run, evaluate_mpi, measured_problem, phantom_images
 from pyrecon.experiments.published import Entry
 from pyrecon.experiments.table import Listing, Table
 from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, DeepImagePrior, HybADMM, PnP
@@ -117,7 +117,8 @@ def picture(pictures: Pictures, count: int = 3) -> Any:
             shown.append(plotting.Panel(found.numpy(), title, f"{quality:.1f} dB", (0, peak)))
             errors.append(plotting.Panel((found - image).abs().numpy(), "", "", (0, 0.3 * peak), "magma"))
         rows += [shown, errors]
-    return plotting.figure(rows, spacing=[(2e-3, 2e-3)] * len(rows), panel_size=0.9)
+    pixel = GRID.spacing[0] * GRID.shape[0] / truth.shape[1]
+    return plotting.figure(rows, spacing=[(pixel, pixel)] * len(rows), panel_size=0.9)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------

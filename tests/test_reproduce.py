@@ -1,0 +1,129 @@
+"""The paper's tables and figures with few images and random networks: that they say what they should."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pyrecon._errors import DataError
+from pyrecon.cli import app
+from pyrecon.experiments import deq_mpi, published
+from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, tables
+from pyrecon.experiments.table import Listing, Row, Table
+from pyrecon.models import DEQMPI, _weights
+from pyrecon.models.deq_mpi import Card
+from pyrecon.nn import RDN
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """With a small random network for every model."""
+    torch.manual_seed(0)
+    for name, recipe in RECIPES.items():
+        model = DEQMPI(RDN(4, 4, 1, 1), iterations=4)
+        model.card = Card(recipe.changes.get("snr_db", 25.0), (26, 13), (0.05, 1.0), role=recipe.role)
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        model.save(folder / "weights.safetensors")
+    small = Study(tmp_path, "full", sizes=Sizes(test=3, validation=2, budget=4, dip=3, repeats=3))
+    small.__dict__["_calibrations"] = _calibrations
+    return small
+
+
+_calibrations: dict[tuple[float, int], object] = {}  # one for all tests: they take a second each
+
+
+def test_published_figures_hold_together() -> None:
+    for table in (published.TABLE_1, published.TABLE_2, published.TABLE_3, published.TABLE_4):
+        assert set(table) == set(published.TABLE_5)
+        assert all(len(row) == 3 for row in table.values())
+    # The leads that the paper states in its text.
+    for figures, leads in ((published.TABLE_1, (2.8, 1.7)), (published.TABLE_2, (2.5, 1.3))):
+        ours = figures["DEQ-MPI"]
+        for rivals, lead in zip((("l1-ADMM", "TV-ADMM", "Hyb-ADMM", "l2-ART"), ("PP-MPI",)), leads, strict=True):
+            mean = sum(ours[c][0] - max(figures[r][c][0] for r in rivals) for c in ours) / len(ours)
+            assert mean == pytest.approx(lead, abs=0.15)  # two printed digits of each, and of the lead
+
+
+def test_a_table_of_vessels(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "SNRS", (25.0,))
+    table, pictures = tables.table_2(study)
+    assert isinstance(table, Table)
+    assert table.columns == ["25 dB"]
+    kinds = {(row.method, row.kind) for row in table.rows}
+    assert {
+        ("DEQ-MPI", "l2-ball"),
+        ("PP-MPI", "denoiser, tuned"),
+        ("DIP", "3 iterations"),
+        ("l2-ART", "tuned"),
+    } <= kinds
+    (row,) = (row for row in table.rows if row.kind == "l2-ball")
+    assert row.published["25 dB"] == published.TABLE_2["DEQ-MPI"][25.0]
+    assert len(row.psnr["25 dB"]) == 3
+    assert any("leads the best tuned classical method" in note for note in table.notes)
+    assert any(note.startswith("Control: Hyb-ADMM") for note in table.notes)
+    assert deq_mpi.picture(pictures, 2).get_axes()
+
+
+def test_leads_are_over_the_best_rival_of_each_column() -> None:
+    values = {"l1-ADMM": (20.0, 31.0), "TV-ADMM": (22.0, 30.0), "PP-MPI": (23.0, 29.0), "DEQ-MPI": (25.0, 33.0)}
+    table = Table("t", ["a", "b"])
+    for name, pair in values.items():
+        kind = "l2-ball" if name == "DEQ-MPI" else "tuned"
+        table.rows.append(Row(name, kind, psnr={c: [v] for c, v in zip("ab", pair, strict=True)}))
+    (note,) = tables._margins(table)
+    assert "by 2.5 dB" in note  # (25 - 22 + 33 - 31) / 2
+    assert "at its best by 3.0 dB" in note
+
+
+def test_figures_have_their_numbers(study: Study) -> None:
+    study.scale = "quick"
+    drawing = deq_mpi.FIGURES[10](study)
+    rows = list(csv.reader(drawing.to_csv().splitlines()))
+    assert rows[0] == ["trained at", "pSNR, dB"]
+    assert [row[0] for row in rows[1:]] == ["0.3 T/m", "0.5 T/m", "0.6 T/m"]
+    assert drawing.figure.get_axes()
+
+
+def test_models_ship_or_are_trained_where_a_run_left_off(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = study.weights("denoiser")
+    assert path.endswith("models/denoiser/weights.safetensors")  # at full scale shipped ones do not count
+    study.scale = "quick"
+    assert study.weights("denoiser") == "denoiser"
+    assert study.nearest("deq-mpi", 25.0) == "deq-mpi-25dB"
+    assert study.nearest("deq-mpi", 20.0) in ("deq-mpi-15dB", "deq-mpi-25dB")
+    calls = []
+    monkeypatch.setattr("pyrecon.train.train_deq_mpi", lambda folder, *a, **k: calls.append((folder.name, k["resume"])))
+    monkeypatch.setattr(_weights, "shipped", lambda role=None: {})
+    for name in ("end-to-end-5dB", "denoiser"):
+        (study.folder / "models" / name / "weights.safetensors").unlink()
+    (study.folder / "models/denoiser/config.json").write_text("{}")
+    study.weights("end-to-end-5dB")
+    assert calls == [("denoiser", True), ("end-to-end-5dB", False)]
+    with pytest.raises(DataError, match="expected one of denoiser"):
+        study.weights("nonsense")
+
+
+def test_command_writes_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+
+    def listing(study: Study) -> tuple[Listing, dict[str, torch.Tensor]]:
+        runs.append(study.scale)
+        return Listing("Times", ["method", "ms"], [["ART", "3"]], ["on this machine"]), {}
+
+    monkeypatch.setitem(deq_mpi.TABLES, "V", listing)
+    command = ["reproduce", "deq-mpi", "-o", str(tmp_path / "out"), "--table", "V"]
+    for text in ("written", "is there"):
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0
+        assert text in result.output
+    assert runs == ["quick"]
+    assert (tmp_path / "out/table-V.md").read_text().splitlines()[-1] == "- on this machine"
+    assert (tmp_path / "out/table-V.csv").read_text() == "method,ms\nART,3\n"
+    for wrong in (["--table", "VI"], ["--figure", "5"], ["--images", str(tmp_path / "absent.nii")]):
+        with pytest.raises(DataError, match=wrong[0]):
+            CliRunner().invoke(app, [*command[:4], *wrong], catch_exceptions=False)
