@@ -6,6 +6,7 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -29,8 +30,20 @@ OPTIONAL = (
 )
 
 
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    weights: Annotated[bool, typer.Option("--weights", help="Print the cards of the weights that ship.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="With --weights: draw how they were trained.")] = None,
+) -> None:
     """Show what is built, which instruction set and devices are used, and which optional parts are missing."""
+    if weights or figure is not None:
+        from pyrecon import plotting
+        from pyrecon.cli import _cards
+
+        if figure is not None:
+            plotting.save(_cards.curves(), figure)
+        print(_cards.markdown())
+        return
     facts = collect()
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: 
     data = prepare_frames(system, scan)
     truth = box_downsample(vessels, OVERSAMPLING)
     rows = []
-    for method in (*METHODS.values(), PnP, DEQ):
+    methods: list[type[Any]] = [*METHODS.values(), PnP, DEQ]
+    for method in methods:
         progress(f"MPI: {method.name}")
         images, report = Reconstructor(system, method())(data)
         rows.append(_row(images.clamp_min(0), truth, report))

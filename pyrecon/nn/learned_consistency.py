@@ -7,7 +7,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -140,21 +140,21 @@ class LearnedConsistency(nn.Module):
         Four channels of every layer carry ``relu(+-v)``; the others stay as they are, and the last layer does not look
         at them yet, so that the gradient reaches its weights first.
         """
-        if self.config["width"] < 4 or self.config["layers"] < 2:
+        layers: list[Any] = list(self.convs)
+        if len(layers) < 2 or layers[0].out_channels < 4:
             raise ValueError(f"width, layers: {self.config}, expected at least 4 and 2 to carry v through ReLU")
-        first, *inner, last = self.convs
-        centre = (Ellipsis, *[self.config["kernel"] // 2] * self.dims)  # type: ignore[operator]
+        first, *inner, last = layers
+        centre = [layers[0].kernel_size[0] // 2] * self.dims
         for conv in (first, *inner):
-            conv.weight[:4] = 0.0  # type: ignore[index,operator]
-            conv.bias[:4] = 0.0  # type: ignore[index,operator]
-        last.weight.zero_()  # type: ignore[operator,union-attr]
-        last.bias.zero_()  # type: ignore[operator,union-attr]
+            conv.weight[:4], conv.bias[:4] = 0.0, 0.0
+        last.weight.zero_()
+        last.bias.zero_()
         for part in range(2):
             for channel, sign in ((2 * part, 1.0), (2 * part + 1, -1.0)):
-                first.weight[channel, 2 + part][centre] = sign  # type: ignore[index]
-                last.weight[part, channel][centre] = sign  # type: ignore[index]
+                first.weight[channel, 2 + part, *centre] = sign
+                last.weight[part, channel, *centre] = sign
                 for conv in inner:
-                    conv.weight[channel, channel][centre] = 1.0  # type: ignore[index]
+                    conv.weight[channel, channel, *centre] = 1.0
 
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         self._check_rows(y)

@@ -36,6 +36,8 @@ from pyrecon.train.mpi_data import FINER, Source, TrainingData, fine_shape
 if TYPE_CHECKING:
     from pyrecon.train.stages import Progress, Watch
 
+Curve = list[tuple[int, float]]  # step, quality in dB
+
 _CHUNK = 256  # images drawn between two reports
 _INITIAL = "initial.safetensors"
 
@@ -99,11 +101,12 @@ def train_deq_mpi(
     pool, validation = _images(folder, source, config, drawn)
     data = TrainingData.of(source, config, pool, validation)
     model = _new_model(folder, source, config)
-    qualities = {}
+    qualities, curves = {}, {}
     for name in config.stages:
-        qualities[name] = _run_stage(folder / name, name, model, data, device, report, stop)
+        qualities[name], curves[name] = _run_stage(folder / name, name, model, data, device, report, stop)
     model = model.to("cpu").eval()
     facts: dict[str, Any] = {"config": asdict(config), "quality_db": qualities, "rows": len(source.matrix)}
+    facts["curves"] = {name: [[step, round(quality, 2)] for step, quality in curve] for name, curve in curves.items()}
     role = config.role or "equilibrium"
     if model.card is not None:
         facts["initial"] = model.card.training  # how the weights that the run began with were made
@@ -127,8 +130,11 @@ def _run_stage(
     device: str,
     report: Callable[[Progress], None],
     stop: Callable[[], bool],
-) -> float:
-    """Train one stage, or load what it came to; leaves its best weights in ``model`` and returns their quality."""
+) -> tuple[float, Curve]:
+    """Train one stage, or load what it came to; leaves its best weights in ``model``.
+
+    Returns their quality, and the quality at every validation.
+    """
     import lightning as L
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -138,7 +144,7 @@ def _run_stage(
     if done.exists():
         kept = _read_checkpoint(done)
         model.load_state_dict(kept["weights"])
-        return float(kept["quality"])
+        return float(kept["quality"]), kept["history"]
     folder.mkdir(parents=True, exist_ok=True)
     module = MODULES[name](model, data, getattr(data.config, name))
     watch = Watch(checkpoint, data.config.validate_every, data.config.save_every, report, stop)
@@ -180,11 +186,11 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _finish(done: Path, model: DEQMPI, watch: Watch) -> float:
+def _finish(done: Path, model: DEQMPI, watch: Watch) -> tuple[float, Curve]:
     model.load_state_dict(watch.weights)
     with written_whole(done) as temporary:
         torch.save({"weights": watch.weights, "quality": watch.best, "history": watch.history}, temporary)
-    return watch.best
+    return watch.best, watch.history
 
 
 def _devices(device: str) -> tuple[str, Any]:
