@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrecon.solvers import Anderson, ConvergenceWarning, FixedPointMethod, Solution, Status, fixed_point
 from pyrecon.solvers.fixed_point import State
@@ -228,6 +228,36 @@ def jacobian_penalty(f: Map, z: State, *, probes: int = 1, generator: torch.Gene
         pulled = torch.autograd.grad(values, parts, probe, create_graph=torch.is_grad_enabled(), retain_graph=True)
         total = total + sum(p.abs().square().flatten(1).sum(1) for p in pulled)
     return total / (probes * sum(part[0].numel() for part in parts))
+
+
+def residual_curve(
+    f: Map, x0: State, args: Sequence[Any] = (), *, solver: FixedPointMethod | None = None, max_iter: int = 50
+) -> Tensor:
+    """``|f(x) - x| / (|f(x)| + 1e-5)`` of every sample at every step of :func:`~pyrecon.solvers.fixed_point`.
+
+    ``(max_iter, B)`` float64; nothing stops a sample but a NaN, after which its column is NaN. A straight line on a
+    logarithmic scale is linear convergence, a plateau an equilibrium that plain or mixed steps do not reach.
+    """
+    curve = torch.full((max_iter, len(_parts(x0)[0])), float("nan"), dtype=torch.float64)
+
+    def observe(step: int, rows: Tensor, residual: Tensor) -> None:
+        curve[step - 1, rows.cpu()] = residual.double().cpu()
+
+    fixed_point(f, x0, args, solver=solver, tol=0.0, max_iter=max_iter, observe=observe)
+    return curve
+
+
+def spectral_norm(module: nn.Module, *, power_iterations: int = 1) -> nn.Module:
+    """``module`` with every convolution's and linear layer's weight divided by its spectral norm, in place.
+
+    That is :func:`torch.nn.utils.parametrizations.spectral_norm` on each, which takes a convolution's weight as the
+    matrix of outputs by (inputs times positions): the layer itself may still stretch by up to the square root of the
+    number of positions, so :func:`contraction` is the test of what was reached. Residual sums add to it.
+    """
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for part in [part for part in module.modules() if isinstance(part, layers)]:
+        nn.utils.parametrizations.spectral_norm(part, n_power_iterations=power_iterations)
+    return module
 
 
 def contraction(f: Map, z: State, *, steps: int = 20, seed: int = 0) -> Tensor:

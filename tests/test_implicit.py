@@ -19,8 +19,11 @@ from pyrecon.implicit import (
     contraction,
     fixed_point_layer,
     jacobian_penalty,
+    residual_curve,
+    spectral_norm,
 )
-from pyrecon.solvers import Anderson, Broyden, ConvergenceWarning, Picard, Status
+from pyrecon.nn import RDN
+from pyrecon.solvers import Anderson, Broyden, ConvergenceWarning, Picard, Status, fixed_point
 
 N = 6
 R = torch.float64
@@ -237,3 +240,40 @@ def test_jacobian_penalty_is_the_frobenius_norm() -> None:
     penalty.sum().backward()
     assert M.grad is not None
     torch.testing.assert_close(M.grad, 2 * M.detach() / N, rtol=0.5, atol=0.3)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3)], ids=lambda s: type(s).__name__)
+def test_residual_curve_is_what_the_solver_saw(solver: Any) -> None:
+    y = randn(3, N)
+    y[1, 0] = float("nan")
+    curve = residual_curve(f, torch.zeros_like(y), (y, W), solver=solver, max_iter=9)
+    assert curve.shape == (9, 3)
+    for steps in (1, 4, 9):
+        found = fixed_point(f, torch.zeros_like(y), (y, W), solver=solver, tol=0.0, max_iter=steps)
+        torch.testing.assert_close(curve[steps - 1, [0, 2]], found.residual[[0, 2]])
+    assert torch.isnan(curve[1:, 1]).all()
+    if isinstance(solver, Picard):  # linear convergence, at most at the rate of the contraction
+        assert (curve[1:, 0] < 0.7 * curve[:-1, 0]).all()
+
+
+def test_spectral_norm_makes_a_map_contract() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(N, 20), nn.Tanh(), nn.Sequential(nn.Linear(20, N))).double()
+    with torch.no_grad():
+        net[0].weight.mul_(5)
+    z = randn(4, N)
+    assert float(contraction(net, z).max()) > 1
+    assert spectral_norm(net, power_iterations=20) is net
+    assert float(contraction(net.eval(), z).max()) <= 1 + 1e-6
+    assert len(list(net.parameters())) == 4
+
+
+def test_spectral_norm_of_the_network_of_deq_mpi() -> None:
+    """Its fused pass steps aside for the normalised weights."""
+    torch.manual_seed(0)
+    net = spectral_norm(RDN(4, 3, 1, 2), power_iterations=5).eval()
+    image = torch.rand(2, 6, 5)
+    norms = [torch.linalg.matrix_norm(conv.weight.flatten(1), 2) for conv in (net.shallow, net.deep, net.last)]
+    torch.testing.assert_close(torch.stack(norms), torch.ones(3), rtol=0.05, atol=0)
+    net(image).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())

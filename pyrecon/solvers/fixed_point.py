@@ -197,6 +197,7 @@ def fixed_point(
     tol: float = 1e-4,
     max_iter: int = 50,
     check_every: int | None = None,
+    observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Solution[State]:
     """Solve ``x = f(x, *args)`` for every sample of a batch, without recording gradients.
 
@@ -218,6 +219,9 @@ def fixed_point(
     check_every
         Steps between stop tests. Each test waits for the device, so the default is 5 on a GPU and 1 on a CPU, where a
         sample that stops at once costs nothing more.
+    observe
+        Called after every step with its number from 1, the samples that are still iterated ``(A,)``, and what the stop
+        test sees of them, ``(A,)``.
 
     Returns
     -------
@@ -230,7 +234,7 @@ def fixed_point(
     if check_every is not None and check_every < 1:
         raise ValueError(f"check_every: {check_every}, expected at least 1")
     with torch.no_grad():
-        return _solve(f, x0, tuple(args), solver or Anderson(), tol, max_iter, check_every)
+        return _solve(f, x0, tuple(args), solver or Anderson(), tol, max_iter, check_every, observe)
 
 
 def _is_batched(value: Any, batch: int) -> bool:
@@ -245,6 +249,7 @@ def _solve(
     tol: float,
     max_iter: int,
     check_every: int | None,
+    observe: Callable[[int, Tensor, Tensor], None] | None,
 ) -> Solution[State]:
     layout = _Layout(x0)
     x = layout.pack(x0)
@@ -268,6 +273,8 @@ def _solve(
         error = norms[:, 0].sqrt() / (norms[:, 1].sqrt() + 1e-5)
         finite = norms.sum(1) < 1e300
         first = error if first is None else first
+        if observe is not None:
+            observe(iteration, rows, error)
         if iteration % check_every and iteration < max_iter:
             continue  # nothing here reads a number back: the device runs ahead
         residual[rows], iterations[rows] = error, iteration
