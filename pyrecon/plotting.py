@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,14 +86,14 @@ def figure(
 
 
 def curves(
-    lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log: bool = False, heading: str = ""
+    lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log: Literal["", "x", "y", "xy"] = ""
 ) -> Figure:
-    """Named lines through points ``(x, y)`` in one pair of axes, x logarithmic with ``log``."""
+    """Named lines through points ``(x, y)`` in one pair of axes, of which ``log`` are logarithmic."""
     fig: Figure = _matplotlib().figure.Figure(figsize=(5.6, 3.6), dpi=150, layout="constrained")
     axis = fig.subplots()
     for (name, points), marker in zip(lines.items(), itertools.cycle("osv^D"), strict=False):
         axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.2, label=name)
-    axis.set(xlabel=x, ylabel=y, title=heading, xscale="log" if log else "linear")
+    axis.set(xlabel=x, ylabel=y, **{f"{name}scale": "log" for name in log})
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return fig

@@ -14,11 +14,12 @@ import torch
 from pyrecon import metrics, plotting
 from pyrecon.data.mpi import prepare_system
 from pyrecon.experiments.mpi import GRID, Run, generated_images, measured_problem
+from pyrecon.implicit import residual_curve
 from pyrecon.models import DEQMPI
 from pyrecon.models.mpi import DEQ, HybADMM, PnP
 from pyrecon.models.mpi.scale import compressed
 from pyrecon.physics.mpi import Scanner
-from pyrecon.solvers import Anderson, Picard, fixed_point
+from pyrecon.solvers import Anderson, Picard
 
 system = prepare_system(Scanner(gradient=0.5).calibrate(GRID, seed=0))
 problem = measured_problem(system, generated_images(test=6, validation=16), 25.0, seed=0)
@@ -39,18 +40,17 @@ plotting.figure(rows, spacing=[GRID.spacing] * len(rows), panel_size=1.2)
 # The equilibrium is what the weights were trained at: more iterations change little.
 steps = (1, 2, 5, 10, 25, 50, 100, 200)
 lines = {method.name: [(n, Run(method(iterations=n), problem).quality()) for n in steps] for method in (DEQ, PnP)}
-plotting.curves(lines, "iterations", "pSNR, dB", log=True)
+plotting.curves(lines, "iterations", "pSNR, dB", log="x")
 
 # %%
 # Its step is a function of (image, image dual, data dual), and pyrecon's diagnostics work on it: here how the relative
-# change falls with Anderson mixing and without.
+# change falls, with Anderson mixing and without.
 model = DEQMPI.from_pretrained("deq-mpi-25dB")
 small = compressed(problem.system, 25.0)
 data, radius = problem.test.coordinates, problem.test.noise
-with torch.no_grad():
-    for solver in (Picard(), Anderson(memory=5)):
-        changes = [
-            fixed_point(small.step_of(model), small.start(data), (data, radius), solver=solver, tol=0.0, max_iter=n)
-            for n in (5, 10, 20, 40)
-        ]
-        print(type(solver).__name__, [f"{float(s.residual.mean()):.1e}" for s in changes])
+lines = {}
+for solver in (Picard(), Anderson(memory=5)):
+    with torch.no_grad():
+        curve = residual_curve(small.step_of(model), small.start(data), (data, radius), solver=solver, max_iter=60)
+    lines[type(solver).__name__] = [(step, float(change)) for step, change in enumerate(curve.mean(1), start=1)]
+plotting.curves(lines, "iterations", "relative change", log="y")

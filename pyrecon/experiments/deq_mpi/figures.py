@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pyrecon import metrics, plotting
 from pyrecon.experiments.deq_mpi.study import SNRS, Study
@@ -59,7 +59,7 @@ def figure_4(study: Study) -> Drawing:
     }
     curves = {label: [(n, Run(of(n), problem).quality()) for n in STEPS] for label, of in kinds.items()}
     caption = "pSNR after so many iterations; models trained and tested at 35 dB. Mean over the test images."
-    return _lines(curves, "iterations", caption, log=True)
+    return _lines(curves, "iterations", caption, log="x")
 
 
 def figure_9(study: Study) -> Drawing:
@@ -107,7 +107,7 @@ def figure_13(study: Study) -> Drawing:
         runs = [Run(of(n), problem) for n in STEPS[2:]]
         curves[label] = [(run.milliseconds(1), run.quality()) for run in runs]
     caption = "pSNR (mean over the test images, 35 dB) against the time for one image, published settings."
-    return _lines(curves, "milliseconds for one image", caption, log=True)
+    return _lines(curves, "milliseconds for one image", caption, log="x")
 
 
 FIGURES: dict[int, Callable[[Study], Drawing]] = {
@@ -123,7 +123,9 @@ def _problem(study: Study, snr_db: float) -> Problem:
     return measured_problem(study.system(), study.test_images(), snr_db, study.seed)
 
 
-def _lines(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, caption: str, *, log: bool = False) -> Drawing:
+def _lines(
+    curves: Mapping[str, Sequence[tuple[float, float]]], x: str, caption: str, *, log: Literal["", "x"] = ""
+) -> Drawing:
     numbers: list[list[Any]] = [
         ["method", x, "pSNR, dB"],
         *([name, *point] for name, points in curves.items() for point in points),
