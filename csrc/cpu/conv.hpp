@@ -42,8 +42,7 @@ struct Planes {
   // Zeros around the planes, the first of which is at `first`; of it, zeros within as well.
   void clear(T* first, int64_t planes) const {
     std::memset(first - margin, 0, (margin + stride) * sizeof(T));
-    const int64_t used = vectors * lanes<T>;
-    for (int64_t p = 1; p < planes; ++p) std::memset(first + p * stride + used, 0, (stride - used) * sizeof(T));
+    for (int64_t p = 1; p < planes; ++p) std::memset(first + p * stride + count, 0, (stride - count) * sizeof(T));
   }
 
   // All bits of a number where keep(i), no bits elsewhere.
@@ -73,6 +72,17 @@ struct Conv {
 constexpr int conv_tile_size = vector_registers == 32 ? 24 : 12;  // accumulators: outputs times vectors
 constexpr int most_outputs = conv_tile_size / 2;
 
+// What follows the sum of products, for a vector of an output.
+template <class T>
+PYRECON_INLINE void finish(const Conv<T>& c, int64_t stride, int64_t output, int64_t at, Vec<T> value) {
+  const int64_t i = output * stride + at;
+  if (c.skip) value += load(c.skip + i);
+  if (c.relu) value = value < Vec<T>{} ? Vec<T>{} : value;  // keeps a NaN
+  if (c.gate) value = load(c.gate + i) <= Vec<T>{} ? Vec<T>{} : value;
+  using Bits = typename VecOf<T>::mask;
+  store<T>(c.out + i, (Vec<T>)((Bits)value & (Bits)load(c.mask + at)));
+}
+
 // O outputs from `output` for V vectors from `at`.
 template <int O, int V, class T>
 PYRECON_INLINE void conv_tile(const Conv<T>& c, int64_t stride, int64_t output, int64_t at) {
@@ -94,17 +104,8 @@ PYRECON_INLINE void conv_tile(const Conv<T>& c, int64_t stride, int64_t output, 
       }
     }
   }
-  for (int o = 0; o < O; ++o) {
-    for (int v = 0; v < V; ++v) {
-      const int64_t i = (output + o) * stride + at + v * lanes<T>;
-      Vec<T> value = total[o][v];
-      if (c.skip) value += load(c.skip + i);
-      if (c.relu) value = value < Vec<T>{} ? Vec<T>{} : value;  // keeps a NaN
-      if (c.gate) value = load(c.gate + i) <= Vec<T>{} ? Vec<T>{} : value;
-      using Bits = typename VecOf<T>::mask;
-      store<T>(c.out + i, (Vec<T>)((Bits)value & (Bits)load(c.mask + at + v * lanes<T>)));
-    }
-  }
+  for (int o = 0; o < O; ++o)
+    for (int v = 0; v < V; ++v) finish(c, stride, output + o, at + v * lanes<T>, total[o][v]);
 }
 
 // All outputs, for the vectors [begin, end) of places, in strips that stay in cache for all groups of outputs.

@@ -1,11 +1,13 @@
-// The whole network for one image, its feature maps in cache (cpu/conv.hpp), and its gradient from recorded maps.
+// The whole network for one image, its feature maps in cache (cpu/conv.hpp), and its gradient from recorded maps. Its
+// 3x3 convolutions of four channels and more go by Winograd's algorithm (cpu/winograd.hpp), those of its gradient do
+// not.
 //
 // A plane is the image's rows with one zero after each, so that the neighbours of every pixel, beyond the borders too,
 // are so many places away. Rows run along the longer axis of the image, for the fewest of them: 13 x 27 = 351 of 352
 // lanes hold the 26 x 13 image, where 26 x 14 would take 364.
 #include "cpu/rdn.hpp"
 
-#include "cpu/conv.hpp"
+#include "cpu/winograd.hpp"
 
 namespace pyrecon::PYRECON_ISA {
 namespace {
@@ -32,7 +34,9 @@ class Network {
         mask_(mask),
         threads_(threads) {}
 
-  int64_t mask_memory() const { return planes_.body; }
+  int64_t mask_memory() const { return planes_.body + round_up(winograd_.slack, Planes<T>::line); }
+  int64_t patches_memory() const { return fast_ ? winograd_.memory() : 0; }
+  int64_t filters_memory() const { return fast_ ? 2 * weights_count() : 0; }
   int64_t maps_memory() const { return planes_.memory(map_count()); }
   int64_t gradients_memory() const { return planes_.memory(gradient_count()); }
   int64_t weights_count() const {
@@ -42,8 +46,26 @@ class Network {
 
   void make_mask() const {
     planes_.make_mask(mask_, [&](int64_t i) { return i % grid_.pitch != grid_.pitch - 1; });
+    std::memset(mask_ + planes_.body, 0, winograd_.slack * sizeof(T));
   }
-  void clear_maps(T* memory) const { planes_.clear(memory + planes_.margin, map_count()); }
+  // The filters of forward() for Winograd's algorithm, at twice their place in the weights.
+  void make_filters(T* to) const {
+    if (!fast_) return;
+    const auto make = [&](const Conv<T>& c) {
+      if (winograd_.fits(c)) winograd_.filters(c, to + 2 * (c.weight - weights_));
+    };
+    make(deep());
+    for (int64_t b = 0; b < s_.blocks; ++b)
+      for (int64_t j = 0; j < s_.layers; ++j) make(layer(b, j));
+    make(smooth());
+  }
+  void clear_maps(T* memory) const {
+    planes_.clear(memory + planes_.margin, map_count());
+    if (!fast_) return;  // which does not write the zeros after rows
+    for (int64_t p = 0; p < map_count(); ++p)
+      for (int64_t r = 1; r <= grid_.count / grid_.pitch; ++r)
+        memory[planes_.margin + p * planes_.stride + r * grid_.pitch - 1] = 0;
+  }
   void clear_gradients(T* memory) const { planes_.clear(memory + planes_.margin, gradient_count()); }
 
   void place_maps(T* memory) {
@@ -57,16 +79,32 @@ class Network {
     result_ = recorded_ ? take(at, 1) : fused_;
   }
 
-  void forward(const T* image, T* out) const {
+  // With filters as make_filters() makes them, and memory for patches.
+  void forward(const T* image, T* out, const T* filters, T* patches) const {
+    const int64_t f = s_.features, g = s_.growth;
+    const auto spread = [&](const T* first, int64_t count, int64_t channel) {
+      if (fast_) winograd_.patches(first, planes_.stride, count, channel, patches, threads_);
+    };
+    const auto fast = [&](Conv<T> c, T* out, const T* skip = nullptr, bool relu = false) {
+      if (!fast_ || !winograd_.fits(c)) return run(c, out, skip, relu);
+      c.out = out, c.skip = skip, c.relu = relu;
+      winograd_.convolve(c, filters + 2 * (c.weight - weights_), patches, planes_.stride, threads_);
+    };
     each_pixel([&](int64_t i, int64_t at) { image_[at] = image[i]; });
     run(shallow(), shallow_);
-    run(deep(), output(0));
+    spread(shallow_, f, 0);
+    fast(deep(), output(0));
     for (int64_t b = 0; b < s_.blocks; ++b) {
-      for (int64_t j = 0; j < s_.layers; ++j) run(layer(b, j), grown(b, j), nullptr, true);
+      spread(output(b), f, 0);
+      for (int64_t j = 0; j < s_.layers; ++j) {
+        fast(layer(b, j), grown(b, j), nullptr, true);
+        if (j < s_.layers - 1) spread(grown(b, j), g, f + j * g);
+      }
       run(merge(b), output(b + 1), output(b));
     }
     run(fuse(), fused_);
-    run(smooth(), summed_, shallow_);
+    spread(fused_, f, 0);
+    fast(smooth(), summed_, shallow_);
     run(last(), result_, image_, true);
     each_pixel([&](int64_t i, int64_t at) { out[i] = result_[at]; });
   }
@@ -202,6 +240,9 @@ class Network {
   RdnShape s_;
   Grid grid_;
   Planes<T> planes_{grid_.count, grid_.pitch + 1};
+  Winograd<T> winograd_{grid_.count / grid_.pitch, grid_.pitch, grid_.transposed,
+                        s_.features + (s_.layers - 1) * s_.growth, s_.features > s_.growth ? s_.features : s_.growth};
+  bool fast_ = winograd_.pays(planes_);
   bool recorded_;
   const T* weights_;
   T* mask_;
@@ -219,17 +260,20 @@ void rdn(const T* image, const T* weights, T* out, T* maps, const RdnShape& s, i
   const Network<T> any(s, recorded, weights, nullptr, 1);
   const int shares = s.batch < threads ? 1 : threads;  // images side by side, or all threads on each
   const int64_t size = any.maps_memory(), pixels = s.rows * s.cols;
-  const int64_t memory = any.mask_memory() + (recorded ? 0 : round_up(size, Planes<T>::line));
-  const Scratch<T> scratch(shares * memory);
+  const int64_t maps_size = recorded ? 0 : size + Winograd<T>::slack;
+  const int64_t memory = any.mask_memory() + any.patches_memory() + round_up(maps_size, Planes<T>::line);
+  const Scratch<T> scratch(shares * memory), filters(any.filters_memory());
+  any.make_filters(filters.get());
   parallel_shares(shares, s.batch, [&](int share, int64_t begin, int64_t end) {
-    T *mask = scratch.get() + share * memory, *reused = mask + any.mask_memory();
+    T *mask = scratch.get() + share * memory, *patches = mask + any.mask_memory();
+    T* reused = patches + any.patches_memory();
     Network<T> network(s, recorded, weights, mask, shares == 1 ? threads : 1);
     network.make_mask();
     for (int64_t b = begin; b < end; ++b) {
       T* own = recorded ? maps + b * size : reused;
       if (recorded || b == begin) network.clear_maps(own);
       network.place_maps(own);
-      network.forward(image + b * pixels, out + b * pixels);
+      network.forward(image + b * pixels, out + b * pixels, filters.get(), patches);
     }
   });
 }

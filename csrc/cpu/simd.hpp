@@ -162,6 +162,17 @@ PYRECON_INLINE constexpr int complex_lane(int i) {
   return i / e * half + i % half + (i % e < half ? 0 : static_cast<int>(lanes<T>) / 2);
 }
 
+// Every second of the lanes of two vectors, in their order, and back: two or four instructions where whole groups would
+// be one.
+template <int H>
+struct PickEvery {
+  static constexpr int at(int i, int) { return 2 * i + H; }
+};
+template <int H>
+struct PickZip {
+  static constexpr int at(int i, int n) { return i / 2 + H * n / 2 + (i % 2 ? n : 0); }
+};
+
 // v[i][j] <-> v[j][i] for `lanes` vectors.
 template <class T>
 PYRECON_INLINE void transpose(Vec<T>* v) {

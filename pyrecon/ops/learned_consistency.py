@@ -191,8 +191,8 @@ class _Pullback(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, places = ctx.saved_tensors
 
-        def pull(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return _backward_reference(*tensors, places, *ctx.options)
+        def pull(g: Tensor, v: Tensor, y: Tensor, radius: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+            return _backward_reference(g, v, y, radius, weights, places, *ctx.options)
 
         return *torch.func.vjp(pull, *tensors)[1](grads), *[None] * 8
 

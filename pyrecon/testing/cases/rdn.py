@@ -54,5 +54,7 @@ CASES: tuple[Case, ...] = (
     _case("paper", (1, 26, 13), layers=12),
     _case("many-channels", (2, 9, 17), 25, 17, 2, 3),
     _case("few-channels", (3, 9, 15), 1, 1, 1, 1),
+    _case("narrow", (2, 40, 11), 4, 5, 2, 3),
+    _case("odd", (2, 25, 17), 7, 6, 2, 2),
     _case("other-channels", (3, 10, 7), 4, 3, 2, 2),
 )
