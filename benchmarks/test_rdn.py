@@ -102,6 +102,61 @@ def test_rdn_gradient(timed: Callable[..., None], batch: int, asked: str, impl: 
     )
 
 
+@pytest.mark.parametrize("impl", ["pyrecon", "torch"])
+@pytest.mark.parametrize("asked", ["all", "data"])
+@pytest.mark.parametrize("batch", [1, 64])
+def test_learned_consistency_gradient(timed: Callable[..., None], batch: int, asked: str, impl: str) -> None:
+    """A training step's forward and backward pass; and one more pullback to v, as implicit gradients take."""
+    torch.manual_seed(0)
+    net = learned_consistency().double()
+    v, y, g = torch.randn(3, batch, M)
+    radius = torch.full((batch,), 0.3 * M**0.5)
+    variables = [v.requires_grad_(), *net.parameters()][: None if asked == "all" else 1]
+    wide = v.detach().double().requires_grad_()
+    result = torch_consistency(net, wide, y.double(), radius.double())
+    expected = torch.autograd.grad(result, [wide, *variables[1:]], g.double())
+    net.float()
+    run = net if impl == "pyrecon" else partial(torch_consistency, net)
+    result = run(v, y, radius)
+    calls: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+        "all": lambda: torch.autograd.grad(run(v, y, radius), variables, g),
+        "data": lambda: torch.autograd.grad(result, v, g, retain_graph=True),
+    }
+    work = {"all": "forward + backward", "data": "pullback to v"}[asked]
+    timed(
+        calls[asked],
+        row=f"learned consistency {M}, {work}, B={batch}",
+        impl=impl,
+        expected=expected,
+        k=1024,  # sums over up to half a million points that cancel to about the square root of as many, 707
+        flops=2 * 336 * GRID[0] * USED * batch * (3 if asked == "all" else 1),
+        sizes={"batch": batch, "rows": M},
+    )
+
+
+def learned_consistency() -> LearnedConsistency:
+    """On rows at random among those that it uses."""
+    chosen = torch.randperm(GRID[0] * USED)[: M // 2]
+    rows = (chosen // USED * GRID[1] + chosen % USED).sort().values
+    return LearnedConsistency(RowLayout(GRID, rows, USED))
+
+
+def torch_consistency(learned: Any, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    """As the released program has it, with the ball of the paper."""
+    layout = learned.layout
+    grid = v.new_zeros(len(v), 4, GRID[0] * GRID[1])
+    grid[:, :2, layout.rows], grid[:, 2:, layout.rows] = y.unflatten(1, (2, -1)), v.unflatten(1, (2, -1))
+    g = grid.unflatten(2, GRID)[..., :USED].flatten(2)
+    for layer in learned.convs[:-1]:
+        g = torch.relu(torch.conv1d(g, layer.weight, layer.bias, padding=1))
+    g = torch.conv1d(g, learned.convs[-1].weight, learned.convs[-1].bias, padding=1)
+    full = v.new_zeros(len(v), 2, *GRID)
+    full[..., :USED] = g.unflatten(2, (GRID[0], USED))
+    proposal = full.flatten(2)[:, :, layout.rows].flatten(1)
+    distance = torch.linalg.vector_norm(proposal - y, dim=1)
+    return y + (proposal - y) * (radius / distance).clamp(max=1.0)[:, None]
+
+
 class TorchModel:
     """25 steps of DEQ-MPI in torch, by its four equations; A x is carried over from the end of the step before."""
 
@@ -111,27 +166,12 @@ class TorchModel:
     def __call__(self, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         A, d1, d0, ax = self.A, torch.zeros_like(x), torch.zeros_like(y), x @ self.A.T
         for _ in range(STEPS):
-            z0 = self.consistency(ax - d0, y, radius)
+            z0 = torch_consistency(self.net.consistency, ax - d0, y, radius)
             z1 = torch_rdn(self.net.rdn, (x - d1).view(-1, 26, 13)).flatten(1)
             x = ((z0 + d0) @ A + z1 + d1) @ self.inverse
             ax = x @ A.T
             d0, d1 = d0 + z0 - ax, d1 + z1 - x
         return x
-
-    def consistency(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-        learned: Any = self.net.consistency
-        layout = learned.layout
-        grid = v.new_zeros(len(v), 4, GRID[0] * GRID[1])
-        grid[:, :2, layout.rows], grid[:, 2:, layout.rows] = y.unflatten(1, (2, -1)), v.unflatten(1, (2, -1))
-        g = grid.unflatten(2, GRID)[..., :USED].flatten(2)
-        for layer in learned.convs[:-1]:
-            g = torch.relu(torch.conv1d(g, layer.weight, layer.bias, padding=1))
-        g = torch.conv1d(g, learned.convs[-1].weight, learned.convs[-1].bias, padding=1)
-        full = v.new_zeros(len(v), 2, *GRID)
-        full[..., :USED] = g.unflatten(2, (GRID[0], USED))
-        proposal = full.flatten(2)[:, :, layout.rows].flatten(1)
-        distance = torch.linalg.vector_norm(proposal - y, dim=1)
-        return y + (proposal - y) * (radius / distance).clamp(max=1.0)[:, None]
 
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
@@ -140,9 +180,7 @@ class TorchModel:
 def test_deq_mpi(timed: Callable[..., None], batch: int, goal: float, impl: str) -> None:
     """Random weights: what is timed is arithmetic. They are small, for a map that does not amplify rounding."""
     torch.manual_seed(0)
-    chosen = torch.randperm(GRID[0] * USED)[: M // 2]
-    rows = (chosen // USED * GRID[1] + chosen % USED).sort().values
-    net = DEQMPI(RDN(), LearnedConsistency(RowLayout(GRID, rows, USED)), iterations=STEPS)
+    net = DEQMPI(consistency=learned_consistency(), iterations=STEPS)
     for p in net.parameters():
         p.mul_(0.5)
     A = torch.randn(M, N) @ torch.diag(torch.logspace(0, -3, N)) @ torch.randn(N, N)

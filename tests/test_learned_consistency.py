@@ -150,6 +150,18 @@ def test_the_same_to_the_bit_on_any_threads(batch: int, points: int, width: int,
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+def test_prepared_keeps_the_weights_of_its_moment() -> None:
+    net, inputs = LearnedConsistency(layout()).double().requires_grad_(False), draw()
+    prepared, before = net.prepared(), net(*inputs)
+    net.convs[0].weight.mul_(2)  # type: ignore[operator,union-attr]
+    assert torch.equal(prepared(*inputs), before)
+    assert not torch.equal(net(*inputs), before)
+    with pytest.raises(ValueError, match="row layout"):
+        prepared(*(t[:, 2:] for t in inputs[:2]), inputs[2])
+    flat = LearnedConsistency(layout(), dims=2)
+    assert flat.prepared() is flat
+
+
 def test_two_dimensional_kernels_stay_modules() -> None:
     net = LearnedConsistency(layout(), dims=2).double()
     with torch.no_grad(), record_calls() as calls:

@@ -27,8 +27,8 @@ class Network {
     const int64_t count = plane_count(s_, gradients);
     input_ = memory + planes_.body + planes_.margin;
     planes_.clear(input_, count);
-    for (int64_t p = 1; p < count; ++p)
-      std::memset(input_ + p * planes_.stride, 0, planes_.vectors * lanes<T> * sizeof(T));
+    clear_points(input_, channels);
+    if (gradients) clear_points(gradient(s_.layers - 1), 2);
     planes_.make_mask(mask_, [](int64_t) { return true; });
     offsets_ = reinterpret_cast<int64_t*>(input_ + count * planes_.stride);
     for (int64_t t = 0; t < s_.kernel; ++t) offsets_[t] = t - s_.kernel / 2;
@@ -123,6 +123,9 @@ class Network {
     return {in, in, inputs, inputs, outputs, s_.kernel, offsets_, weight, bias, nullptr, mask_, nullptr, false};
   }
 
+  void clear_points(T* first, int64_t count) const {
+    for (int64_t p = 0; p < count; ++p) std::memset(first + p * planes_.stride, 0, planes_.count * sizeof(T));
+  }
   // Rows of real and imaginary parts to two planes, and back: zero (or as it was) where there is no place.
   void spread(const T* rows, T* to) const {
     for (int64_t part = 0; part < 2; ++part)

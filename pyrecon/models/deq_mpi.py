@@ -163,11 +163,13 @@ class DEQMPI(nn.Module):
         if self.mixing:
             return self._solved(problem, y, radius, start, Anderson(memory=self.mixing), self.tol, steps)
         denoise = self.rdn.prepared() if isinstance(self.rdn, RDN) else self.rdn
+        data = self.consistency
+        consistency = data.prepared() if isinstance(data, LearnedConsistency) else data
         changes = []
         state = problem.start(y, start)
         product = problem.A(state[0])
         for step in range(steps):
-            x, d1, d0, product = self._advance(problem, state, product, y, radius, denoise)
+            x, d1, d0, product = self._advance(problem, state, product, y, radius, consistency, denoise)
             if step in (0, steps - 1):
                 changes.append(_change((x, d1, d0), state))
             state = x, d1, d0
@@ -197,7 +199,7 @@ class DEQMPI(nn.Module):
 
     def step(self, problem: Problem, state: State, y: Tensor, radius: Tensor) -> State:
         """One application of the map whose fixed point is sought."""
-        return self._advance(problem, state, problem.A(state[0]), y, radius, self.rdn)[:3]
+        return self._advance(problem, state, problem.A(state[0]), y, radius, self.consistency, self.rdn)[:3]
 
     def _advance(
         self,
@@ -206,11 +208,12 @@ class DEQMPI(nn.Module):
         product: Tensor,
         y: Tensor,
         radius: Tensor,
+        consistency: Callable[[Tensor, Tensor, Tensor], Tensor],
         denoise: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The next state, and A times its image, from a state and A times its image."""
         x, d1, d0 = state
-        z0 = self.consistency(product - d0, y, radius)
+        z0 = consistency(product - d0, y, radius)
         z1 = denoise((x - d1).unflatten(1, problem.shape)).flatten(1)
         d0, d1 = d0 + z0, d1 + z1
         x = torch.add(d1, problem.A.adjoint(d0), alpha=self.penalty) @ problem.inverse(self.penalty)

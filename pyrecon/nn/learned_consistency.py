@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 from pyrecon.nn._convolutions import packable
 from pyrecon.ops import project_l2_ball
@@ -156,21 +158,31 @@ class LearnedConsistency(nn.Module):
                 for conv in inner:
                     conv.weight[channel, channel, *centre] = 1.0
 
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The step as a function of v, y and radius with the weights of this moment, packed once for many calls."""
+        weights = packable(self.convs) if self.dims == 1 else None
+        if weights is None:
+            return self
+        packed = _flatten_dense_tensors(weights)
+        return lambda v, y, radius: self._by_op(v, y, radius, packed)
+
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-        self._check_rows(y)
         weights = packable(self.convs, v, y, radius) if self.dims == 1 else None
         if weights is not None:
-            width, layers, kernel = (int(self.config[name]) for name in ("width", "layers", "kernel"))
-            packed = torch.cat([w.reshape(-1) for w in weights])
-            points = self.layout.grid[0] * self.layout.used
-            config = points, width, layers, kernel, self.ball == "released"
-            return learned_consistency(v, y, radius, packed, self.layout.places, *config)
+            return self._by_op(v, y, radius, _flatten_dense_tensors(weights))
         proposal = self.propose(v, y)
         distance = torch.linalg.vector_norm(proposal - y, dim=1)
         if self.ball == "paper":
             shrink = torch.where(distance <= radius, 1.0, radius / distance)
             return torch.lerp(y, proposal, shrink[:, None])
         return y + proposal * (radius / torch.maximum(distance, radius))[:, None]
+
+    def _by_op(self, v: Tensor, y: Tensor, radius: Tensor, packed: Tensor) -> Tensor:
+        self._check_rows(y)
+        width, layers, kernel = (int(self.config[name]) for name in ("width", "layers", "kernel"))
+        points = self.layout.grid[0] * self.layout.used
+        config = points, width, layers, kernel, self.ball == "released"
+        return learned_consistency(v, y, radius, packed, self.layout.places, *config)
 
     def propose(self, v: Tensor, y: Tensor) -> Tensor:
         """``N(y, v)`` before it is moved into the ball."""
