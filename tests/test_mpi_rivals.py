@@ -217,6 +217,22 @@ def test_shipped_weights_are_chosen_by_role(tmp_path: Path, monkeypatch: pytest.
         torch.testing.assert_close(reconstructed(method(), A, y), reconstructed(method(role), A, y))
 
 
+def test_shipped_weights_are_chosen_by_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    A = matrix()
+    right, wrong = DEQMPI.load(saved(tmp_path, "equilibrium")), DEQMPI.load(saved(tmp_path, "unrolled"))
+    assert right.card is not None
+    with torch.no_grad():
+        wrong.rdn.last.bias += 1
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(_weights, "SHIPPED", shipped)
+    for name, model, shape in (("a", wrong, (2 * SHAPE[0], 2 * SHAPE[1])), ("b", right, SHAPE)):
+        model.card = replace(right.card, shape=shape)
+        model.save(shipped / f"{name}.safetensors")
+    y = frames(A)[1]
+    torch.testing.assert_close(reconstructed(DEQ(), A, y), reconstructed(DEQ("b"), A, y))
+
+
 def test_weights_from_before_there_were_roles_are_for_the_equilibrium() -> None:
     old = {"snr_db": 25.0, "shape": [3, 4], "signal_range": [0.1, 1.0], "training": {}}
     assert Card.from_dict(old).role == "equilibrium"

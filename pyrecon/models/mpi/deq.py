@@ -44,10 +44,11 @@ class _Trained:
             models = {path.name: DEQMPI.load(path)}
         else:
             models = {name: DEQMPI.load(path) for name, path in shipped(self.role).items()}
+        cards = {name: _weights.check_role(name, model, self.role, self.name) for name, model in models.items()}
+        models = {name: models[name] for name in _of_grid(cards, factored)}
         for name, model in models.items():
-            card = _weights.check_role(name, model, self.role, self.name)
             check_layout(name, model, system)
-            _warn_of_grid(name, card, factored)
+            _warn_of_grid(name, cards[name], factored)
         return Ready(self, models, factored)
 
     def solve(
@@ -77,8 +78,8 @@ class DEQ(_Trained):
     ----------
     weights
         A file of :meth:`~pyrecon.models.DEQMPI.save`, or the name of weights that come with the package. None takes,
-        of those for the equilibrium without learned consistency, which fit any system matrix, the ones whose SNR is
-        nearest to the frame's.
+        of those for the equilibrium without learned consistency, which fit any system matrix, trained on images of the
+        system's grid (or the nearest), the ones whose SNR is nearest to the frame's.
     iterations
         Steps; None takes the weights' own number, 25 as published.
     """
@@ -218,6 +219,17 @@ def shipped(role: Role) -> dict[str, Path]:
             f"--model {model}` and give their file"
         )
     return found
+
+
+def _of_grid(cards: dict[str, Card], system: FactoredSystem) -> list[str]:
+    """Models trained on images of the system's grid; where there are none, of the nearest number of voxels."""
+    shape = image_shape(system.shape)
+
+    def distance(card: Card) -> tuple[bool, float]:
+        return card.shape != shape, abs(math.log(math.prod(card.shape) / math.prod(shape)))
+
+    least = min(distance(card) for card in cards.values())
+    return [name for name, card in cards.items() if distance(card) == least]
 
 
 def _warn_of_grid(name: str, card: Card, system: FactoredSystem) -> None:
