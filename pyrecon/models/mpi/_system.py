@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrecon._check import FLOATING, check_dtype, check_like, check_shape
+from pyrecon.solvers import Solution
 
 
 class FactoredSystem:
@@ -131,3 +133,26 @@ class FactoredSystem:
             weight = weight[:, None]
         filtered = self.s / (self.s.square() + weight[..., None])
         return torch.matmul(coordinates[:, :-1] * filtered, self.V.T)
+
+
+class SetUpFirst:
+    """A method of :class:`Reconstructor` that loads or prepares something for a system before it sees data."""
+
+    def prepared(self, system: Any, factored: FactoredSystem) -> Any:
+        """What :class:`Reconstructor` runs: an object with ``solve``."""
+        raise NotImplementedError
+
+    def solve(
+        self,
+        system: FactoredSystem,
+        y: Tensor,
+        noise: Tensor,
+        *,
+        coordinates: Tensor | None = None,
+        start: None = None,
+    ) -> tuple[Solution[Tensor], None]:
+        """Images ``(B, N)`` from data ``(B, M)``, set up anew; to do that once, use :meth:`prepared`."""
+        found: tuple[Solution[Tensor], None] = self.prepared(system.matrix, system).solve(
+            system, y, noise, coordinates=coordinates
+        )
+        return found

@@ -19,7 +19,7 @@ from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models import _weights
 from pyrecon.models.deq_mpi import DEQMPI, Card, Problem, Role
-from pyrecon.models.mpi._system import FactoredSystem
+from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
 from pyrecon.models.mpi.scale import compressed, image_shape, noise_std, row_gain, row_layout, start_cutoff
 from pyrecon.nn import LearnedConsistency
 from pyrecon.solvers import Solution, Status
@@ -28,7 +28,7 @@ _BOUNDARY = 1.05  # a frame scaled by more than this away from its noise level l
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _Trained(SetUpFirst):
     """What the methods with trained weights share."""
 
     weights: str | None = None
@@ -50,18 +50,6 @@ class _Trained:
             check_layout(name, model, system)
             _warn_of_grid(name, cards[name], factored)
         return Ready(self, models, factored)
-
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: None = None,
-    ) -> tuple[Solution[Tensor], None]:
-        """Images ``(B, N)`` from data ``(B, M)``, reading the weights anew; to keep them, use :meth:`prepared`."""
-        return self.prepared(system.matrix, system).solve(system, y, noise, coordinates=coordinates)
 
     def _images(self, model: DEQMPI, problem: Problem, y: Tensor, radius: Tensor) -> Solution[Tensor]:
         raise NotImplementedError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrecon._check import check_shape
 from pyrecon.data.mpi import MPISystem
-from pyrecon.models.mpi._system import FactoredSystem
+from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
 from pyrecon.models.mpi.scale import image_shape
 from pyrecon.solvers import Solution, Status
 
@@ -27,7 +27,7 @@ _CHECK = 10  # iterations between stop tests: each one synchronises with the dev
 
 
 @dataclass(frozen=True)
-class DeepImagePrior:
+class DeepImagePrior(SetUpFirst):
     """``x = net(z)`` with ``net`` minimising ``|A net(z) - y|^2`` by Adam, ended when the noise would be fitted.
 
     The network is a small U-Net (two scales down, 3x3 convolutions, instance norm, leaky ReLU, softplus at the end), z
@@ -68,18 +68,6 @@ class DeepImagePrior:
         """What :class:`Reconstructor` runs: the same with a report of how far it is."""
         image_shape(factored.shape)
         return ReadyDIP(self)
-
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: None = None,
-    ) -> tuple[Solution[Tensor], None]:
-        """Images ``(B, N)`` from data ``(B, M)``, all frames at once."""
-        return ReadyDIP(self).solve(system, y, noise, coordinates=coordinates)
 
 
 class ReadyDIP:

@@ -15,7 +15,7 @@ from pyrecon._check import check_shape
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models import _weights
 from pyrecon.models.deq_mpi import DEQMPI, Role
-from pyrecon.models.mpi._system import FactoredSystem
+from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
 from pyrecon.models.mpi.deq import shipped
 from pyrecon.models.mpi.scale import compressed, row_gain
 from pyrecon.nn import BallConsistency
@@ -23,7 +23,7 @@ from pyrecon.solvers import Solution
 
 
 @dataclass(frozen=True)
-class PnP:
+class PnP(SetUpFirst):
     """Plug-and-play ADMM: the step of :class:`pyrecon.models.DEQMPI` with the l2-ball and a trained denoiser.
 
     From zero, ``iterations`` times::
@@ -80,18 +80,6 @@ class PnP:
         denoise = trained.rdn.scaled(self.strength)
         model = DEQMPI(denoise, BallConsistency(), iterations=self.iterations, penalty=self.penalty)
         return ReadyPnP(model.eval(), factored, self.epsilon)
-
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: None = None,
-    ) -> tuple[Solution[Tensor], None]:
-        """Images ``(B, N)`` from data ``(B, M)``, reading the weights anew; to keep them, use :meth:`prepared`."""
-        return self.prepared(system.matrix, system).solve(system, y, noise, coordinates=coordinates)
 
 
 class ReadyPnP:
