@@ -239,7 +239,8 @@ def test_jacobian_penalty_is_the_frobenius_norm() -> None:
     torch.testing.assert_close(penalty, M.square().sum((1, 2)) / N, rtol=0.1, atol=0)
     penalty.sum().backward()
     assert M.grad is not None
-    torch.testing.assert_close(M.grad, 2 * M.detach() / N, rtol=0.5, atol=0.3)
+    # An entry's deviation is 2/N sqrt(|column|^2 + M_ij^2) / sqrt(4000), here at most 0.025.
+    torch.testing.assert_close(M.grad, 2 * M.detach() / N, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3)], ids=lambda s: type(s).__name__)
@@ -271,9 +272,11 @@ def test_spectral_norm_makes_a_map_contract() -> None:
 def test_spectral_norm_of_the_network_of_deq_mpi() -> None:
     """Its fused pass steps aside for the normalised weights."""
     torch.manual_seed(0)
-    net = spectral_norm(RDN(4, 3, 1, 2), power_iterations=5).eval()
+    net = spectral_norm(RDN(4, 3, 1, 2), power_iterations=100)
     image = torch.rand(2, 6, 5)
+    net(image)  # in training every pass iterates
+    net.eval()
     norms = [torch.linalg.matrix_norm(conv.weight.flatten(1), 2) for conv in (net.shallow, net.deep, net.last)]
-    torch.testing.assert_close(torch.stack(norms), torch.ones(3), rtol=0.05, atol=0)
+    torch.testing.assert_close(torch.stack(norms), torch.ones(3), rtol=1e-4, atol=0)
     net(image).sum().backward()
     assert all(p.grad is not None for p in net.parameters())

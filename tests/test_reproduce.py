@@ -34,7 +34,7 @@ def study(tmp_path: Path) -> Study:
     return small
 
 
-_calibrations: dict[tuple[float, int], object] = {}  # one for all tests: they take a second each
+_calibrations: dict[float, object] = {}  # one for all tests: they take a second each
 
 
 def test_published_figures_hold_together() -> None:
@@ -67,6 +67,17 @@ def test_a_table_of_vessels(study: Study, monkeypatch: pytest.MonkeyPatch) -> No
     assert any("leads the best tuned classical method" in note for note in table.notes)
     assert any(note.startswith("Control: Hyb-ADMM") for note in table.notes)
     assert deq_mpi.picture(pictures, 2).get_axes()
+
+
+def test_weights_of_another_snr_are_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "evaluate_mpi", lambda *a, snr_db, **k: (Table("t", [f"{snr_db[0]:g} dB"]), {}))
+    study.scale = "quick"
+    monkeypatch.setattr(study, "nearest", lambda kind, snr: f"{kind}-25dB")
+    notes = {
+        snr: tables._evaluated(study, None, snr, ("deq-mpi",), gradient=0.5, upsampled=1)[0].notes
+        for snr in (15.0, 25.0)
+    }
+    assert notes == {15.0: ["15 dB: the weights are deq-mpi-25dB, there are no deq-mpi-15dB."], 25.0: []}
 
 
 def test_leads_are_over_the_best_rival_of_each_column() -> None:

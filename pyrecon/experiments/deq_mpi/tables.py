@@ -113,7 +113,8 @@ def picture(pictures: Pictures, count: int = 3) -> Any:
         for name in names:
             found = pictures[name][i]
             quality = float(metrics.psnr(found[None], image[None]))
-            title = name.partition(", ")[0]
+            method, _, kind = name.partition(", ")
+            title = f"{method}\n{kind}" if method == DEQ.name else method
             shown.append(plotting.Panel(found.numpy(), title, f"{quality:.1f} dB", (0, peak)))
             errors.append(plotting.Panel((found - image).abs().numpy(), "", "", (0, 0.3 * peak), "magma"))
         rows += [shown, errors]
@@ -146,7 +147,7 @@ def _evaluated(
     names = [study.nearest(kind, snr) for kind in kinds]
     weights = [study.weights("denoiser"), *(study.weights(name) for name in names)]
     labels = dict(zip(weights, ["denoiser", *(LABELS[kind] for kind in kinds)], strict=True))
-    return evaluate_mpi(
+    table, pictures = evaluate_mpi(
         images,
         calibration=study.calibration(gradient),
         upsampled=upsampled,
@@ -158,6 +159,13 @@ def _evaluated(
         seed=study.seed,
         progress=study.progress,
     )
+    wanted = [f"{kind}-{snr:g}dB" for kind in kinds]
+    table.notes += [
+        f"{table.columns[0]}: the weights are {name}, there are no {other}."
+        for name, other in zip(names, wanted, strict=True)
+        if name != other
+    ]
+    return table, pictures
 
 
 def _joined(title: str, parts: Sequence[tuple[str, Table, Mapping[str, Mapping[float, Entry]], float]]) -> Table:
