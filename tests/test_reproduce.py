@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
-from pyrecon.cli import app
+from pyrecon.cli import app, main
 from pyrecon.experiments import deq_mpi, published
 from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, tables
 from pyrecon.experiments.table import Listing, Row, Table
@@ -135,6 +136,24 @@ def test_command_writes_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert runs == ["quick"]
     assert (tmp_path / "out/table-V.md").read_text().splitlines()[-1] == "- on this machine"
     assert (tmp_path / "out/table-V.csv").read_text() == "method,ms\nART,3\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"--output: .*file cannot be made"):
+        CliRunner().invoke(app, [*command[:3], str(tmp_path / "file"), "--table", "V"], catch_exceptions=False)
     for wrong in (["--table", "VI"], ["--figure", "5"], ["--images", str(tmp_path / "absent.nii")]):
         with pytest.raises(DataError, match=wrong[0]):
             CliRunner().invoke(app, [*command[:4], *wrong], catch_exceptions=False)
+
+
+def test_an_interrupt_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(study: Study) -> tuple[Listing, dict[str, torch.Tensor]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(deq_mpi.TABLES, "V", interrupted)
+    monkeypatch.setattr(sys, "argv", ["pyrecon", "reproduce", "deq-mpi", "-o", str(tmp_path), "--table", "V"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert "interrupted; nothing was left half-written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -19,6 +19,9 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
+
+
 def _register() -> None:
     from pyrecon.cli import bench, demo, evaluate, info, reconstruct, reproduce, simulate, train
 
@@ -48,6 +51,8 @@ def main() -> None:
     except MissingDependency as error:
         _console.error(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
         _console.error("interrupted; nothing was left half-written")
         sys.exit(1)

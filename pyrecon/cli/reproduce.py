@@ -58,7 +58,10 @@ def deq_mpi(
         chosen_tables, chosen_figures = list(paper.TABLES), list(paper.FIGURES)
     if images not in ("generated", "retina") and not Path(images).exists():
         raise DataError(f"--images: {images}: no such file; expected generated, retina, or a NIfTI volume")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output: {output} cannot be made ({error.strerror})") from None
     with _console.progress() as bar:
         task = bar.add_task("")
         study = paper.Study(
