@@ -5,12 +5,15 @@ from __future__ import annotations
 import enum
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
+
+if TYPE_CHECKING:
+    from pyrecon.experiments.table import Listing, Table
 
 app = typer.Typer(help="The tables and figures of a paper, ours beside the paper's.", no_args_is_help=True)
 
@@ -34,6 +37,9 @@ def deq_mpi(
     ),
     table: Annotated[list[str] | None, typer.Option(help="I to V; repeat for more.")] = None,
     figure: Annotated[list[int] | None, typer.Option(help="3, 4, 9, 10 or 13; repeat for more.")] = None,
+    experiment: Annotated[
+        list[str] | None, typer.Option(help="gradients, consistency, initialisation or sessions; repeat for more.")
+    ] = None,
     scale: Annotated[
         Scale, typer.Option(help="quick: few images, shipped models. full: as published, trains for days on a GPU.")
     ] = Scale.quick,
@@ -42,20 +48,26 @@ def deq_mpi(
 ) -> None:
     """DEQ-MPI: a deep equilibrium reconstruction with learned consistency for magnetic particle imaging.
 
-    Without --table and --figure all of them. Each is written when it is done, and left as it is when it is there: an
-    interrupted run goes on. Models that do not ship with the package are trained first.
+    Without --table, --figure and --experiment all of them. Each is written when it is done, and left as it is when it
+    is there: an interrupted run goes on. Models that do not ship with the package are trained first; for the ablations,
+    with three seeds each, that takes some hours on two cores.
     """
     from pyrecon import plotting
     from pyrecon.experiments import deq_mpi as paper
     from pyrecon.io import written_whole
 
-    chosen_tables, chosen_figures = table or [], figure or []
-    for name, known in (("table", paper.TABLES), ("figure", paper.FIGURES)):
-        for value in chosen_tables if name == "table" else chosen_figures:
+    chosen: dict[str, list[Any]] = {"table": table or [], "figure": figure or [], "experiment": experiment or []}
+    all_known: dict[str, dict[Any, Any]] = {
+        "table": paper.TABLES,
+        "figure": paper.FIGURES,
+        "experiment": paper.EXPERIMENTS,
+    }
+    for name, known in all_known.items():
+        for value in chosen[name]:
             if value not in known:
                 raise DataError(f"--{name}: {value!r}, expected one of {', '.join(map(str, known))}")
-    if not chosen_tables and not chosen_figures:
-        chosen_tables, chosen_figures = list(paper.TABLES), list(paper.FIGURES)
+    if not any(chosen.values()):
+        chosen = {name: list(known) for name, known in all_known.items()}
     if images not in ("generated", "retina") and not Path(images).exists():
         raise DataError(f"--images: {images}: no such file; expected generated, retina, or a NIfTI volume")
     try:
@@ -71,19 +83,22 @@ def deq_mpi(
             seed,
             lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
-        for name in chosen_tables:
+        for name in chosen["table"]:
             path = output / f"table-{name}.md"
             if not _there(path):
                 start = time.perf_counter()
                 result, pictures = paper.TABLES[name](study)
                 if pictures:
                     plotting.save(paper.picture(pictures), path.with_suffix(".png"))
-                with written_whole(path.with_suffix(".csv")) as temporary:
-                    temporary.write_text(result.to_csv())
-                with written_whole(path) as temporary:  # last: it says that the others are there
-                    temporary.write_text(result.to_markdown())
+                _write(result, path)
                 _done(path, start)
-        for number in chosen_figures:
+        for name in chosen["experiment"]:
+            path = output / f"{name}.md"
+            if not _there(path):
+                start = time.perf_counter()
+                _write(paper.EXPERIMENTS[name](study), path)
+                _done(path, start)
+        for number in chosen["figure"]:
             path = output / f"figure-{number}.png"
             if not _there(path):
                 start = time.perf_counter()
@@ -92,6 +107,15 @@ def deq_mpi(
                     temporary.write_text(drawing.to_csv())
                 plotting.save(drawing.figure, path)
                 _done(path, start)
+
+
+def _write(result: Table | Listing, path: Path) -> None:
+    from pyrecon.io import written_whole
+
+    with written_whole(path.with_suffix(".csv")) as temporary:
+        temporary.write_text(result.to_csv())
+    with written_whole(path) as temporary:  # last: it says that the others are there
+        temporary.write_text(result.to_markdown())
 
 
 def _there(path: Path) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pyrecon.experiments.deq_mpi.ablations import EXPERIMENTS
 from pyrecon.experiments.deq_mpi.figures import FIGURES
 from pyrecon.experiments.deq_mpi.study import RECIPES, Sizes, Study
 from pyrecon.experiments.deq_mpi.tables import TABLES, picture
 
-__all__ = ["FIGURES", "RECIPES", "TABLES", "Sizes", "Study", "picture"]
+__all__ = ["EXPERIMENTS", "FIGURES", "RECIPES", "TABLES", "Sizes", "Study", "picture"]

@@ -10,14 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem, prepare_system
 from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments.mpi import GRID, Images, generated_images, vessel_images
 from pyrecon.models import _weights
+from pyrecon.models.deq_mpi import Role
 from pyrecon.physics.mpi import Scanner
+
+if TYPE_CHECKING:
+    from pyrecon.train import Config
 
 Scale = Literal["quick", "full"]
 SNRS = (15.0, 25.0, 35.0)
@@ -42,36 +46,51 @@ class Sizes:
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained: what differs from :meth:`pyrecon.train.Config.of_scale`, on which system matrix, from
-    which other model's networks."""
+    which other model's networks. ``without`` names stages that are left out, ``quick`` has the changes of single stages
+    at ``"quick"`` scale."""
 
-    role: Literal["equilibrium", "denoiser", "unrolled", "end-to-end"]
+    role: Role
     changes: dict[str, Any] = field(default_factory=dict)
     gradient: float = 0.5
     upsampled: int = 1
     initial: str | None = None
+    without: tuple[str, ...] = ()
+    quick: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+# Networks that come from an equilibrium already gain most of what another SNR or system matrix asks for in 200 steps.
+_FURTHER = {"equilibrium": {"steps": 200, "rate": 5e-4, "halve": 50}}
+_LEVELS = (5.0, *SNRS, 45.0)
+# The model at 25 dB is the first; each other level begins with the next one to it.
+_NEXT = {5.0: 15.0, 15.0: 25.0, 35.0: 25.0, 45.0: 35.0}
 
 
 def penalty(snr_db: float) -> float:
     """Of the data's split: what reaches an equilibrium in the fewest steps at an SNR (see :class:`DEQMPI`)."""
-    return 10.0 if snr_db < 30 else 25.0
+    return 10.0 if snr_db < 30 else 25.0 if snr_db < 40 else 60.0
 
 
 def _recipes() -> dict[str, Recipe]:
     recipes = {"denoiser": Recipe("denoiser")}
-    for snr in (5.0, *SNRS, 45.0):
+    for snr in _LEVELS:
         level = f"{snr:g}dB"
         common = {"snr_db": snr, "penalty": penalty(snr)}
         ball = f"deq-mpi-{level}"
+        if snr in _NEXT:
+            recipes[ball] = Recipe("equilibrium", common, initial=f"deq-mpi-{_NEXT[snr]:g}dB", quick=_FURTHER)
+        else:
+            recipes[ball] = Recipe("equilibrium", common, initial="denoiser")
+        learned = common | {"consistency": "learned"}
         recipes |= {
-            ball: Recipe("equilibrium", common, initial="denoiser" if snr == 25.0 else "deq-mpi-25dB"),
-            f"deq-mpi-learned-{level}": Recipe("equilibrium", common | {"consistency": "learned"}, initial=ball),
-            f"deq-mpi-26x52-{level}": Recipe("equilibrium", common, upsampled=2, initial=ball),
+            f"deq-mpi-learned-{level}": Recipe("equilibrium", learned, initial=ball, quick=_FURTHER),
+            f"deq-mpi-26x52-{level}": Recipe("equilibrium", common, upsampled=2, initial=ball, quick=_FURTHER),
             f"unrolled-{level}": Recipe("unrolled", common, initial="denoiser"),
             f"end-to-end-{level}": Recipe("end-to-end", {"snr_db": snr}, initial="denoiser"),
         }
     for gradient in (0.3, 0.6):
         common = {"snr_db": 25.0, "penalty": penalty(25.0)}
-        recipes[f"deq-mpi-{gradient}T-25dB"] = Recipe("equilibrium", common, gradient, initial="deq-mpi-25dB")
+        name = f"deq-mpi-{gradient}T-25dB"
+        recipes[name] = Recipe("equilibrium", common, gradient, initial="deq-mpi-25dB", quick=_FURTHER)
     return recipes
 
 
@@ -132,9 +151,15 @@ class Study:
         """Name of shipped weights or path of trained ones, after training them if need be."""
         if name in _weights.shipped() and self.scale == "quick":
             return name
+        if name not in RECIPES:
+            raise DataError(f"model: {name!r}, expected one of {', '.join(RECIPES)}")
+        return self.trained(name, RECIPES[name])
+
+    def trained(self, name: str, recipe: Recipe) -> str:
+        """Path of weights that are trained in the study's folder, as a recipe says, if they are not there."""
         path = self.folder / "models" / name / "weights.safetensors"
         if not path.exists():
-            self._train(name, path.parent)
+            self._train(name, recipe, path.parent)
         return str(path)
 
     def nearest(self, kind: str, snr_db: float) -> str:
@@ -145,24 +170,29 @@ class Study:
         others = [other for other in _weights.shipped() if other in RECIPES and other.rpartition("-")[0] == kind]
         return min(others, key=lambda other: abs(_level(other) - snr_db), default=name)
 
-    def _train(self, name: str, folder: Path) -> None:
-        from pyrecon.train import Config, Stage, train_deq_mpi
+    def config(self, recipe: Recipe) -> Config:
+        """The schedule of a recipe at the study's scale."""
+        from pyrecon.train import Config
 
-        if name not in RECIPES:
-            raise DataError(f"model: {name!r}, expected one of {', '.join(RECIPES)}")
-        recipe = RECIPES[name]
-        changes = dict(recipe.changes)
-        initial = None
-        if recipe.initial is not None:
-            initial = self.weights(recipe.initial)
-            changes["denoiser"] = Stage(0)
+        config = Config.of_scale(self.scale, recipe.role, **recipe.changes)
+        if self.scale == "quick":
+            for stage, values in recipe.quick.items():
+                config = config.with_stage(stage, **values)
+        left_out = recipe.without if recipe.initial is None else ("denoiser", *recipe.without)
+        for stage in left_out:
+            config = config.with_stage(stage, steps=0)
+        return config
+
+    def _train(self, name: str, recipe: Recipe, folder: Path) -> None:
+        from pyrecon.train import train_deq_mpi
+
         resume = (folder / "config.json").exists()
-        config = None if resume else Config.of_scale(self.scale, recipe.role, **changes)
+        initial = None if resume or recipe.initial is None else self.weights(recipe.initial)
         train_deq_mpi(
             folder,
             None if resume else self.system(recipe.gradient, upsampled=recipe.upsampled),
-            config,
-            initial=None if resume else initial,
+            None if resume else self.config(recipe),
+            initial=initial,
             resume=resume,
             report=lambda p: self.progress(f"{name}: {p.stage}, {p.quality:.1f} dB", p.step, p.steps),
         )
