@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
 
   register_anderson(m);
   register_consistency(m);
+  register_deq_mpi(m);
   register_kaczmarz(m);
   register_langevin(m);
   register_learned_consistency(m);

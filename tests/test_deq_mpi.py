@@ -15,8 +15,10 @@ from pyrecon._errors import DataError
 from pyrecon.implicit import ImplicitGradient
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Problem, _released_name
-from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
+from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
+from pyrecon.ops import deq_mpi
 from pyrecon.solvers import Anderson, ConvergenceWarning, Picard, Status, fixed_point
+from pyrecon.testing import record_calls
 
 ORACLE = Path(__file__).resolve().parents[2] / "shared/oracles/deqmpi_released_35db.npz"
 needs_oracle = pytest.mark.skipif(not ORACLE.exists(), reason="the released weights are not at hand")
@@ -233,6 +235,76 @@ def test_reconstruction_is_plain_iteration_of_the_step() -> None:
         torch.testing.assert_close(result.residual, expected.residual)
         assert torch.equal(result.status, expected.status)
         assert torch.equal(result.iterations, expected.iterations)
+
+
+@pytest.mark.parametrize("consistency", ["learned", "ball", "exact"])
+@pytest.mark.parametrize("mixing", [0, 3])
+def test_the_op_is_what_the_modules_are(consistency: str, mixing: int) -> None:
+    """More frames than the kernel takes at a time, which end after different numbers of steps."""
+    prepared, y, radius = problem()
+    size = torch.logspace(-3, 1, 15, dtype=torch.float64)
+    y, radius = y.repeat(5, 1) * size[:, None], radius.repeat(5) * size
+    steps = {"learned": LearnedConsistency(layout()), "ball": BallConsistency(), "exact": ExactConsistency()}
+    net = model(steps[consistency], mixing=mixing, tol=0.02, iterations=25)
+    for parameter in net.rdn.parameters():  # for a map that contracts
+        parameter.data.mul_(0.5)
+    with record_calls() as calls:
+        found = net.reconstruct(prepared, y, radius)
+    assert {call.op for call in calls} == {"deq_mpi"}
+    handle = net.rdn.register_forward_hook(lambda *_: None)  # somebody listens: the modules run
+    with record_calls() as calls:
+        expected = net.reconstruct(prepared, y, radius)
+    handle.remove()
+    assert "deq_mpi" not in {call.op for call in calls}
+    # The weights of mixing have a condition of up to 1e4, and multiply differences of steps.
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found.residual, expected.residual, rtol=1e-6, atol=1e-12)
+    assert torch.equal(found.status, expected.status)
+    assert torch.equal(found.iterations, expected.iterations)
+    if mixing and consistency != "exact":  # whose dual of the data grows with every step
+        assert len(found.iterations.unique()) > 1
+
+
+def test_the_op_gives_the_same_bits_on_any_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(2 * len(layout().rows), 338, generator=generator)
+    y = A[:, 3] + 0.1 * torch.randn(7, len(A), generator=generator)
+    net, prepared, before = model(mixing=2).float(), Problem(A, (26, 13)), torch.get_num_threads()
+    answers = []
+    try:
+        for threads in (1, 2, 3, 9):  # images side by side, and more threads than images
+            torch.set_num_threads(threads)
+            answers.append(net.reconstruct(prepared, y, y.new_ones(7)).value)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+def test_the_op_says_what_it_was_given() -> None:
+    prepared, y, radius = problem()
+    net = model(BallConsistency())
+    network = net.rdn.operands()
+    assert network is not None
+    state = torch.cat(prepared.start(y), dim=1)
+    given = prepared.A.matrix, prepared.inverse(), state, y, radius, network.pop("weights")
+    options: dict[str, Any] = {"shape": SHAPE, "steps": 2, **network}
+    with torch.no_grad():
+        assert deq_mpi(*given, **options)[1].shape == (3, 3)
+        for wrong, message in (
+            ({"shape": (5, 5)}, "shape: images"),
+            ({"steps": 0}, "steps: 0"),
+            ({"memory": 33}, "memory: 33"),
+            ({"penalty": 0.0}, "penalty"),
+            ({"data": "none"}, "data: 'none'"),
+            ({"data": "learned"}, "learned, places"),
+            ({"data": "ball", "places": torch.zeros(1)}, "are not for"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                deq_mpi(*given, **(options | wrong))
+        with pytest.raises(ValueError, match="state"):
+            deq_mpi(*given[:2], state[:, 1:], *given[3:], **options)
+    with pytest.raises(ValueError, match="no gradient"):
+        deq_mpi(*given, **options)
 
 
 def test_one_bad_frame_leaves_the_others_alone() -> None:

@@ -150,16 +150,17 @@ def test_the_same_to_the_bit_on_any_threads(batch: int, points: int, width: int,
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_prepared_keeps_the_weights_of_its_moment() -> None:
-    net, inputs = LearnedConsistency(layout()).double().requires_grad_(False), draw()
-    prepared, before = net.prepared(), net(*inputs)
-    net.convs[0].weight.mul_(2)  # type: ignore[operator,union-attr]
-    assert torch.equal(prepared(*inputs), before)
-    assert not torch.equal(net(*inputs), before)
+def test_operands_are_for_rows_of_the_layout() -> None:
+    net, y = LearnedConsistency(layout()).double(), draw()[1]
+    options = net.operands(y)
+    assert options is not None
+    assert options["data"] == "learned"
     with pytest.raises(ValueError, match="row layout"):
-        prepared(*(t[:, 2:] for t in inputs[:2]), inputs[2])
-    flat = LearnedConsistency(layout(), dims=2)
-    assert flat.prepared() is flat
+        net.operands(y[:, 2:])
+    handle = net.register_forward_hook(lambda *_: None)
+    assert net.operands(y) is None
+    handle.remove()
+    assert LearnedConsistency(layout(), dims=2).operands(y) is None
 
 
 def test_two_dimensional_kernels_stay_modules() -> None:

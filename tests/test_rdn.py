@@ -247,15 +247,6 @@ def test_modules_run_where_someone_listens_or_computes_weights() -> None:
         torch.nn.utils.parametrizations.spectral_norm(net.blocks[0].fuse).eval()
         with record_calls() as calls:
             changed = net(image)
-            assert net.prepared() is net
+            assert net.operands() is None
     assert not calls
     assert not torch.allclose(changed, expected)
-
-
-def test_prepared_network_keeps_its_weights() -> None:
-    net, image = network(**SMALL), draw(2, 6, 5)
-    with torch.no_grad():
-        expected, prepared = net(image), net.prepared()
-        net.last.bias.add_(1.0)
-        assert torch.equal(prepared(image), expected)
-        assert not torch.equal(net(image), expected)

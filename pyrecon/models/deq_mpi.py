@@ -6,7 +6,7 @@ Bozkurt et al., DEQ-MPI: a deep equilibrium reconstruction with learned consiste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pyrecon._errors import DataError
+from pyrecon._library import runs_kernel
 from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
 from pyrecon.linops import SystemMatrix
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
+from pyrecon.ops import deq_mpi
+from pyrecon.ops.anderson import join
 from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -160,65 +163,49 @@ class DEQMPI(nn.Module):
         if bool((radius < 0).any()):
             raise ValueError(f"radius: {float(radius.min()):g} is negative")
         steps = iterations or self.iterations
-        if self.mixing:
-            return self._solved(problem, y, radius, start, Anderson(memory=self.mixing), self.tol, steps)
-        denoise = self.rdn.prepared() if isinstance(self.rdn, RDN) else self.rdn
-        data = self.consistency
-        consistency = data.prepared() if isinstance(data, LearnedConsistency) else data
-        changes = []
-        state = problem.start(y, start)
-        product = problem.A(state[0])
-        for step in range(steps):
-            x, d1, d0, product = self._advance(problem, state, product, y, radius, consistency, denoise)
-            if step in (0, steps - 1):
-                changes.append(_change((x, d1, d0), state))
-            state = x, d1, d0
-        first, last = changes[0], changes[-1]
-        if not bool(last.isfinite().all()):  # again, with a solver that sets the bad samples aside
-            return self._solved(problem, y, radius, start, Picard(), 0.0, steps)
-        status = torch.where(last > first, int(Status.DIVERGED), int(Status.MAX_ITER)).to(torch.int8)
-        count = torch.full_like(status, steps, dtype=torch.int32)
-        return Solution(state[0].unflatten(1, problem.shape), status, count, last.to(x.dtype))
-
-    def _solved(
-        self,
-        problem: Problem,
-        y: Tensor,
-        radius: Tensor,
-        start: Tensor | None,
-        solver: FixedPointMethod,
-        tol: float,
-        steps: int,
-    ) -> Solution[Tensor]:
-        state = problem.start(y, start)
-        solution = fixed_point(problem.step_of(self), state, (y, radius), solver=solver, tol=tol, max_iter=steps)
+        tol = self.tol if self.mixing else 0.0
+        found = self._by_op(problem, problem.start(y, start), y, radius, steps, tol)
         # A sample set aside at once would show its start, an image of nothing that was measured.
-        image = torch.where((solution.status == Status.NONFINITE)[:, None], torch.nan, solution.value[0])
-        image = image.unflatten(1, problem.shape)
-        return Solution(image, solution.status, solution.iterations, solution.residual)
+        image = torch.where((found.status == Status.NONFINITE)[:, None], torch.nan, found.value[0])
+        return Solution(image.unflatten(1, problem.shape), found.status, found.iterations, found.residual)
+
+    def _by_op(
+        self, problem: Problem, state: State, y: Tensor, radius: Tensor, steps: int, tol: float
+    ) -> Solution[tuple[Tensor, ...]]:
+        """The fixed point by one op, or step by step where modules must run."""
+        network, data = _operands(self.rdn), _operands(self.consistency, y)
+        if network is None or data is None or not runs_kernel(problem.A.matrix, y, radius):
+            solver = Anderson(memory=self.mixing) if self.mixing else Picard()
+            return fixed_point(problem.step_of(self), state, (y, radius), solver=solver, tol=tol, max_iter=steps)  # type: ignore[return-value]  # of the state's type
+        values, report = deq_mpi(
+            problem.A.matrix,
+            problem.inverse(self.penalty),
+            join(list(state)),
+            y,
+            radius,
+            shape=problem.shape,
+            steps=steps,
+            penalty=self.penalty,
+            memory=self.mixing,
+            tol=tol,
+            **network,
+            **data,
+        )
+        count, first, last = report.unbind(dim=1)
+        status = torch.where(last > first, int(Status.DIVERGED), int(Status.MAX_ITER))
+        status = torch.where(last <= tol, int(Status.CONVERGED), status) if tol else status
+        status = torch.where(last.isfinite(), status, int(Status.NONFINITE)).to(torch.int8)
+        sizes = [part.shape[1] for part in state]
+        return Solution(values.split(sizes, dim=1), status, count.to(torch.int32), last.to(values.dtype))
 
     def step(self, problem: Problem, state: State, y: Tensor, radius: Tensor) -> State:
         """One application of the map whose fixed point is sought."""
-        return self._advance(problem, state, problem.A(state[0]), y, radius, self.consistency, self.rdn)[:3]
-
-    def _advance(
-        self,
-        problem: Problem,
-        state: State,
-        product: Tensor,
-        y: Tensor,
-        radius: Tensor,
-        consistency: Callable[[Tensor, Tensor, Tensor], Tensor],
-        denoise: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The next state, and A times its image, from a state and A times its image."""
         x, d1, d0 = state
-        z0 = consistency(product - d0, y, radius)
-        z1 = denoise((x - d1).unflatten(1, problem.shape)).flatten(1)
+        z0 = self.consistency(problem.A(x) - d0, y, radius)
+        z1 = self.rdn((x - d1).unflatten(1, problem.shape)).flatten(1)
         d0, d1 = d0 + z0, d1 + z1
         x = torch.add(d1, problem.A.adjoint(d0), alpha=self.penalty) @ problem.inverse(self.penalty)
-        product = problem.A(x)
-        return x, d1 - x, d0 - product, product
+        return x, d1 - x, d0 - problem.A(x)
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors with a header of their configuration; whole or not at all."""
@@ -269,11 +256,10 @@ class DEQMPI(nn.Module):
         return model.eval()
 
 
-def _change(new: State, old: State) -> Tensor:
-    """|new - old| / |new| of each sample, over the whole state, as :func:`fixed_point` has it."""
-    squares = [torch.stack([v.double().square().sum(1) for v in (a - b, a)]) for a, b in zip(new, old, strict=True)]
-    change, size = torch.stack(squares).sum(0).sqrt()
-    return change / (size + 1e-5)  # type: ignore[no-any-return]
+def _operands(module: nn.Module, *inputs: Tensor) -> dict[str, Any] | None:
+    """What the op takes of a part of the model; of somebody's own module, nothing."""
+    ask = getattr(module, "operands", None)
+    return None if ask is None else ask(*inputs)
 
 
 class Problem(nn.Module):
@@ -299,7 +285,7 @@ class Problem(nn.Module):
             raise TypeError("matrix: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
         if matrix.dim() != 2 or matrix.shape[1] != shape[0] * shape[1]:
             raise ValueError(f"matrix: shape {tuple(matrix.shape)} does not fit images of {shape}")
-        self.A, self.shape, self.cutoff, self.rank = SystemMatrix(matrix), tuple(shape), cutoff, rank
+        self.A, self.shape, self.cutoff, self.rank = SystemMatrix(matrix), (shape[0], shape[1]), cutoff, rank
         self._inverses: dict[float, Tensor] = {}
 
     def inverse(self, penalty: float = 1.0) -> Tensor:

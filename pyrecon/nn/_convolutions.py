@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from pyrecon._library import runs_kernel
 
 
+def runs_as_op(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nothing was added to a module that an op in its place would leave out."""
+    return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
+
+
 def packable(convs: Iterable[nn.Module], *inputs: Tensor) -> list[Tensor] | None:
     """Weights and biases of convolutions in turn, or None where modules must run: on other devices, for transforms,
     hooks and parametrizations. Looked up afresh each time: nothing that a program does to the modules is missed.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
-from pyrecon.nn._convolutions import packable
+from pyrecon.nn._convolutions import packable, runs_as_op
 from pyrecon.ops import project_l2_ball
 from pyrecon.ops.learned_consistency import learned_consistency
 
@@ -88,12 +87,20 @@ class BallConsistency(nn.Module):
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         return project_l2_ball(v, y, radius)
 
+    def operands(self, y: Tensor) -> dict[str, Any] | None:
+        """What :func:`pyrecon.ops.deq_mpi` takes of the step for data y, or None where its module must run."""
+        return {"data": "ball"} if runs_as_op(self, BallConsistency) else None
+
 
 class ExactConsistency(nn.Module):
     """``z = y``: the data are believed to the last digit, noise included; the ablation of DEQ-MPI's data step."""
 
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         return y
+
+    def operands(self, y: Tensor) -> dict[str, Any] | None:
+        """As those of :class:`BallConsistency`."""
+        return {"data": "exact"} if runs_as_op(self, ExactConsistency) else None
 
 
 class LearnedConsistency(nn.Module):
@@ -158,13 +165,22 @@ class LearnedConsistency(nn.Module):
                 for conv in inner:
                     conv.weight[channel, channel, *centre] = 1.0
 
-    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The step as a function of v, y and radius with the weights of this moment, packed once for many calls."""
-        weights = packable(self.convs) if self.dims == 1 else None
+    def operands(self, y: Tensor) -> dict[str, Any] | None:
+        """As those of :class:`BallConsistency`."""
+        self._check_rows(y)
+        plain = self.dims == 1 and runs_as_op(self, LearnedConsistency)
+        weights = packable(self.convs) if plain else None
         if weights is None:
-            return self
-        packed = _flatten_dense_tensors(weights)
-        return lambda v, y, radius: self._by_op(v, y, radius, packed)
+            return None
+        return {
+            "data": "learned" if self.ball == "paper" else "released",
+            "learned": _flatten_dense_tensors(weights),
+            "places": self.layout.places,
+            "points": self.layout.grid[0] * self.layout.used,
+            "learned_width": self.config["width"],
+            "learned_layers": self.config["layers"],
+            "kernel": self.config["kernel"],
+        }
 
     def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         weights = packable(self.convs, v, y, radius) if self.dims == 1 else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
-from pyrecon.nn._convolutions import packable
+from pyrecon.nn._convolutions import packable, runs_as_op
 from pyrecon.ops import rdn
 
 
@@ -44,13 +44,10 @@ class RDN(nn.Module):
         """All parameters in one vector, the ``weights`` of :func:`pyrecon.ops.rdn`; differentiable."""
         return _flatten_dense_tensors(list(self.parameters()))  # type: ignore[no-any-return]
 
-    def prepared(self) -> Callable[[Tensor], Tensor]:
-        """The network as a function of images with the weights of this moment, packed once for many calls."""
-        weights = packable(self._convolutions())
-        if weights is None:
-            return self
-        packed = _flatten_dense_tensors(weights)
-        return lambda image: rdn(image, packed, **self.config)  # type: ignore[arg-type]
+    def operands(self) -> dict[str, Any] | None:
+        """What :func:`pyrecon.ops.deq_mpi` takes of the network, or None where its modules must run."""
+        weights = packable(self._convolutions()) if runs_as_op(self, RDN) else None
+        return None if weights is None else {"weights": _flatten_dense_tensors(weights), **self.config}
 
     def scaled(self, strength: float) -> RDN:
         """``x -> RDN(strength x) / strength``, a copy: a denoiser of noise that is ``strength`` times weaker.

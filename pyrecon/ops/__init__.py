@@ -2,6 +2,7 @@
 
 from pyrecon.ops.anderson import anderson_mix
 from pyrecon.ops.consistency import project_l2_ball, sm_consistency
+from pyrecon.ops.deq_mpi import deq_mpi
 from pyrecon.ops.kaczmarz import kaczmarz, kaczmarz_order
 from pyrecon.ops.langevin import Moments, langevin_step
 from pyrecon.ops.learned_consistency import learned_consistency
@@ -13,6 +14,7 @@ from pyrecon.ops.variation import soft_threshold, tv_gap, tv_prox
 __all__ = [
     "Moments",
     "anderson_mix",
+    "deq_mpi",
     "dst1",
     "kaczmarz",
     "kaczmarz_order",

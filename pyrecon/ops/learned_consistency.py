@@ -78,6 +78,11 @@ def _channels(width: int, layers: int) -> list[int]:
     return [4, *[width] * (layers - 1), 2]
 
 
+def weights_count(width: int, layers: int, kernel: int) -> int:
+    """Weights and biases of all convolutions."""
+    return sum(b * (a * kernel + 1) for a, b in itertools.pairwise(_channels(width, layers)))
+
+
 # --- the kernel ------------------------------------------------------------------------------------------------
 def _cpp(
     v: Tensor,
@@ -255,9 +260,7 @@ def learned_consistency(
             "kernel odd"
         )
     check_like("weights", weights, "v", v)
-    channels = _channels(width, layers)
-    count = sum(b * (a * kernel + 1) for a, b in itertools.pairwise(channels))
-    check_shape("weights", weights, (count,), "all parameters of the network")
+    check_shape("weights", weights, (weights_count(width, layers, kernel),), "all parameters of the network")
     check_like("places", places, "v", v, dtype=torch.int64)
     check_shape("places", places, (v.shape[1] // 2,), "(M / 2,)")
     if v.shape[1] % 2:

@@ -4,10 +4,20 @@ import itertools
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from pyrecon.ops import learned_consistency
 from pyrecon.testing.cases._case import Case, Make, randn
+
+
+def consistency_weights(generator: Generator, dtype: torch.dtype, width: int, layers: int, kernel: int) -> Tensor:
+    """Packed weights that keep the size of what passes through."""
+    parts = []
+    for inputs, outputs in itertools.pairwise([4, *[width] * (layers - 1), 2]):
+        terms = inputs * kernel
+        parts.append(randn(generator, outputs * terms, dtype=dtype) / terms**0.5)
+        parts.append(0.1 * randn(generator, outputs, dtype=dtype))
+    return torch.cat(parts)
 
 
 def _step(batch: int, rows: int, points: int, width: int, layers: int, kernel: int) -> Make:
@@ -16,13 +26,9 @@ def _step(batch: int, rows: int, points: int, width: int, layers: int, kernel: i
     def make(generator: Generator, dtype: torch.dtype) -> tuple[Any, ...]:
         v, y = (randn(generator, batch, 2 * rows, dtype=dtype) for _ in range(2))
         spread = torch.linspace(0.2, 3.0, max(batch, 1), dtype=torch.float64)[:batch]
-        parts = []
-        for inputs, outputs in itertools.pairwise([4, *[width] * (layers - 1), 2]):
-            terms = inputs * kernel
-            parts.append(randn(generator, outputs * terms, dtype=dtype) / terms**0.5)
-            parts.append(0.1 * randn(generator, outputs, dtype=dtype))
+        weights = consistency_weights(generator, dtype, width, layers, kernel)
         places = torch.randperm(points + max(2, points // 8), generator=generator)[:rows] - 1
-        return v, y, (spread * (2 * rows) ** 0.5).to(dtype), torch.cat(parts), places, points
+        return v, y, (spread * (2 * rows) ** 0.5).to(dtype), weights, places, points
 
     return make
 

@@ -3,23 +3,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from pyrecon.ops import rdn
 from pyrecon.ops.rdn import filters
 from pyrecon.testing.cases._case import Case, Make, randn
 
 
-def _network(shape: tuple[int, int, int], config: dict[str, int]) -> Make:
-    """Weights that keep the size of what passes through: standard deviation 1 / sqrt(inputs of a sum)."""
+def network_weights(generator: Generator, dtype: torch.dtype, config: dict[str, int]) -> Tensor:
+    """Packed weights that keep the size of what passes through: standard deviation 1 / sqrt(inputs of a sum)."""
+    parts = []
+    for outputs, inputs, size in filters(**config):
+        terms = inputs * size * size
+        parts.append(randn(generator, outputs * terms, dtype=dtype) / terms**0.5)
+        parts.append(0.1 * randn(generator, outputs, dtype=dtype))
+    return torch.cat(parts)
 
+
+def _network(shape: tuple[int, int, int], config: dict[str, int]) -> Make:
     def make(generator: Generator, dtype: torch.dtype) -> tuple[Any, ...]:
-        image, parts = randn(generator, *shape, dtype=dtype), []
-        for outputs, inputs, size in filters(**config):
-            terms = inputs * size * size
-            parts.append(randn(generator, outputs * terms, dtype=dtype) / terms**0.5)
-            parts.append(0.1 * randn(generator, outputs, dtype=dtype))
-        return image, torch.cat(parts)
+        return randn(generator, *shape, dtype=dtype), network_weights(generator, dtype, config)
 
     return make
 
