@@ -3,7 +3,7 @@
 // Segments of the matrix, 256 KB, stay in the second-level cache from their products with the image over the data step
 // to their weighted sums, as do a segment's feature maps in the first: the matrix is read once a step, and once more
 // where the next state must be known before the next step. For that, the ball's scale is taken out of the sums, and a
-// window of the line of points has the halo that the network reaches. Up to four images share what is read.
+// window of the line of points has the halo that the network reaches. Up to eight images share what is read.
 //
 // Every sum is made per segment and added in the order of segments: the same bits on any number of threads.
 #include "cpu/deq_mpi.hpp"
@@ -22,7 +22,7 @@ struct Segment {
   LearnedWindow window;  // its rows hold these, and those of the halo
 };
 
-constexpr int64_t most_samples = RowProducts<float>::most;
+constexpr int64_t most_samples = 8;  // for which a segment is read from memory once
 
 // Adds |next - state|^2 and |next|^2; partial sums as in squared_distance().
 template <class T>

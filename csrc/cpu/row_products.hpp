@@ -1,4 +1,4 @@
-// Products with the rows of a dense matrix, for a few vectors at a time: lanes run along a row.
+// Products with the rows of a dense matrix, for several vectors: lanes run along a row.
 //
 // Vectors of the matrix's width are kept `padded`: the last of their vectors ends where a row ends, so that it can be
 // loaded with the row's, and has zeros for the numbers that the one before it has as well.
@@ -10,7 +10,7 @@ namespace pyrecon::PYRECON_ISA {
 
 template <class T>
 struct RowProducts {
-  static constexpr int most = 4;  // vectors at a time
+  static constexpr int most = 4;  // vectors for which a row is loaded once
 
   int64_t n, pitch;  // numbers in a row, and from row to row: at least a vector
   int64_t vectors = (n + lanes<T> - 1) / lanes<T>;
@@ -31,22 +31,27 @@ struct RowProducts {
 
   // out[s][r] = <row r, x[s]> for `count` rows and S = `samples` padded vectors.
   void multiply(const T* rows, int64_t count, const T* const* x, int samples, T* const* out) const {
-    with_count<most>(samples, [&](auto s) {
-      constexpr int S = decltype(s)::value, R = S == 1 ? 6 : S == 2 ? 4 : S == 3 ? 3 : 2;
-      int64_t r = 0;
-      for (; r + R <= count; r += R) dot_tile<R, S>(rows + r * pitch, x, out, r);
-      for (; r < count; ++r) dot_tile<1, S>(rows + r * pitch, x, out, r);
-    });
+    for (; samples > 0; samples -= most, x += most, out += most) {
+      with_count<most>(samples, [&](auto s) {
+        constexpr int S = decltype(s)::value, R = S == 1 ? 6 : S == 2 ? 4 : S == 3 ? 3 : 2;
+        int64_t r = 0;
+        for (; r + R <= count; r += R) dot_tile<R, S>(rows + r * pitch, x, out, r);
+        for (; r < count; ++r) dot_tile<1, S>(rows + r * pitch, x, out, r);
+      });
+    }
   }
 
-  // out[c] (padded) = [out[c] +] sum_r factors[r][c] row r, for `count` rows and C = 2 `samples` vectors.
+  // out[c] (padded) = [out[c] +] sum_r factors[r][c] row r, for `count` rows and 2 `samples` vectors.
   void combine(const T* rows, int64_t count, const T* factors, int samples, T* const* out, bool add) const {
-    with_count<most>(samples, [&](auto s) {
-      constexpr int C = 2 * decltype(s)::value, V = conv_tile_size / C;
-      int64_t v = 0;
-      for (; v + V <= vectors; v += V) sum_tile<C, V>(rows, count, factors, v, out, add);
-      for (; v < vectors; ++v) sum_tile<C, 1>(rows, count, factors, v, out, add);
-    });
+    const int64_t stride = 2 * samples;
+    for (; samples > 0; samples -= most, factors += 2 * most, out += 2 * most) {
+      with_count<most>(samples, [&](auto s) {
+        constexpr int C = 2 * decltype(s)::value, V = conv_tile_size / C;
+        int64_t v = 0;
+        for (; v + V <= vectors; v += V) sum_tile<C, V>(rows, count, factors, stride, v, out, add);
+        for (; v < vectors; ++v) sum_tile<C, 1>(rows, count, factors, stride, v, out, add);
+      });
+    }
   }
 
  private:
@@ -70,12 +75,12 @@ struct RowProducts {
   }
 
   template <int C, int V>
-  PYRECON_MEMBER void sum_tile(const T* rows, int64_t count, const T* factors, int64_t v, T* const* out,
+  PYRECON_MEMBER void sum_tile(const T* rows, int64_t count, const T* factors, int64_t stride, int64_t v, T* const* out,
                                bool add) const {
     Vec<T> total[C][V] = {};
     int64_t from[V];
     for (int i = 0; i < V; ++i) from[i] = offset(v + i);
-    for (int64_t r = 0; r < count; ++r, rows += pitch, factors += C) {
+    for (int64_t r = 0; r < count; ++r, rows += pitch, factors += stride) {
       Vec<T> value[V];
       for (int i = 0; i < V; ++i) value[i] = load(rows + from[i]);
       for (int c = 0; c < C; ++c) {

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrecon.data.mpi import box_downsample, upsample_rows
 from pyrecon.models.deq_mpi import Problem
 from pyrecon.models.mpi import FactoredSystem
-from pyrecon.models.mpi.scale import SIGNAL_RMS, ScaledSystem, compressed, noise_std
+from pyrecon.models.mpi.scale import SIGNAL_RMS, ScaledSystem, compressed, direct_start, noise_std
 from pyrecon.nn import RowLayout
 from pyrecon.train.config import Config
 
@@ -96,6 +96,8 @@ class TrainingData:
             problem = compressed(factored, config.snr_db)
         else:
             problem = system.problem(config.snr_db)
+        if config.role == "end-to-end":
+            problem = direct_start(problem)
         low, high = (float(q) / unit for q in torch.quantile(rms, torch.tensor([0.01, 0.99])))
         bright = _bright(validation, _generator(config.seed, VALIDATION, 0))
         return cls(config, pool / unit, bright / unit, forward, system, problem, factored, (low, high))
@@ -105,7 +107,9 @@ class TrainingData:
         if self.pool.device == device:
             return self
         moved = {name: getattr(self, name).to(device) for name in ("pool", "validation", "forward")}
-        problem = Problem(self.problem.A.matrix.to(device), self.system.shape, cutoff=self.problem.cutoff)
+        problem = Problem(
+            self.problem.A.matrix.to(device), self.system.shape, cutoff=self.problem.cutoff, rank=self.problem.rank
+        )
         factored = self.factored and FactoredSystem(self.factored.matrix.to(device), self.factored.shape)
         return replace(self, **moved, problem=problem, factored=factored)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pyrecon import metrics, plotting
-from pyrecon.experiments.deq_mpi.study import SNRS, Study
+from pyrecon.experiments.deq_mpi.study import LEVELS, Study
 from pyrecon.experiments.mpi import Problem, Run, measured_problem, phantom_images
 from pyrecon.models.mpi import DEQ, L1ADMM, TVADMM, EndToEnd, HybADMM, PnP, Unrolled
 
@@ -34,7 +34,6 @@ class Drawing:
 def figure_3(study: Study) -> Drawing:
     """pSNR at 35 dB of models trained at other SNRs."""
     problem = _problem(study, 35.0)
-    levels = SNRS if study.scale == "quick" else (5.0, *SNRS, 45.0)
     kinds = {
         "DEQ-MPI": ("deq-mpi-learned", DEQ),
         "without learned consistency": ("deq-mpi", DEQ),
@@ -43,8 +42,8 @@ def figure_3(study: Study) -> Drawing:
     }
     curves = {}
     for label, (name, method) in kinds.items():
-        runs = [Run(method(study.weights(f"{name}-{snr:g}dB")), problem) for snr in levels]
-        curves[label] = [(snr, run.quality()) for snr, run in zip(levels, runs, strict=True)]
+        runs = [Run(method(study.weights(f"{name}-{snr:g}dB")), problem) for snr in LEVELS]
+        curves[label] = [(snr, run.quality()) for snr, run in zip(LEVELS, runs, strict=True)]
     caption = "pSNR of models trained at one SNR each, tested at 35 dB; mean over the test images."
     return _lines(curves, "SNR of training, dB", caption)
 
@@ -64,12 +63,11 @@ def figure_4(study: Study) -> Drawing:
 
 def figure_9(study: Study) -> Drawing:
     """Two tubes at 20 dB by models trained at other SNRs, system matrices at 0.5 and 0.6 T/m."""
-    levels = SNRS if study.scale == "quick" else (5.0, *SNRS, 45.0)
     rows = []
     numbers: list[list[Any]] = [["gradient, T/m", "trained at, dB", "pSNR, dB"]]
     for gradient in (0.5, 0.6):
         problem = measured_problem(study.system(gradient), phantom_images("tubes", test=1), 20.0, study.seed)
-        methods = [(f"{snr:g} dB", DEQ(study.weights(f"deq-mpi-{snr:g}dB"))) for snr in levels]
+        methods = [(f"{snr:g} dB", DEQ(study.weights(f"deq-mpi-{snr:g}dB"))) for snr in LEVELS]
         row, qualities = _pictures(problem, methods)
         rows.append(row)
         numbers += [[gradient, name, quality] for (name, _), quality in zip(methods, qualities, strict=True)]

@@ -20,7 +20,15 @@ from pyrecon.data.mpi import MPISystem
 from pyrecon.models import _weights
 from pyrecon.models.deq_mpi import DEQMPI, Card, Problem, Role
 from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
-from pyrecon.models.mpi.scale import compressed, image_shape, noise_std, row_gain, row_layout, start_cutoff
+from pyrecon.models.mpi.scale import (
+    compressed,
+    direct_start,
+    image_shape,
+    noise_std,
+    row_gain,
+    row_layout,
+    start_cutoff,
+)
 from pyrecon.nn import LearnedConsistency
 from pyrecon.solvers import Solution, Status
 
@@ -172,6 +180,8 @@ class Ready:
             else:
                 # In the basis of the data's coordinates: another factorisation might have other signs.
                 self.problems[name] = compressed(system, snr, gain=self.gain)
+            if self.method.role == "end-to-end":
+                self.problems[name] = direct_start(self.problems[name])
         return self.problems[name]
 
 
