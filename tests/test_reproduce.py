@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from pyrecon._errors import DataError
 from pyrecon.cli import app, main
 from pyrecon.experiments import deq_mpi, published
-from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, tables
+from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, tables
+from pyrecon.experiments.deq_mpi.study import Recipe
 from pyrecon.experiments.table import Listing, Row, Table
 from pyrecon.models import DEQMPI, _weights
 from pyrecon.models.deq_mpi import Card
-from pyrecon.nn import RDN
+from pyrecon.models.mpi.scale import row_layout
+from pyrecon.nn import RDN, LearnedConsistency
 
 
 @pytest.fixture
@@ -120,6 +122,70 @@ def test_models_ship_or_are_trained_where_a_run_left_off(study: Study, monkeypat
         study.weights("nonsense")
 
 
+def test_an_ablation_has_a_row_for_each_variant_and_its_seeds(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def weights(name: str, recipe: Recipe) -> str:
+        trained.append((name, recipe.changes["seed"], recipe.role))
+        return study.weights("unrolled-25dB" if recipe.role == "unrolled" else "deq-mpi-25dB")
+
+    monkeypatch.setattr(study, "trained", weights, raising=False)
+    path = study.folder / "models"
+    monkeypatch.setattr(study, "weights", lambda name: str(path / name / "weights.safetensors"))
+    study.scale = "quick"
+    table = deq_mpi.EXPERIMENTS["gradients"](study)
+    assert [line[0] for line in table.lines] == list(ablations.GRADIENTS.rows)
+    assert [line[2].count(",") for line in table.lines] == [2, 2, 2]
+    assert trained[-1] == ("unrolled-seed2", 2, "unrolled")
+    assert len(trained) == 9
+    assert "120 steps of 16 images in the stage 'equilibrium'" in table.notes[1]
+
+
+def test_variants_differ_in_what_their_names_say(study: Study) -> None:
+    study.scale = "quick"
+    configs = {name: study.config(recipe) for name, recipe in ablations.VARIANTS.items()}
+    assert {name: c.gradient for name, c in configs.items() if c.gradient != "implicit"} == {
+        "jacobian-free": "jacobian-free",
+        "unrolled": "unrolled",
+    }
+    assert [configs[name].consistency for name in ("implicit", "learned", "exact")] == ["ball", "learned", "none"]
+    for name, stages, start in (
+        ("start-pretrained", ("projection", "equilibrium"), "denoiser"),
+        ("start-random-denoiser", ("projection", "equilibrium"), None),
+        ("start-random-consistency", ("equilibrium",), "denoiser"),
+        ("start-random", ("equilibrium",), None),
+        ("start-projection", ("equilibrium",), "denoiser"),
+    ):
+        assert (configs[name].stages, ablations.VARIANTS[name].initial) == (stages, start)
+    assert configs["start-noise-free"].projection_noise == (0.0, 0.0)
+    rows = [
+        name
+        for table in (ablations.GRADIENTS, ablations.CONSISTENCY, ablations.INITIALISATION)
+        for name in table.rows.values()
+    ]
+    assert set(rows) == set(configs)
+    assert set(ablations.INITIALISATION.published) < set(ablations.INITIALISATION.rows)
+
+
+def test_sessions_compare_a_new_calibration_with_the_old_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablations, "SNRS", (25.0,))
+    monkeypatch.setattr(ablations, "SEEDS", (0, 1))
+    learned = DEQMPI(RDN(4, 4, 1, 1), LearnedConsistency(row_layout(study.system())), iterations=4)
+    learned.consistency.become_projection()
+    learned.card = Card(25.0, (26, 13), (0.05, 1.0))
+    for name in ("deq-mpi-learned-25dB", "deq-mpi-learned-35dB"):
+        learned.save(study.folder / "models" / name / "weights.safetensors")
+    table = deq_mpi.EXPERIMENTS["sessions"](study)
+    assert [line[:2] for line in table.lines] == [
+        ["25 dB", "Hyb-ADMM"],
+        ["25 dB", "DEQ-MPI, l2-ball"],
+        ["25 dB", "DEQ-MPI, learned consistency"],
+    ]
+    same, anew, old = (float(text.partition(" ")[0]) for text in table.lines[0][2:])
+    assert abs(anew - same) < 2  # another state of the scanner is as good a scanner
+    assert old < same - 2  # whose matrix is not
+
+
 def test_command_writes_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
 
@@ -139,7 +205,12 @@ def test_command_writes_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"--output: .*file cannot be made"):
         CliRunner().invoke(app, [*command[:3], str(tmp_path / "file"), "--table", "V"], catch_exceptions=False)
-    for wrong in (["--table", "VI"], ["--figure", "5"], ["--images", str(tmp_path / "absent.nii")]):
+    for wrong in (
+        ["--experiment", "none"],
+        ["--table", "VI"],
+        ["--figure", "5"],
+        ["--images", str(tmp_path / "absent.nii")],
+    ):
         with pytest.raises(DataError, match=wrong[0]):
             CliRunner().invoke(app, [*command[:4], *wrong], catch_exceptions=False)
 

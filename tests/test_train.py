@@ -29,6 +29,7 @@ from pyrecon.train import Config, Interrupted, Stage, train_deq_mpi
 from pyrecon.train.mpi_data import Source, TrainingData
 
 SHAPE = (10, 8)
+NONE = {"denoiser": Stage(0), "projection": Stage(0), "equilibrium": Stage(0)}
 
 
 def source(seed: int = 0) -> Source:
@@ -95,6 +96,20 @@ def test_compressed_system_gives_the_images_of_the_whole_one() -> None:
     whole = net.reconstruct(scaled.problem(25.0), y, radius).value
     short = net.reconstruct(small, factored.coordinates(y), radius).value
     torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_alone_starts_from_three_quarters_of_the_singular_values() -> None:
+    settings = config(**NONE | {"end_to_end": Stage(1)})
+    images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(1))
+    direct = TrainingData.of(source(), settings, images[:24], images[24:]).problem
+    values = direct.A.singular_values()
+    kept = int((values > 1e-4 * values[0]).sum())
+    assert direct.rank == round(250 / 338 * kept)
+    y = torch.randn(2, len(direct.A.matrix), generator=torch.Generator().manual_seed(2))
+    u, s, vh = torch.linalg.svd(direct.A.matrix.double(), full_matrices=False)
+    expected = (y.double() @ u[:, : direct.rank] / s[: direct.rank]) @ vh[: direct.rank]
+    torch.testing.assert_close(direct.start(y)[0].double(), expected, rtol=1e-4, atol=1e-5)
+    assert data().problem.rank is None
 
 
 def test_row_layout_is_where_the_scan_has_its_rows() -> None:
@@ -282,7 +297,6 @@ def test_settings_of_the_equilibrium_have_their_effects(tmp_path: Path) -> None:
 
 
 # --- what DEQ-MPI is compared with -----------------------------------------------------------------------------------
-NONE = {"denoiser": Stage(0), "projection": Stage(0), "equilibrium": Stage(0)}
 ROLES: list[tuple[str, dict[str, Any]]] = [
     ("equilibrium", {}),
     ("denoiser", {"equilibrium": Stage(0)}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,9 @@ def deq_mpi(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output: {output} cannot be made ({error.strerror})") from None
-    with _console.progress() as bar:
+    with _console.progress() as bar, warnings.catch_warnings():
+        # Of frames that no weights were trained for: the tables are about such data.
+        warnings.filterwarnings("ignore", message="data: ")
         task = bar.add_task("")
         study = paper.Study(
             output,

@@ -181,8 +181,8 @@ def direct_start(problem: Problem) -> Problem:
     """The same for a network alone: least squares from 250 of 338 singular values as published, of another rank in
     proportion.
 
-    A network learns to tell noise from image, but not to guess what was cut off: after 600 steps at 35 dB it came to
-    DIRECT with these and to CUT with those of :func:`start_cutoff`.
+    A network learns to tell noise from image, but not to guess what was cut off: trained at 35 dB it comes to 33.3 dB
+    with these (600 steps) and to 23.8 with those of :func:`start_cutoff` (1000 steps).
     """
     values = problem.A.singular_values()
     problem.cutoff = 1e-4
