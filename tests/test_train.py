@@ -515,6 +515,11 @@ def test_command_trains_what_deq_mpi_is_compared_with(tmp_path: Path) -> None:
     method = "deq-mpi"
     command("fine", "--upsample=2", "--denoiser-steps=0")
     assert DEQMPI.load(tmp_path / "fine/weights.safetensors").card.shape == (12, 8)  # type: ignore[union-attr]
+    command("again", "--from-pretrained=denoiser", "--denoiser-steps=0")
+    after, before = DEQMPI.load(tmp_path / "again/weights.safetensors"), DEQMPI.from_pretrained("denoiser")
+    assert float((after.rdn.packed() - before.rdn.packed()).abs().max()) < 2e-3  # a step of Adam, at a rate of 1e-3
+    with pytest.raises(DataError, match="denoiser"):
+        command("unknown", "--from-pretrained=no-such-weights")
     method = "end-to-end"
     assert command("e", "--model=end-to-end").end_to_end.steps == 1
     method = "pp-mpi"

@@ -129,7 +129,10 @@ def deq_mpi(
     limit: Annotated[int | None, typer.Option(min=1, help="Most iterations to the equilibrium.")] = None,
     backward_limit: Annotated[int | None, typer.Option(min=1, help="Most iterations to its gradient.")] = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Relative change at which they end.")] = None,
-    initial: Annotated[Path | None, typer.Option(help="Weights to begin with in place of random ones.")] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option("--from-pretrained", help="Weights to begin with: a file, or the name of some that ship."),
+    ] = None,
     validate_every: Annotated[int | None, typer.Option(min=1, help="Steps between validations.")] = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of images, noise, weights and calibration.")] = 0,
