@@ -28,7 +28,7 @@ from pyrecon.models.mpi import (
     ScaledSystem,
     Unrolled,
 )
-from pyrecon.models.mpi.scale import noise_std, row_gain
+from pyrecon.models.mpi.scale import noise_std, published_start, row_gain
 from pyrecon.nn import RDN, ExactConsistency
 from pyrecon.ops import project_l2_ball
 
@@ -154,7 +154,7 @@ def test_end_to_end_is_the_network_of_the_least_squares_image(tmp_path: Path) ->
     A = matrix()
     y = frames(A)[1]
     scaled, up = ScaledSystem.of_matrix(A, SHAPE), noise_std(20.0) / (NOISE * row_gain(A))
-    start = scaled.problem(20.0).start(y * scaled.gain * up)[0]
+    start = published_start(scaled.problem(20.0)).start(y * scaled.gain * up)[0]
     with torch.no_grad():
         expected = net().rdn(start.unflatten(1, SHAPE)) / up
     images, report = Reconstructor(A, EndToEnd(saved(tmp_path, "end-to-end")), shape=SHAPE, model_error=False)(

@@ -98,8 +98,11 @@ def test_compressed_system_gives_the_images_of_the_whole_one() -> None:
     torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_a_network_alone_starts_from_three_quarters_of_the_singular_values() -> None:
-    settings = config(**NONE | {"end_to_end": Stage(1)})
+@pytest.mark.parametrize(
+    "changes", [NONE | {"end_to_end": Stage(1)}, {"gradient": "unrolled"}], ids=["alone", "unrolled"]
+)
+def test_what_depends_on_its_start_has_the_published_one(changes: dict[str, Any]) -> None:
+    settings = config(**changes)
     images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(1))
     direct = TrainingData.of(source(), settings, images[:24], images[24:]).problem
     values = direct.A.singular_values()

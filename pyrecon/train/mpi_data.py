@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrecon.data.mpi import box_downsample, upsample_rows
 from pyrecon.models.deq_mpi import Problem
 from pyrecon.models.mpi import FactoredSystem
-from pyrecon.models.mpi.scale import SIGNAL_RMS, ScaledSystem, compressed, direct_start, noise_std
+from pyrecon.models.mpi.scale import SIGNAL_RMS, ScaledSystem, compressed, noise_std, published_start
 from pyrecon.nn import RowLayout
 from pyrecon.train.config import Config
 
@@ -96,8 +96,8 @@ class TrainingData:
             problem = compressed(factored, config.snr_db)
         else:
             problem = system.problem(config.snr_db)
-        if config.role == "end-to-end":
-            problem = direct_start(problem)
+        if config.role in ("end-to-end", "unrolled"):
+            problem = published_start(problem)
         low, high = (float(q) / unit for q in torch.quantile(rms, torch.tensor([0.01, 0.99])))
         bright = _bright(validation, _generator(config.seed, VALIDATION, 0))
         return cls(config, pool / unit, bright / unit, forward, system, problem, factored, (low, high))

@@ -22,9 +22,9 @@ from pyrecon.models.deq_mpi import DEQMPI, Card, Problem, Role
 from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
 from pyrecon.models.mpi.scale import (
     compressed,
-    direct_start,
     image_shape,
     noise_std,
+    published_start,
     row_gain,
     row_layout,
     start_cutoff,
@@ -180,8 +180,8 @@ class Ready:
             else:
                 # In the basis of the data's coordinates: another factorisation might have other signs.
                 self.problems[name] = compressed(system, snr, gain=self.gain)
-            if self.method.role == "end-to-end":
-                self.problems[name] = direct_start(self.problems[name])
+            if self.method.role in ("end-to-end", "unrolled"):
+                self.problems[name] = published_start(self.problems[name])
         return self.problems[name]
 
 

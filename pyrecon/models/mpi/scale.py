@@ -177,12 +177,12 @@ def start_cutoff(matrix: Tensor, sigma: float) -> float:
     return min(0.5, max(1e-4, 10 * sigma / (_IMAGE_RMS * largest)))
 
 
-def direct_start(problem: Problem) -> Problem:
-    """The same for a network alone: least squares from 250 of 338 singular values as published, of another rank in
-    proportion.
+def published_start(problem: Problem) -> Problem:
+    """The same with least squares from 250 of 338 singular values as published, of another rank in proportion.
 
-    A network learns to tell noise from image, but not to guess what was cut off: trained at 35 dB it comes to 33.3 dB
-    with these (600 steps) and to 23.8 with those of :func:`start_cutoff` (1000 steps).
+    For models whose result depends on where they start. A network alone learns to tell noise from image, but not to
+    guess what was cut off: trained at 35 dB it comes to 33.3 dB with these (600 steps) and to 23.8 with those of
+    :func:`start_cutoff` (1000 steps). The equilibrium itself does not depend on it.
     """
     values = problem.A.singular_values()
     problem.cutoff = 1e-4
