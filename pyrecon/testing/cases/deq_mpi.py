@@ -85,6 +85,6 @@ CASES: tuple[Case, ...] = (
     _case("mpi-mixed", 6, 339, (26, 13), "ball", network=_RELEASED, memory=3, steps=5),
     _case("mpi-exact", 3, 700, (13, 26), "exact"),
     _case("mpi-learned", 1, 1400, (26, 13), "learned", points=2000, network=_RELEASED),
-    _case("mpi-released", 9, 1400, (26, 13), "released", points=900, memory=2),
+    _case("segments", 9, 1400, (26, 13), "released", points=900, memory=2),
     _case("unordered", 2, 1400, (26, 13), "learned", points=1100, ordered=False),
 )
