@@ -136,8 +136,12 @@ class Solver {
   int64_t segment_count() const {
     constexpr int64_t bytes = 256 * 1024;
     // Windows are cut from a line along which rows follow each other.
-    for (int64_t k = 1; is_learned() && k < s_.learned.rows; ++k)
-      if (is_on_line(k) && is_on_line(k - 1) && places_[k] <= places_[k - 1]) return 1;
+    int64_t last = -1;
+    for (int64_t k = 0; is_learned() && k < s_.learned.rows; ++k) {
+      if (!is_on_line(k)) continue;
+      if (places_[k] < last) return 1;
+      last = places_[k];
+    }
     const int64_t count = (s_.rows * products_.pitch * static_cast<int64_t>(sizeof(T)) + bytes - 1) / bytes;
     return count < 1 ? 1 : count > part_rows() && part_rows() > 0 ? part_rows() : count;
   }

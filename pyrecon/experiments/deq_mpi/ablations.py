@@ -54,7 +54,7 @@ def _variants() -> dict[str, Recipe]:
         "learned": recipe(25.0, steps, consistency="learned"),
         "exact": recipe(25.0, steps, consistency="none"),
     }
-    fewer = {"steps": 100, "batch": 8, "halve": 25}
+    fewer = {"steps": 60, "batch": 8, "halve": 15}
     published_way: dict[str, Any] = {"consistency": "learned", "consistency_start": "random"}
     return variants | {
         "start-pretrained": recipe(35.0, fewer, **published_way),

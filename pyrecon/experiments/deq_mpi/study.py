@@ -7,7 +7,7 @@ ones with fewer steps, see their cards); an interrupted training goes on where i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +41,10 @@ class Sizes:
     def of_scale(cls, scale: Scale) -> Sizes:
         """``"quick"``: within an hour on two cores, where no model has to be trained. ``"full"``: as published."""
         return cls(64, 32, 48, 300, 16) if scale == "quick" else cls(3730, 256, 200, 20_000, 100)
+
+    def on_grid(self, upsampled: int) -> Sizes:
+        """A search on ``upsampled^2`` times the voxels has as many times fewer images, for the same time."""
+        return replace(self, validation=max(1, self.validation // upsampled**2))
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,11 @@ class Study:
     def test_images(self, upsampled: int = 1) -> Images:
         """Vessels on the grid of a system."""
         shape = (upsampled * GRID.shape[0], upsampled * GRID.shape[1])
-        counts: dict[str, Any] = {"test": self.amounts.test, "validation": self.amounts.validation, "seed": self.seed}
+        counts: dict[str, Any] = {
+            "test": self.amounts.test,
+            "validation": self.amounts.on_grid(upsampled).validation,
+            "seed": self.seed,
+        }
         if self.images == "generated":
             return generated_images(**counts, shape=shape)
         return vessel_images(None if self.images == "retina" else self.images, **counts, shape=shape)

@@ -58,7 +58,7 @@ def table_4(study: Study) -> tuple[Table, Pictures]:
         images = phantom_images(
             "torus",
             test=study.amounts.repeats,
-            validation=study.amounts.validation,
+            validation=study.amounts.on_grid(2).validation,
             upsampled=2,
             hole=1e-3 * hole,
             seed=study.seed,

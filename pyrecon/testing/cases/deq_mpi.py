@@ -27,7 +27,7 @@ def _problem(
     ordered: bool,
 ) -> Make:
     """A matrix of singular values up to 2, data of the size of its products, radii from inside to outside; with points,
-    every seventh row outside of them."""
+    every seventh row outside of them, and a hundred in the middle."""
 
     def make(generator: Generator, dtype: torch.dtype) -> tuple[Any, ...]:
         n = shape[0] * shape[1]
@@ -42,7 +42,8 @@ def _problem(
             return given
         places = torch.randperm(points, generator=generator)[: rows // 2]
         places = places.sort().values if ordered else places
-        places = torch.where(torch.arange(len(places)) % 7 == 3, -1, places)
+        row, middle = torch.arange(len(places)), len(places) // 2
+        places = torch.where((row % 7 == 3) | ((row >= middle) & (row < middle + 100) & (row > 20)), -1, places)
         return *given, consistency_weights(generator, dtype, *_CONSISTENCY.values()), places
 
     return make
