@@ -110,24 +110,13 @@ def _reference(
 
 
 # --- the kernel ------------------------------------------------------------------------------------------------
-def _cpp(
-    matrix: Tensor,
-    inverse: Tensor,
-    state: Tensor,
-    y: Tensor,
-    radius: Tensor,
-    weights: Tensor,
-    learned: Tensor,
-    places: Tensor,
-    *rest: Any,
-) -> None:
-    *config, ridge, out, report = rest
+def _cpp(*arguments: Any) -> None:
+    *inputs, out, report = arguments
+    tensors, config = inputs[:8], inputs[8:]
+    state, rows = inputs[2], len(inputs[0])
     run = _core.deq_mpi_f32 if state.dtype == torch.float32 else _core.deq_mpi_f64
-    run(
-        matrix.data_ptr(), inverse.data_ptr(), state.data_ptr(), y.data_ptr(), radius.data_ptr(), weights.data_ptr(),
-        learned.data_ptr(), places.data_ptr(), out.data_ptr(), report.data_ptr(), len(state), len(matrix), *config,
-        ridge, torch.get_num_threads(),
-    )  # fmt: skip
+    addresses = [tensor.data_ptr() for tensor in (*tensors, out, report)]
+    run(*addresses, len(state), rows, *config, torch.get_num_threads())
 
 
 _deq_mpi = Op(
