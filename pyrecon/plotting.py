@@ -89,13 +89,22 @@ def curves(
     lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log: Literal["", "x", "y", "xy"] = ""
 ) -> Figure:
     """Named lines through points ``(x, y)`` in one pair of axes, of which ``log`` are logarithmic."""
-    fig: Figure = _matplotlib().figure.Figure(figsize=(5.6, 3.6), dpi=150, layout="constrained")
+    many = len(lines) > 6  # then the names stand beside the axes
+    fig: Figure = _matplotlib().figure.Figure(figsize=(7.6 if many else 5.6, 3.6), dpi=150, layout="constrained")
     axis = fig.subplots()
-    for (name, points), marker in zip(lines.items(), itertools.cycle("osv^D"), strict=False):
-        axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.2, label=name)
+    styles = itertools.product(("-", "--", ":"), [f"C{i}" for i in range(10)])  # no two lines alike
+    for (name, points), marker, (dashes, color) in zip(lines.items(), itertools.cycle("osv^D"), styles, strict=False):
+        look: dict[str, Any] = {
+            "marker": marker,
+            "markersize": 4,
+            "linewidth": 1.2,
+            "linestyle": dashes,
+            "color": color,
+        }
+        axis.plot(*zip(*points, strict=True), **look, label=name)
     axis.set(xlabel=x, ylabel=y, **{f"{name}scale": "log" for name in log})
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, **({"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if many else {}))
     return fig
 
 
