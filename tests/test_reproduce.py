@@ -186,6 +186,16 @@ def test_sessions_compare_a_new_calibration_with_the_old_one(study: Study, monke
     assert old < same - 2  # whose matrix is not
 
 
+def test_starts_are_those_of_more_and_more_singular_values(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablations, "SNRS", (35.0,))
+    table = deq_mpi.EXPERIMENTS["starts"](study)
+    assert len(table.lines) == 8
+    at_35 = [float(line[2]) for line in table.lines[:4]]
+    assert at_35[1] < at_35[2] < at_35[3]  # least squares gains from every one as long as noise is small
+    few, many = (float(line[2]) for line in table.lines[5:8:2])
+    assert few < many
+
+
 def test_command_writes_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
 

@@ -39,7 +39,8 @@ def deq_mpi(
     table: Annotated[list[str] | None, typer.Option(help="I to V; repeat for more.")] = None,
     figure: Annotated[list[int] | None, typer.Option(help="3, 4, 9, 10 or 13; repeat for more.")] = None,
     experiment: Annotated[
-        list[str] | None, typer.Option(help="gradients, consistency, initialisation or sessions; repeat for more.")
+        list[str] | None,
+        typer.Option(help="gradients, consistency, initialisation, sessions or starts; repeat for more."),
     ] = None,
     scale: Annotated[
         Scale, typer.Option(help="quick: few images, shipped models. full: as published, trains for days on a GPU.")

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from pyrecon import metrics
 from pyrecon.data.mpi import prepare_system
 from pyrecon.experiments import published
-from pyrecon.experiments.deq_mpi.study import SNRS, Recipe, Study, penalty
+from pyrecon.experiments.deq_mpi.study import LEVELS, SNRS, Recipe, Study, penalty
 from pyrecon.experiments.mpi import GRID, Problem, Run, measured_problem
 from pyrecon.experiments.table import Listing
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Role
 from pyrecon.models.mpi import DEQ, HybADMM, Unrolled
-from pyrecon.models.mpi.scale import rows_of
+from pyrecon.models.mpi.scale import compressed, row_gain, rows_of
 from pyrecon.nn import LearnedConsistency
 from pyrecon.physics.mpi import Scanner
 
@@ -153,11 +154,37 @@ def sessions(study: Study) -> Listing:
     return Listing("Another session, another state of the scanner", heads, lines, notes)
 
 
+def starts(study: Study) -> Listing:
+    """Least squares from more or fewer singular values: where DEQ-MPI starts, and whether it matters where it ends."""
+    images, counts = study.test_images(), (5, 25, _LONG)
+    lines = []
+    for snr in (*SNRS, LEVELS[-1]):
+        problem = measured_problem(study.system(), images, snr, study.seed)
+        gain, truth = row_gain(problem.system.matrix), problem.test.images
+        model = DEQMPI.from_pretrained(study.weights(f"deq-mpi-{snr:g}dB"))
+        for rank in (None, 100, 200, len(problem.system.s)):
+            study.progress(f"starts at {snr:g} dB", 0, 1)
+            small = compressed(problem.system, snr, gain=gain)
+            if rank is not None:
+                small.cutoff, small.rank = 0.0, rank
+            # The data have the noise of training already; an image in the model's scale is 1 / gain of one in ours.
+            data, radius = problem.test.coordinates, problem.test.noise
+            first = gain * small.start(data)[0].view_as(truth).clamp(min=0)
+            found = [gain * model.reconstruct(small, data, radius, iterations=n).value.clamp(min=0) for n in counts]
+            qualities = [float(metrics.psnr(image, truth).mean()) for image in (first, *found)]
+            label = "above a tenth of the noise" if rank is None else f"{rank}"
+            lines.append([f"{snr:g} dB", label, *(f"{q:.2f}" for q in qualities)])
+    heads = ["SNR", "singular values", "start", *(f"after {n} iterations" for n in counts)]
+    note = f"pSNR in dB, mean over {len(images.test)} test images, {images.source}; DEQ-MPI with the l2-ball."
+    return Listing("Where the iteration starts", heads, lines, [note])
+
+
 EXPERIMENTS: dict[str, Callable[[Study], Listing]] = {
     "gradients": ablation(GRADIENTS),
     "consistency": ablation(CONSISTENCY),
     "initialisation": ablation(INITIALISATION),
     "sessions": sessions,
+    "starts": starts,
 }
 
 
