@@ -158,6 +158,9 @@ def test_variants_differ_in_what_their_names_say(study: Study) -> None:
     ):
         assert (configs[name].stages, ablations.VARIANTS[name].initial) == (stages, start)
     assert configs["start-noise-free"].projection_noise == (0.0, 0.0)
+    assert {c.pool for c in configs.values()} == {3000}
+    study.scale = "full"
+    assert study.config(ablations.VARIANTS["implicit"]).pool == 33_692
     rows = [
         name
         for table in (ablations.GRADIENTS, ablations.CONSISTENCY, ablations.INITIALISATION)

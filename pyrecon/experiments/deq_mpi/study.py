@@ -50,8 +50,8 @@ class Sizes:
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained: what differs from :meth:`pyrecon.train.Config.of_scale`, on which system matrix, from
-    which other model's networks. ``without`` names stages that are left out, ``quick`` has the changes of single stages
-    at ``"quick"`` scale."""
+    which other model's networks. ``without`` names stages that are left out, ``quick`` has further changes at ``"quick"``
+    scale, those of single stages as mappings."""
 
     role: Role
     changes: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Recipe:
     upsampled: int = 1
     initial: str | None = None
     without: tuple[str, ...] = ()
-    quick: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quick: dict[str, Any] = field(default_factory=dict)
 
 
 # Networks that come from an equilibrium already gain most of what another SNR or system matrix asks for in 200 steps.
@@ -186,8 +186,9 @@ class Study:
 
         config = Config.of_scale(self.scale, recipe.role, **recipe.changes)
         if self.scale == "quick":
-            for stage, values in recipe.quick.items():
-                config = config.with_stage(stage, **values)
+            for name, value in recipe.quick.items():
+                mapping = isinstance(value, dict)
+                config = config.with_stage(name, **value) if mapping else replace(config, **{name: value})
         left_out = recipe.without if recipe.initial is None else ("denoiser", *recipe.without)
         for stage in left_out:
             config = config.with_stage(stage, steps=0)
