@@ -37,8 +37,8 @@ class Ablation:
 
 
 def _variants() -> dict[str, Recipe]:
-    """Trainings that begin with the shipped denoiser, or with nothing. At quick scale with a fifth of the usual steps: 33
-    runs within an hour and a half on one core."""
+    """Trainings that begin with the shipped denoiser, or with nothing. At quick scale with a fifth of the usual steps:
+    33 runs within an hour and a half on one core."""
 
     def recipe(snr_db: float, quick: dict[str, Any], *, without: tuple[str, ...] = (), **changes: Any) -> Recipe:
         role: Role = "unrolled" if changes.get("gradient") == "unrolled" else "equilibrium"

@@ -50,8 +50,8 @@ class Sizes:
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained: what differs from :meth:`pyrecon.train.Config.of_scale`, on which system matrix, from
-    which other model's networks. ``without`` names stages that are left out, ``quick`` has further changes at ``"quick"``
-    scale, those of single stages as mappings."""
+    which other model's networks. ``without`` names stages that are left out, ``quick`` has further changes at
+    ``"quick"`` scale, those of single stages as mappings."""
 
     role: Role
     changes: dict[str, Any] = field(default_factory=dict)
