@@ -553,10 +553,13 @@ def test_command_trains_what_deq_mpi_is_compared_with(tmp_path: Path) -> None:
             command("wrong", *wrong)
 
 
-def test_first_interrupt_is_a_question_the_second_one_an_end() -> None:
+def test_first_interrupt_is_a_question_the_second_one_an_end(request: pytest.FixtureRequest) -> None:
     from pyrecon.cli.train import _interruptible
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler
+    # A process in the background of a shell script begins with interrupts ignored.
+    found = signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, found))
     with _interruptible() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGINT)
