@@ -245,7 +245,7 @@ def test_the_op_is_what_the_modules_are(consistency: str, mixing: int) -> None:
     size = torch.logspace(-3, 1, 15, dtype=torch.float64)
     y, radius = y.repeat(5, 1) * size[:, None], radius.repeat(5) * size
     steps = {"learned": LearnedConsistency(layout()), "ball": BallConsistency(), "exact": ExactConsistency()}
-    net = model(steps[consistency], mixing=mixing, tol=0.02, iterations=25)
+    net = model(steps[consistency], mixing=mixing, tol=0.02, iterations=25, penalty=3.0)
     for parameter in net.rdn.parameters():  # for a map that contracts
         parameter.data.mul_(0.5)
     with record_calls() as calls:

@@ -165,6 +165,18 @@ def test_end_to_end_is_the_network_of_the_least_squares_image(tmp_path: Path) ->
     assert report.method == "End-to-end"
 
 
+def test_unrolled_begins_with_the_published_least_squares(tmp_path: Path) -> None:
+    A = matrix()
+    y = frames(A)[1]
+    scaled, up = ScaledSystem.of_matrix(A, SHAPE), noise_std(20.0) / (NOISE * row_gain(A))
+    problem = published_start(scaled.problem(20.0))
+    radius = torch.full((3,), noise_std(20.0) * len(A) ** 0.5)
+    expected = net(iterations=1).reconstruct(problem, y * scaled.gain * up, radius).value.clamp(min=0) / up
+    method = Unrolled(saved(tmp_path, "unrolled", iterations=1))
+    images = reconstructed(method, A, y, model_error=False)
+    torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_data_as_they_are_is_a_consistency_of_its_own(tmp_path: Path) -> None:
     """z0 = y: with it the projection's radius plays no part, and it comes back from its file."""
     model = net("equilibrium", consistency=ExactConsistency())

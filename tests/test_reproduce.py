@@ -122,6 +122,12 @@ def test_models_ship_or_are_trained_where_a_run_left_off(study: Study, monkeypat
         study.weights("nonsense")
 
 
+def test_a_search_on_a_finer_grid_has_fewer_images() -> None:
+    study = Study(Path("unused"), sizes=Sizes(test=4, validation=8, budget=1, dip=1, repeats=1))
+    assert [len(study.test_images(factor).validation) for factor in (1, 2)] == [8, 2]
+    assert [len(study.test_images(factor).test) for factor in (1, 2)] == [4, 4]
+
+
 def test_an_ablation_has_a_row_for_each_variant_and_its_seeds(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
 

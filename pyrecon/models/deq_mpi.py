@@ -164,12 +164,12 @@ class DEQMPI(nn.Module):
             raise ValueError(f"radius: {float(radius.min()):g} is negative")
         steps = iterations or self.iterations
         tol = self.tol if self.mixing else 0.0
-        found = self._by_op(problem, problem.start(y, start), y, radius, steps, tol)
+        found = self._solved(problem, problem.start(y, start), y, radius, steps, tol)
         # A sample set aside at once would show its start, an image of nothing that was measured.
         image = torch.where((found.status == Status.NONFINITE)[:, None], torch.nan, found.value[0])
         return Solution(image.unflatten(1, problem.shape), found.status, found.iterations, found.residual)
 
-    def _by_op(
+    def _solved(
         self, problem: Problem, state: State, y: Tensor, radius: Tensor, steps: int, tol: float
     ) -> Solution[tuple[Tensor, ...]]:
         """The fixed point by one op, or step by step where modules must run."""
