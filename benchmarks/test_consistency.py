@@ -1,4 +1,4 @@
-"""Speed of pyrecon.ops.consistency at the size of an MPI system matrix: 5,486 selected rows, 13x26 pixels."""
+"""Speed of pyrecon/ops/_consistency.py at the size of an MPI system matrix: 5,486 selected rows, 13x26 pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speed of pyrecon.ops.langevin.
+"""Speed of pyrecon/ops/_langevin.py.
 
 The rivals make other random numbers: what they give is asserted to lie within seven standard deviations of the drift.
 """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from pyrecon.models import DEQMPI
-from pyrecon.models.deq_mpi import Problem
+from pyrecon.models.mpi.system import Problem
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
 
 M, N, STEPS = 5486, 338, 25

@@ -1,4 +1,4 @@
-"""Speed of pyrecon.ops.sense at the size of a fastMRI brain slice.
+"""Speed of pyrecon/ops/_sense.py at the size of a fastMRI brain slice.
 
 The goals are stated against torch's bare transform of the coil data, without maps, mask, shifts or the sum over coils:
 no composition of torch operations can beat it. "torch" is the usual composition of torch operations.

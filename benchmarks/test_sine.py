@@ -1,4 +1,4 @@
-"""Speed of pyrecon.ops.sine: the smoothness prox of coil maps at the size of a fastMRI brain slice and others.
+"""Speed of pyrecon/ops/_sine.py: the smoothness prox of coil maps at the size of a fastMRI brain slice and others.
 
 Rivals transform both axes there and back, with a division in between: ducc0 and scipy by their sine transforms, torch
 by Fourier transforms of odd extensions, as it has no sine transform.

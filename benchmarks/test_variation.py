@@ -1,4 +1,4 @@
-"""Speed of pyrecon.ops.variation.
+"""Speed of pyrecon/ops/_variation.py.
 
 Rivals minimise the same function, each with the iterations it needs to come within 3e-3 of the largest pixel of the
 solution (the accuracy every entry is asserted to have); the rows with 50 iterations compare equal numbers of them.

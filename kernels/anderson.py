@@ -1,4 +1,4 @@
-"""Triton kernels of pyrecon.ops.anderson.
+"""Triton kernels of pyrecon/ops/_anderson.py.
 
 Two launches per step and no host synchronisation. The first sums the newest row of the Gram matrix over slices of the
 vectors; the second solves the small system and mixes one block of the result. Every program of the second solves for

@@ -1,4 +1,4 @@
-"""Triton kernels of pyrecon.ops.consistency."""
+"""Triton kernels of pyrecon/ops/_consistency.py."""
 
 from __future__ import annotations
 

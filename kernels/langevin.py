@@ -1,4 +1,4 @@
-"""Triton kernel of pyrecon.ops.langevin.
+"""Triton kernel of pyrecon/ops/_langevin.py.
 
 A thread makes the four words of its counters and with them four numbers, 16 apart in memory: half a warp reads and
 writes 64 contiguous bytes, which are whole sectors, and nothing is exchanged between threads. The formulas are those of

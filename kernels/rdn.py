@@ -1,4 +1,4 @@
-"""Triton kernel of pyrecon.ops.rdn: one launch per convolution, with its bias, ReLU and addition, and no concatenation.
+"""Triton kernel of pyrecon/ops/_rdn.py: a launch per convolution, with bias, ReLU and addition, no concatenation.
 
 All feature maps of a batch are planes of one tensor; a convolution reads two ranges of them. Nine products of weights
 (outputs, 16 inputs) with shifted pixels (16 inputs, pixels) for every 16 inputs, on the matrix units: in single

@@ -1,4 +1,4 @@
-"""Triton kernels of pyrecon.ops.sense: the pointwise parts around torch's cuFFT.
+"""Triton kernels of pyrecon/ops/_sense.py: the pointwise parts around torch's cuFFT.
 
 The centred transform is F = Q FFT P with diagonal phases P and Q, multiplied in where the data pass anyway: there are
 no fftshift copies. A complex number is an interleaved pair; one program handles BLOCK pixels of all coils of a sample.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrecon.solvers import Anderson, ConvergenceWarning, FixedPointMethod, Solution, Status, fixed_point
-from pyrecon.solvers.fixed_point import State
+from pyrecon.solvers._fixed_point import State
 
 Map = Callable[..., State]
 

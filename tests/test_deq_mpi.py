@@ -14,7 +14,8 @@ from torch import Tensor
 from pyrecon._errors import DataError
 from pyrecon.implicit import ImplicitGradient
 from pyrecon.models import DEQMPI
-from pyrecon.models.deq_mpi import Problem, _released_name
+from pyrecon.models.deq_mpi import _released_name
+from pyrecon.models.mpi.system import Problem
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.ops import deq_mpi
 from pyrecon.solvers import Anderson, ConvergenceWarning, Picard, Status, fixed_point

@@ -17,10 +17,11 @@ from torch import Tensor
 from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPIFrames, prepare_frames, prepare_system
 from pyrecon.data.raw import Grid
-from pyrecon.models import DEQMPI, _weights
+from pyrecon.models import DEQMPI
+from pyrecon.models import weights as stored
 from pyrecon.models.deq_mpi import Card
 from pyrecon.models.mpi import DEQ, Reconstructor, ScaledSystem
-from pyrecon.models.mpi.scale import noise_std, row_layout
+from pyrecon.models.mpi.system import noise_std, row_layout
 from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
 from pyrecon.physics.mpi import Scanner
 
@@ -179,7 +180,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names_list_the_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_weights, "SHIPPED", tmp_path)
+    monkeypatch.setattr(stored, "SHIPPED", tmp_path)
     with pytest.raises(DataError, match=r"'mine'.*\(none\)"):
         DEQMPI.from_pretrained("mine")
     with pytest.raises(DataError, match=r"none of the role .equilibrium. come"):
@@ -250,7 +251,7 @@ def test_frames_outside_the_training_data_are_brought_to_its_border_and_named(tm
 
 
 def test_each_frame_gets_the_model_of_its_snr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_weights, "SHIPPED", tmp_path)
+    monkeypatch.setattr(stored, "SHIPPED", tmp_path)
     A = matrix()
     for snr in (10.0, 30.0):
         model = net(snr_db=snr)
@@ -269,7 +270,7 @@ def test_each_frame_gets_the_model_of_its_snr(tmp_path: Path, monkeypatch: pytes
 
 
 def test_learned_consistency_reads_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_weights, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(stored, "SHIPPED", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
     net().save(tmp_path / "shipped/free.safetensors")
     calibration = SCANNER.calibrate(GRID, noise=0.1)
@@ -325,17 +326,17 @@ def test_evaluation_sets_trained_weights_beside_the_classical_methods(tmp_path: 
     assert draw(results, "default") is not None
 
 
-@pytest.mark.skipif("deq-mpi-25dB" not in _weights.shipped(), reason="no weights come with this package")
+@pytest.mark.skipif("deq-mpi-25dB" not in stored.shipped_weights(), reason="no weights come with this package")
 def test_shipped_weights_beat_classical_methods_on_vessels_they_never_saw() -> None:
     """Crops of a retina at 25 dB, by the settings found best for the classical methods on such crops."""
     pytest.importorskip("skimage")
     from pyrecon import metrics
     from pyrecon.experiments.mpi import GRID as FIELD
-    from pyrecon.experiments.mpi import measured_problem, vessel_images
+    from pyrecon.experiments.mpi import measured_scenario, vessel_images
     from pyrecon.models.mpi import L1ADMM, TVADMM
 
     system = prepare_system(Scanner().calibrate(FIELD, seed=0))
-    problem = measured_problem(system, vessel_images(test=16, validation=8, seed=5), 25.0, seed=1)
+    problem = measured_scenario(system, vessel_images(test=16, validation=8, seed=5), 25.0, seed=1)
     test = problem.test
     std = test.noise / test.y.shape[1] ** 0.5
 

@@ -23,13 +23,13 @@ from pyrecon.experiments.mpi import (
     draw,
     evaluate_mpi,
     generated_images,
-    measured_problem,
+    measured_scenario,
     phantom_images,
 )
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Card, Role
 from pyrecon.models.mpi import DEQ, L1ADMM, Reconstructor
-from pyrecon.models.mpi.scale import row_layout, rows_of
+from pyrecon.models.mpi.system import row_layout, rows_of
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
 from pyrecon.physics.mpi import Scanner
 
@@ -202,7 +202,7 @@ def test_a_finer_grid_than_the_calibrations(tmp_path: Path) -> None:
 
 def test_a_run_is_a_users_reconstruction_and_its_time() -> None:
     system = prepare_system(calibrated())
-    run = Run(L1ADMM(), measured_problem(system, pictures(), 25.0, 0))
+    run = Run(L1ADMM(), measured_scenario(system, pictures(), 25.0, 0))
     std = run.problem.test.noise / run.problem.test.y.shape[1] ** 0.5
     expected, _ = Reconstructor(run.problem.prepared, L1ADMM())(run.problem.test.y, noise_std=std)
     assert torch.equal(run(), expected)

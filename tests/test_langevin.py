@@ -18,7 +18,7 @@ from torch import Tensor
 import pyrecon
 from pyrecon import testing
 from pyrecon.ops import Moments, langevin_step
-from pyrecon.ops.langevin import _philox
+from pyrecon.ops._langevin import _philox
 from pyrecon.solvers import Chain, ConvergenceWarning, Status, langevin
 
 KERNELS = pytest.mark.parametrize("level", ["reference", *testing.available_isa_levels()])
@@ -69,7 +69,7 @@ def test_philox_gives_the_published_words(
 
 
 def box_muller(v: int, w: int) -> tuple[float, float]:
-    """The law of pyrecon.ops.langevin for two words, in Python's own arithmetic."""
+    """The law of pyrecon/ops/_langevin.py for two words, in Python's own arithmetic."""
     u = float(torch.tensor(v >> 1 | 1).float()) / 2**31
     quarter = (w << 2) % 2**32
     f = float(torch.tensor(quarter - (2**32 if quarter >= 2**31 else 0)).float()) / 2**32

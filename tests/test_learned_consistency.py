@@ -13,7 +13,7 @@ from torch import Tensor
 import pyrecon
 from pyrecon.nn import LearnedConsistency, RowLayout
 from pyrecon.ops import learned_consistency, project_l2_ball
-from pyrecon.ops.learned_consistency import _backward
+from pyrecon.ops._learned_consistency import _backward
 from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, poisoned_memory, record_calls
 from pyrecon.testing.cases import CASES, Case
 

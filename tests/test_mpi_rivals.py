@@ -14,7 +14,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
-from pyrecon.models import DEQMPI, _weights
+from pyrecon.models import DEQMPI
+from pyrecon.models import weights as stored
 from pyrecon.models.deq_mpi import ROLES, Card, Role
 from pyrecon.models.mpi import (
     DEQ,
@@ -28,7 +29,7 @@ from pyrecon.models.mpi import (
     ScaledSystem,
     Unrolled,
 )
-from pyrecon.models.mpi.scale import noise_std, published_start, row_gain
+from pyrecon.models.mpi.system import noise_std, published_start, row_gain
 from pyrecon.nn import RDN, ExactConsistency
 from pyrecon.ops import project_l2_ball
 
@@ -214,7 +215,7 @@ def test_weights_work_where_they_are_for_and_nowhere_else(tmp_path: Path, role: 
 
 
 def test_shipped_weights_are_chosen_by_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_weights, "SHIPPED", tmp_path)
+    monkeypatch.setattr(stored, "SHIPPED", tmp_path)
     A = matrix()
     y = frames(A)[1]
     for role, method in METHODS.items():
@@ -223,9 +224,9 @@ def test_shipped_weights_are_chosen_by_role(tmp_path: Path, monkeypatch: pytest.
             Reconstructor(A, method(), shape=SHAPE)
     for role in ROLES:
         saved(tmp_path, role)
-    assert set(_weights.shipped()) == set(ROLES)
+    assert set(stored.shipped_weights()) == set(ROLES)
     for role, method in METHODS.items():
-        assert list(_weights.shipped(role)) == [role]
+        assert list(stored.shipped_weights(role)) == [role]
         torch.testing.assert_close(reconstructed(method(), A, y), reconstructed(method(role), A, y))
 
 
@@ -237,7 +238,7 @@ def test_shipped_weights_are_chosen_by_grid(tmp_path: Path, monkeypatch: pytest.
         wrong.rdn.last.bias += 1
     shipped = tmp_path / "shipped"
     shipped.mkdir()
-    monkeypatch.setattr(_weights, "SHIPPED", shipped)
+    monkeypatch.setattr(stored, "SHIPPED", shipped)
     for name, model, shape in (("a", wrong, (2 * SHAPE[0], 2 * SHAPE[1])), ("b", right, SHAPE)):
         model.card = replace(right.card, shape=shape)
         model.save(shipped / f"{name}.safetensors")

@@ -11,7 +11,7 @@ from torch import Tensor
 import pyrecon
 from pyrecon.nn import RDN
 from pyrecon.ops import rdn
-from pyrecon.ops.rdn import _backward, _recorded, filters, weights_count
+from pyrecon.ops._rdn import _backward, _recorded, filters, weights_count
 from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, poisoned_memory, record_calls
 
 SMALL = {"features": 5, "growth": 3, "blocks": 2, "layers": 3}

@@ -18,7 +18,7 @@ from pyrecon.experiments.deq_mpi.study import Recipe
 from pyrecon.experiments.table import Listing, Row, Table
 from pyrecon.models import DEQMPI, _weights
 from pyrecon.models.deq_mpi import Card
-from pyrecon.models.mpi.scale import row_layout
+from pyrecon.models.mpi.system import row_layout
 from pyrecon.nn import RDN, LearnedConsistency
 
 

@@ -22,7 +22,7 @@ from pyrecon._errors import DataError, MissingDependency
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Card
 from pyrecon.models.mpi import FactoredSystem, ScaledSystem
-from pyrecon.models.mpi.scale import compressed, noise_std
+from pyrecon.models.mpi.system import compressed, noise_std
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
 from pyrecon.ops import project_l2_ball
 from pyrecon.train import Config, Interrupted, Stage, train_deq_mpi
@@ -118,7 +118,7 @@ def test_what_depends_on_its_start_has_the_published_one(changes: dict[str, Any]
 def test_row_layout_is_where_the_scan_has_its_rows() -> None:
     from pyrecon.data.mpi import prepare_system
     from pyrecon.data.raw import Grid
-    from pyrecon.models.mpi.scale import row_layout
+    from pyrecon.models.mpi.system import row_layout
     from pyrecon.physics.mpi import Scanner
 
     scanner = replace(Scanner(), angles=4, harmonics=(2, 3))

@@ -1,4 +1,4 @@
-// All steps of DEQ-MPI, see pyrecon/ops/deq_mpi.py for the law.
+// All steps of DEQ-MPI, see pyrecon/ops/_deq_mpi.py for the law.
 #pragma once
 
 #include "cpu/anderson.hpp"

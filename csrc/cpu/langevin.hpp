@@ -1,4 +1,4 @@
-// Langevin steps with counter-based noise; pyrecon/ops/langevin.py defines the stream and the step.
+// Langevin steps with counter-based noise; pyrecon/ops/_langevin.py defines the stream and the step.
 #pragma once
 
 #include "cpu/dispatch.hpp"

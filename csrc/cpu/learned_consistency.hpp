@@ -1,4 +1,4 @@
-// A small convolutional network in place of a projection, and its gradient, see pyrecon/ops/learned_consistency.py for
+// A small convolutional network in place of a projection, and its gradient, see pyrecon/ops/_learned_consistency.py for
 // the law.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The residual dense network and its gradient, see pyrecon/ops/rdn.py for the law and for the layout of maps.
+// The residual dense network and its gradient, see pyrecon/ops/_rdn.py for the law and for the layout of maps.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Discrete sine transform and the prox of smooth maps, see pyrecon/ops/sine.py for the laws.
+// Discrete sine transform and the prox of smooth maps, see pyrecon/ops/_sine.py for the laws.
 #pragma once
 
 #include <cstdint>

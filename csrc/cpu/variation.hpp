@@ -1,4 +1,4 @@
-// Proximal maps of sparsity: total variation through its dual (pyrecon/ops/variation.py derives it), soft threshold.
+// Proximal maps of sparsity: total variation through its dual (pyrecon/ops/_variation.py derives it), soft threshold.
 #pragma once
 
 #include "cpu/dispatch.hpp"

@@ -13,16 +13,16 @@ import torch
 
 from pyrecon import metrics, plotting
 from pyrecon.data.mpi import prepare_system
-from pyrecon.experiments.mpi import GRID, Run, generated_images, measured_problem
+from pyrecon.experiments.mpi import GRID, Run, generated_images, measured_scenario
 from pyrecon.implicit import residual_curve
 from pyrecon.models import DEQMPI
 from pyrecon.models.mpi import DEQ, HybADMM, PnP
-from pyrecon.models.mpi.scale import compressed
+from pyrecon.models.mpi.system import compressed
 from pyrecon.physics.mpi import Scanner
 from pyrecon.solvers import Anderson, Picard
 
 system = prepare_system(Scanner(gradient=0.5).calibrate(GRID, seed=0))
-problem = measured_problem(system, generated_images(test=6, validation=16), 25.0, seed=0)
+problem = measured_scenario(system, generated_images(test=6, validation=16), 25.0, seed=0)
 truth = problem.test.images
 
 # %%

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyrecon import plotting
-from pyrecon.models import DEQMPI, _weights
+from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Card
+from pyrecon.models.weights import shipped_weights
 from pyrecon.nn import BallConsistency, ExactConsistency
 
 _HEADS = ("name", "for", "SNR, dB", "voxels", "data step", "penalty", "steps x batch", "validation, dB", "began with")
@@ -48,7 +49,7 @@ def curves() -> Any:
 
 
 def _shipped() -> Iterator[tuple[str, DEQMPI, Card]]:
-    for name, path in _weights.shipped().items():
+    for name, path in shipped_weights().items():
         model = DEQMPI.load(path)
         assert model.card is not None
         yield name, model, model.card

@@ -24,18 +24,18 @@ from pyrecon.experiments.mpi_data import (
     WAYS,
     Data,
     Images,
-    Problem,
+    Scenario,
     check_images,
     generated_images,
-    measured_problem,
+    measured_scenario,
     phantom_images,
-    scanner_problem,
+    scanner_scenario,
     vessel_images,
 )
 from pyrecon.experiments.published import TABLE_1
 from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.table import Table
-from pyrecon.models import DEQMPI, _weights
+from pyrecon.models import DEQMPI
 from pyrecon.models.mpi import (
     ART,
     L1ADMM,
@@ -49,7 +49,8 @@ from pyrecon.models.mpi import (
     Reconstructor,
     Tikhonov,
 )
-from pyrecon.models.mpi.scale import rows_of
+from pyrecon.models.mpi.system import rows_of
+from pyrecon.models.weights import find_weights
 from pyrecon.nn import LearnedConsistency, RowLayout
 from pyrecon.physics.mpi import Scanner
 
@@ -57,14 +58,14 @@ __all__ = [
     "GRID",
     "RANGES",
     "Images",
-    "Problem",
     "Run",
+    "Scenario",
     "draw",
     "evaluate_mpi",
     "generated_images",
-    "measured_problem",
+    "measured_scenario",
     "phantom_images",
-    "scanner_problem",
+    "scanner_scenario",
     "vessel_images",
 ]
 
@@ -168,9 +169,9 @@ def evaluate_mpi(
     for snr, column in zip(snr_db, table.columns, strict=True):
         if data == "measured":
             system = prepare_system(calibration, rows=rows)
-            problem = measured_problem(system.upsampled(upsampled) if upsampled > 1 else system, images, snr, seed)
+            problem = measured_scenario(system.upsampled(upsampled) if upsampled > 1 else system, images, snr, seed)
         else:
-            problem = scanner_problem(scanner, calibration, images, snr, seed, rows=rows)
+            problem = scanner_scenario(scanner, calibration, images, snr, seed, rows=rows)
         table.facts[column] = problem.facts
         pictures = {"truth": problem.test.images}
         for contender in contenders:
@@ -245,7 +246,7 @@ def _trained(
     kinds = {kind.role: kind for kind in LEARNED.values()}
     contenders, layouts = list[_Contender](), dict[str, RowLayout]()
     for text in weights:
-        path = _weights.find(text)
+        path = find_weights(text)
         model = DEQMPI.load(path)
         # Training calls every file weights.safetensors, in a folder that has a name.
         label = path.absolute().parent.name if path.stem == "weights" else path.stem
@@ -276,7 +277,7 @@ class Run:
     :class:`~pyrecon.models.mpi.Reconstructor`.
     """
 
-    def __init__(self, method: Any, problem: Problem, *, given: bool = False) -> None:
+    def __init__(self, method: Any, problem: Scenario, *, given: bool = False) -> None:
         self.method, self.problem = method, problem
         self._solver = _prepared(method, problem.system) if given else Reconstructor(problem.prepared, method)
 
@@ -324,7 +325,7 @@ def _solve(method: Any, system: FactoredSystem, data: Data) -> Tensor:
 
 
 def _tune(
-    known: Any, ranges: dict[str, Range], problem: Problem, budget: int, seed: int, step: Callable[[], None]
+    known: Any, ranges: dict[str, Range], problem: Scenario, budget: int, seed: int, step: Callable[[], None]
 ) -> tuple[Any, str]:
     """The method with the highest mean pSNR on the validation set, and which of its settings ended at an end."""
 

@@ -29,7 +29,7 @@ from pyrecon.data.phantoms import retina_vessels, vessel_patches
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import vascular_images
 from pyrecon.models.mpi import FactoredSystem
-from pyrecon.models.mpi.scale import SIGNAL_RMS
+from pyrecon.models.mpi.system import SIGNAL_RMS
 from pyrecon.physics.mpi import Scanner
 
 GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))
@@ -58,7 +58,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Scenario:
     """One noise level in the scale of the published settings: a system, whole and factorised, and data of both sets."""
 
     prepared: MPISystem
@@ -69,9 +69,9 @@ class Problem:
 
 
 # --- problems ----------------------------------------------------------------------------------------------------
-def measured_problem(
+def measured_scenario(
     system: MPISystem, images: Images, snr_db: float, seed: int, *, read_with: MPISystem | None = None
-) -> Problem:
+) -> Scenario:
     """``y = A_meas x + n``, to be read with ``A_meas U D``; sigma = 0.41 * 10^(-SNR/20), one for the set.
 
     ``read_with`` gives another A_meas to the reconstruction, of the same rows: what an outdated calibration does.
@@ -88,10 +88,10 @@ def measured_problem(
     for name, signal in clean.items():
         y = gain * signal + sigma * torch.randn(signal.shape, generator=generator)
         sets[name] = _data(factored, coarse[name], y, y.new_full((len(y),), sigma * y.shape[1] ** 0.5))
-    return Problem(blurred, factored, **sets, facts=_facts(factored, sets["test"], gain * clean["test"]))
+    return Scenario(blurred, factored, **sets, facts=_facts(factored, sets["test"], gain * clean["test"]))
 
 
-def scanner_problem(
+def scanner_scenario(
     scanner: Scanner,
     calibration: MPICalibration,
     images: Images,
@@ -99,7 +99,7 @@ def scanner_problem(
     seed: int,
     *,
     rows: NDArray[np.int64] | None = None,
-) -> Problem:
+) -> Scenario:
     """Objects on the fine grid in the scanner, whole preprocessing; noise scaled for the SNR of the whitened rows.
 
     ``rows`` as in :func:`pyrecon.data.mpi.prepare_system`.
@@ -125,7 +125,7 @@ def scanner_problem(
     truth = box_downsample(objects, FINER)
     validation = _data(factored, truth[:split], gain * y[:split], gain * noise[:split])
     test = _data(factored, truth[split:], gain * y[split:], gain * noise[split:])
-    return Problem(system, factored, validation, test, _facts(factored, test, None))
+    return Scenario(system, factored, validation, test, _facts(factored, test, None))
 
 
 def _data(system: FactoredSystem, images: Tensor, y: Tensor, noise: Tensor) -> Data:

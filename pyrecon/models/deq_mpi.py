@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from pyrecon._errors import DataError
 from pyrecon._library import runs_kernel
 from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
-from pyrecon.linops import SystemMatrix
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.ops import deq_mpi
-from pyrecon.ops.anderson import join
+from pyrecon.ops._anderson import join
 from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
+
+if TYPE_CHECKING:
+    from pyrecon.models.mpi.system import Problem
 
 State = tuple[Tensor, Tensor, Tensor]
 Consistency = BallConsistency | ExactConsistency | LearnedConsistency
@@ -209,9 +211,9 @@ class DEQMPI(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors with a header of their configuration; whole or not at all."""
-        from pyrecon.models import _weights
+        from pyrecon.models.weights import save
 
-        _weights.save(self, path)
+        save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> DEQMPI:
@@ -222,16 +224,16 @@ class DEQMPI(nn.Module):
         DataError
             Where the file is cut off, foreign, or its tensors are not those that its header demands.
         """
-        from pyrecon.models import _weights
+        from pyrecon.models.weights import load
 
-        return _weights.load(path)
+        return load(path)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> DEQMPI:
         """Weights that come with the package by name, or a file of :meth:`save`; an unknown name lists the known."""
-        from pyrecon.models import _weights
+        from pyrecon.models.weights import find_weights, load
 
-        return _weights.load(_weights.find(name_or_path))
+        return load(find_weights(name_or_path))
 
     @classmethod
     def from_released(cls, path: str | Path, layout: RowLayout | None = None) -> DEQMPI:
@@ -260,54 +262,6 @@ def _operands(module: nn.Module, *inputs: Tensor) -> dict[str, Any] | None:
     """What the op takes of a part of the model; of somebody's own module, nothing."""
     ask = getattr(module, "operands", None)
     return None if ask is None else ask(*inputs)
-
-
-class Problem(nn.Module):
-    """A system matrix made ready for :class:`DEQMPI`: ``M = (I + c A^T A)^-1`` and the least-squares start.
-
-    Parameters
-    ----------
-    matrix
-        ``(M, N)`` real: real parts over imaginary parts, in the scale of the model.
-    shape
-        ``(H, W)`` of an image.
-    cutoff
-        Singular values below ``cutoff`` times the largest stay out of the start.
-    rank
-        At most so many singular values enter the start; DEQ-MPI takes 250 of 338 in training and 220 at inference.
-    """
-
-    def __init__(
-        self, matrix: Tensor, shape: tuple[int, int], *, cutoff: float = 1e-4, rank: int | None = None
-    ) -> None:
-        super().__init__()
-        if matrix.is_complex():
-            raise TypeError("matrix: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
-        if matrix.dim() != 2 or matrix.shape[1] != shape[0] * shape[1]:
-            raise ValueError(f"matrix: shape {tuple(matrix.shape)} does not fit images of {shape}")
-        self.A, self.shape, self.cutoff, self.rank = SystemMatrix(matrix), (shape[0], shape[1]), cutoff, rank
-        self._inverses: dict[float, Tensor] = {}
-
-    def inverse(self, penalty: float = 1.0) -> Tensor:
-        """M, computed once for each penalty."""
-        matrix, found = self.A.matrix, self._inverses.get(penalty)
-        if found is None or (found.dtype, found.device) != (matrix.dtype, matrix.device):
-            # In float64: the condition of I + c A^T A is beyond what a float32 factor bears. M itself is below 1.
-            wide = matrix.double()
-            eye = torch.eye(matrix.shape[1], dtype=torch.float64, device=matrix.device)
-            factor = torch.linalg.cholesky(eye + penalty * (wide.T @ wide))
-            found = self._inverses[penalty] = torch.cholesky_inverse(factor).to(matrix.dtype)
-        return found
-
-    def start(self, y: Tensor, x: Tensor | None = None) -> State:
-        """Least squares (or ``x``) with zero duals."""
-        if x is None:
-            x = self.A.pinv(y, rtol=self.cutoff, rank=self.rank)
-        return x, torch.zeros_like(x), torch.zeros_like(y)
-
-    def step_of(self, model: DEQMPI) -> Any:
-        """The model's step with this system matrix, a function of state, data and radius."""
-        return lambda state, y, radius: model.step(self, state, y, radius)
 
 
 def _released(path: Path) -> Mapping[str, Tensor]:

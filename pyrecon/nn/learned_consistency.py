@@ -15,7 +15,7 @@ from torch._utils import _flatten_dense_tensors
 
 from pyrecon.nn._convolutions import packable, runs_as_op
 from pyrecon.ops import project_l2_ball
-from pyrecon.ops.learned_consistency import learned_consistency
+from pyrecon.ops._learned_consistency import learned_consistency
 
 
 @dataclass(frozen=True)

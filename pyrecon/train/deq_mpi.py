@@ -27,7 +27,7 @@ from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
 from pyrecon.io import written_whole
 from pyrecon.io._files import one_line
 from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency
-from pyrecon.models.mpi.scale import image_shape, row_layout
+from pyrecon.models.mpi.system import image_shape, row_layout
 from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.solvers import Anderson, ConvergenceWarning
 from pyrecon.train.config import Config

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from pyrecon.data.mpi import box_downsample, upsample_rows
-from pyrecon.models.deq_mpi import Problem
 from pyrecon.models.mpi import FactoredSystem
-from pyrecon.models.mpi.scale import SIGNAL_RMS, ScaledSystem, compressed, noise_std, published_start
+from pyrecon.models.mpi.system import SIGNAL_RMS, Problem, ScaledSystem, compressed, noise_std, published_start
 from pyrecon.nn import RowLayout
 from pyrecon.train.config import Config
 

@@ -12,12 +12,12 @@ from pyrecon import metrics
 from pyrecon.data.mpi import prepare_system
 from pyrecon.experiments import published
 from pyrecon.experiments.deq_mpi.study import LEVELS, SNRS, Recipe, Study, penalty
-from pyrecon.experiments.mpi import GRID, Problem, Run, measured_problem
+from pyrecon.experiments.mpi import GRID, Run, Scenario, measured_scenario
 from pyrecon.experiments.table import Listing
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Role
 from pyrecon.models.mpi import DEQ, HybADMM, Unrolled
-from pyrecon.models.mpi.scale import compressed, row_gain, rows_of
+from pyrecon.models.mpi.system import compressed, row_gain, rows_of
 from pyrecon.nn import LearnedConsistency
 from pyrecon.physics.mpi import Scanner
 
@@ -98,7 +98,7 @@ def ablation(of: Ablation) -> Callable[[Study], Listing]:
 
     def table(study: Study) -> Listing:
         images = study.test_images()
-        problem = measured_problem(study.system(), images, of.snr_db, study.seed)
+        problem = measured_scenario(study.system(), images, of.snr_db, study.seed)
         lines = []
         for label, name in of.rows.items():
             own, long = np.array([_qualities(study, problem, name, seed) for seed in SEEDS]).T
@@ -131,14 +131,14 @@ def sessions(study: Study) -> Listing:
             "DEQ-MPI, learned consistency": (DEQ(study.weights(f"deq-mpi-learned-{snr:g}dB")), False),
         }
         same = {
-            name: Run(m, measured_problem(first, images, snr, study.seed), given=g) for name, (m, g) in methods.items()
+            name: Run(m, measured_scenario(first, images, snr, study.seed), given=g) for name, (m, g) in methods.items()
         }
         qualities: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
         for seed in SEEDS:
             study.progress(f"session {seed + 1} at {snr:g} dB", seed, len(SEEDS))
             new = prepare_system(Scanner().drifted(1 + seed).calibrate(GRID, seed=1 + seed), rows=rows)
-            calibrated = measured_problem(new, images, snr, study.seed)
-            outdated = measured_problem(new, images, snr, study.seed, read_with=first)
+            calibrated = measured_scenario(new, images, snr, study.seed)
+            outdated = measured_scenario(new, images, snr, study.seed, read_with=first)
             for name, (method, given) in methods.items():
                 pair = [Run(method, problem, given=given).quality() for problem in (calibrated, outdated)]
                 qualities[name].append((pair[0], pair[1]))
@@ -159,7 +159,7 @@ def starts(study: Study) -> Listing:
     images, counts = study.test_images(), (5, 25, _LONG)
     lines = []
     for snr in (*SNRS, LEVELS[-1]):
-        problem = measured_problem(study.system(), images, snr, study.seed)
+        problem = measured_scenario(study.system(), images, snr, study.seed)
         gain, truth = row_gain(problem.system.matrix), problem.test.images
         model = DEQMPI.from_pretrained(study.weights(f"deq-mpi-{snr:g}dB"))
         for rank in (None, 100, 200, len(problem.system.s)):
@@ -189,7 +189,7 @@ EXPERIMENTS: dict[str, Callable[[Study], Listing]] = {
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
-def _qualities(study: Study, problem: Problem, name: str, seed: int) -> tuple[float, float]:
+def _qualities(study: Study, problem: Scenario, name: str, seed: int) -> tuple[float, float]:
     """Mean pSNR of a variant with its own number of iterations, and after many."""
     recipe = VARIANTS[name]
     seeded = replace(recipe, changes=recipe.changes | {"seed": seed})

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pyrecon import metrics, plotting
 from pyrecon.experiments.deq_mpi.study import LEVELS, Study
-from pyrecon.experiments.mpi import Problem, Run, measured_problem, phantom_images
+from pyrecon.experiments.mpi import Run, Scenario, measured_scenario, phantom_images
 from pyrecon.models.mpi import DEQ, L1ADMM, TVADMM, EndToEnd, HybADMM, PnP, Unrolled
 
 STEPS = (1, 2, 3, 5, 7, 10, 15, 25, 50, 100, 200)
@@ -66,7 +66,7 @@ def figure_9(study: Study) -> Drawing:
     rows = []
     numbers: list[list[Any]] = [["gradient, T/m", "trained at, dB", "pSNR, dB"]]
     for gradient in (0.5, 0.6):
-        problem = measured_problem(study.system(gradient), phantom_images("tubes", test=1), 20.0, study.seed)
+        problem = measured_scenario(study.system(gradient), phantom_images("tubes", test=1), 20.0, study.seed)
         methods = [(f"{snr:g} dB", DEQ(study.weights(f"deq-mpi-{snr:g}dB"))) for snr in LEVELS]
         row, qualities = _pictures(problem, methods)
         rows.append(row)
@@ -77,7 +77,7 @@ def figure_9(study: Study) -> Drawing:
 
 def figure_10(study: Study) -> Drawing:
     """Two tubes at 0.5 T/m by models trained with system matrices at 0.3, 0.5 and 0.6 T/m."""
-    problem = measured_problem(study.system(0.5), phantom_images("tubes", test=1), 20.0, study.seed)
+    problem = measured_scenario(study.system(0.5), phantom_images("tubes", test=1), 20.0, study.seed)
     names = {"0.3 T/m": "deq-mpi-0.3T-25dB", "0.5 T/m": "deq-mpi-25dB", "0.6 T/m": "deq-mpi-0.6T-25dB"}
     methods = [(label, DEQ(study.weights(name))) for label, name in names.items()]
     row, qualities = _pictures(problem, methods)
@@ -117,8 +117,8 @@ FIGURES: dict[int, Callable[[Study], Drawing]] = {
 }
 
 
-def _problem(study: Study, snr_db: float) -> Problem:
-    return measured_problem(study.system(), study.test_images(), snr_db, study.seed)
+def _problem(study: Study, snr_db: float) -> Scenario:
+    return measured_scenario(study.system(), study.test_images(), snr_db, study.seed)
 
 
 def _lines(
@@ -131,7 +131,7 @@ def _lines(
     return Drawing(plotting.curves(curves, x, "pSNR, dB", log=log), numbers, caption)
 
 
-def _pictures(problem: Problem, methods: Sequence[tuple[str, Any]]) -> tuple[list[plotting.Panel], list[float]]:
+def _pictures(problem: Scenario, methods: Sequence[tuple[str, Any]]) -> tuple[list[plotting.Panel], list[float]]:
     """The truth and every method's image of it."""
     truth = problem.test.images[0]
     window = (0.0, float(truth.max()))

@@ -16,8 +16,8 @@ from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem, prepare_system
 from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments.mpi import GRID, Images, generated_images, vessel_images
-from pyrecon.models import _weights
 from pyrecon.models.deq_mpi import Role
+from pyrecon.models.weights import shipped_weights
 from pyrecon.physics.mpi import Scanner
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Study:
 
     def weights(self, name: str) -> str:
         """Name of shipped weights or path of trained ones, after training them if need be."""
-        if name in _weights.shipped() and self.scale == "quick":
+        if name in shipped_weights() and self.scale == "quick":
             return name
         if name not in RECIPES:
             raise DataError(f"model: {name!r}, expected one of {', '.join(RECIPES)}")
@@ -175,9 +175,9 @@ class Study:
     def nearest(self, kind: str, snr_db: float) -> str:
         """Name of the model of a kind for an SNR; at ``"quick"`` scale a shipped one of another SNR will do."""
         name = f"{kind}-{snr_db:g}dB"
-        if self.scale == "full" or name in _weights.shipped():
+        if self.scale == "full" or name in shipped_weights():
             return name
-        others = [other for other in _weights.shipped() if other in RECIPES and other.rpartition("-")[0] == kind]
+        others = [other for other in shipped_weights() if other in RECIPES and other.rpartition("-")[0] == kind]
         return min(others, key=lambda other: abs(_level(other) - snr_db), default=name)
 
     def config(self, recipe: Recipe) -> Config:

@@ -13,7 +13,7 @@ from pyrecon import metrics, plotting
 from pyrecon.data.mpi import prepare_system
 from pyrecon.experiments import published
 from pyrecon.experiments.deq_mpi.study import SNRS, Study
-from pyrecon.experiments.mpi import GRID, Run, evaluate_mpi, measured_problem, phantom_images
+from pyrecon.experiments.mpi import GRID, Run, evaluate_mpi, measured_scenario, phantom_images
 from pyrecon.experiments.published import Entry
 from pyrecon.experiments.table import Listing, Table
 from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, DeepImagePrior, HybADMM, PnP
@@ -71,7 +71,7 @@ def table_4(study: Study) -> tuple[Table, Pictures]:
 
 def table_5(study: Study) -> tuple[Listing, Pictures]:
     """Iterations, and milliseconds for one image of 26 x 13 voxels."""
-    problem = measured_problem(study.system(), study.test_images(), 35.0, study.seed)
+    problem = measured_scenario(study.system(), study.test_images(), 35.0, study.seed)
     denoiser = study.weights("denoiser")
     methods = [
         *(kind.paper(35.0) for kind in (L1ADMM, TVADMM, HybADMM, ART)),
@@ -210,10 +210,10 @@ def _margins(table: Table) -> list[str]:
 def _wrong_matrix(study: Study) -> str:
     """The control: data at 0.5 T/m reconstructed with the matrix at 0.6 T/m."""
     images = study.test_images()
-    right = measured_problem(study.system(0.5), images, 35.0, study.seed)
+    right = measured_scenario(study.system(0.5), images, 35.0, study.seed)
     method = HybADMM.paper(35.0)
     other = prepare_system(study.calibration(0.6), rows=study.system(0.5).rows)
-    wrong = measured_problem(study.system(0.5), images, 35.0, study.seed, read_with=other)
+    wrong = measured_scenario(study.system(0.5), images, 35.0, study.seed, read_with=other)
     qualities = [Run(method, problem, given=True).quality() for problem in (right, wrong)]
     return (
         f"Control: Hyb-ADMM of data at 0.5 T/m and 35 dB, {qualities[0]:.1f} dB with its own system matrix, "

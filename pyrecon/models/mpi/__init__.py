@@ -1,13 +1,12 @@
 """Reconstruction for magnetic particle imaging with a measured system matrix."""
 
-from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
 from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
 from pyrecon.models.mpi.dip import DeepImagePrior
 from pyrecon.models.mpi.linear import ART, Tikhonov
 from pyrecon.models.mpi.pnp import PnP
 from pyrecon.models.mpi.reconstructor import LEARNED, METHODS, UNTRAINED, Method, Reconstructor
-from pyrecon.models.mpi.scale import ScaledSystem
+from pyrecon.models.mpi.system import FactoredSystem, ScaledSystem
 
 __all__ = [
     "ART",

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import check_shape
-from pyrecon.models.mpi._system import FactoredSystem
+from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.ops import project_l2_ball, soft_threshold, tv_prox
 from pyrecon.solvers import Solution, Status
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem
-from pyrecon.models import _weights
-from pyrecon.models.deq_mpi import DEQMPI, Card, Problem, Role
-from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
-from pyrecon.models.mpi.scale import (
+from pyrecon.models.deq_mpi import DEQMPI, Card, Role
+from pyrecon.models.method import SetUpFirst
+from pyrecon.models.mpi.system import (
+    FactoredSystem,
+    Problem,
     compressed,
     image_shape,
     noise_std,
@@ -29,6 +30,7 @@ from pyrecon.models.mpi.scale import (
     row_layout,
     start_cutoff,
 )
+from pyrecon.models.weights import check_role, find_weights, shipped_weights
 from pyrecon.nn import LearnedConsistency
 from pyrecon.solvers import Solution, Status
 
@@ -48,11 +50,11 @@ class _Trained(SetUpFirst):
     def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> Ready:
         """The models, loaded and checked against the system; what :class:`Reconstructor` runs."""
         if self.weights is not None:
-            path = _weights.find(self.weights)
+            path = find_weights(self.weights)
             models = {path.name: DEQMPI.load(path)}
         else:
             models = {name: DEQMPI.load(path) for name, path in shipped(self.role).items()}
-        cards = {name: _weights.check_role(name, model, self.role, self.name) for name, model in models.items()}
+        cards = {name: check_role(name, model, self.role, self.name) for name, model in models.items()}
         models = {name: models[name] for name in _of_grid(cards, factored)}
         for name, model in models.items():
             check_layout(name, model, system)
@@ -197,7 +199,7 @@ def check_layout(name: str, model: DEQMPI, system: MPISystem | Tensor) -> None:
         fits = layout is not None and layout.digest == ours.digest
         theirs = f"{len(system.rows)} rows" + ("" if layout is None else f" on {layout.grid[0]} x {layout.grid[1]}")
     if not fits:
-        others = list(_weights.shipped("equilibrium" if model.card is None else model.card.role))
+        others = list(shipped_weights("equilibrium" if model.card is None else model.card.role))
         advice = f" ({', '.join(others)})" if others else ""
         grid = f"{ours.grid[0]} x {ours.grid[1]}"
         raise DataError(
@@ -209,7 +211,7 @@ def check_layout(name: str, model: DEQMPI, system: MPISystem | Tensor) -> None:
 
 def shipped(role: Role) -> dict[str, Path]:
     """Weights of a role that come with the package; DataError that says how to make some where there are none."""
-    found = _weights.shipped(role)
+    found = shipped_weights(role)
     if not found:
         model = "deq" if role == "equilibrium" else role
         raise DataError(

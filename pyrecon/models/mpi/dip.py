@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pyrecon._check import check_shape
 from pyrecon.data.mpi import MPISystem
-from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
-from pyrecon.models.mpi.scale import image_shape
+from pyrecon.models.method import SetUpFirst
+from pyrecon.models.mpi.system import FactoredSystem, image_shape
 from pyrecon.solvers import Solution, Status
 
 _WIDTHS = (16, 32, 32)  # channels at full, half and quarter resolution

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pyrecon._check import check_shape
 from pyrecon.data.mpi import MPISystem
-from pyrecon.models import _weights
 from pyrecon.models.deq_mpi import DEQMPI, Role
-from pyrecon.models.mpi._system import FactoredSystem, SetUpFirst
+from pyrecon.models.method import SetUpFirst
 from pyrecon.models.mpi.deq import shipped
-from pyrecon.models.mpi.scale import compressed, row_gain
+from pyrecon.models.mpi.system import FactoredSystem, compressed, row_gain
+from pyrecon.models.weights import check_role, find_weights
 from pyrecon.nn import BallConsistency
 from pyrecon.solvers import Solution
 
@@ -32,7 +32,7 @@ class PnP(SetUpFirst):
         z1 = RDN(strength (x - d1)) / strength
         x  = (I + c A^T A)^-1 (c A^T (z0 + d0) + z1 + d1),    then both duals
 
-    in the r + 1 coordinates of the data (:func:`pyrecon.models.mpi.scale.compressed`), the same iterates as in all M
+    in the r + 1 coordinates of the data (:func:`pyrecon.models.mpi.system.compressed`), the same iterates as in all M
     rows. A's rows have a mean energy of 0.34, and an image has the scale that :class:`Reconstructor` gives it.
 
     Attributes
@@ -73,9 +73,9 @@ class PnP(SetUpFirst):
     def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> ReadyPnP:
         """The denoiser, loaded and checked; what :class:`Reconstructor` runs."""
         name, path = next(iter(shipped(self.role).items())) if self.weights is None else (self.weights, None)
-        path = path or _weights.find(name)
+        path = path or find_weights(name)
         trained = DEQMPI.load(path)
-        _weights.check_role(path.name, trained, self.role, self.name)
+        check_role(path.name, trained, self.role, self.name)
         # The consistency that a training run with learned consistency has in its weights is none of a denoiser's.
         denoise = trained.rdn.scaled(self.strength)
         model = DEQMPI(denoise, BallConsistency(), iterations=self.iterations, penalty=self.penalty)

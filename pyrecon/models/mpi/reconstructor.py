@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from pyrecon.data.mpi import MPIFrames, MPISystem
-from pyrecon.models.mpi._system import FactoredSystem
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
 from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
 from pyrecon.models.mpi.dip import DeepImagePrior
 from pyrecon.models.mpi.linear import ART, Tikhonov
 from pyrecon.models.mpi.pnp import PnP
-from pyrecon.models.mpi.scale import ROW_ENERGY, SIGNAL_RMS
+from pyrecon.models.mpi.system import ROW_ENERGY, SIGNAL_RMS, FactoredSystem
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution, Status
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from pyrecon import ops
 from pyrecon._check import dense
-from pyrecon.ops.kaczmarz import _trace
+from pyrecon.ops._kaczmarz import _trace
 from pyrecon.testing.cases._case import Case, Make, randn
 
 

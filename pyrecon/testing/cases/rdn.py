@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyrecon.ops import rdn
-from pyrecon.ops.rdn import filters
+from pyrecon.ops._rdn import filters
 from pyrecon.testing.cases._case import Case, Make, randn
 
 

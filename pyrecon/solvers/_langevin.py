@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrecon.ops.langevin import Moments, langevin_step
+from pyrecon.ops._langevin import Moments, langevin_step
 from pyrecon.solvers._batch import select
 from pyrecon.solvers._solution import ConvergenceWarning, Status
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import FLOATING, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
-from pyrecon.ops.anderson import MAX_MEMORY, _advance_reference
-from pyrecon.ops.learned_consistency import _reference as _learned
-from pyrecon.ops.learned_consistency import weights_count as learned_count
-from pyrecon.ops.rdn import _reference as _rdn
-from pyrecon.ops.rdn import weights_count
+from pyrecon.ops._anderson import MAX_MEMORY, _advance_reference
+from pyrecon.ops._learned_consistency import _reference as _learned
+from pyrecon.ops._learned_consistency import weights_count as learned_count
+from pyrecon.ops._rdn import _reference as _rdn
+from pyrecon.ops._rdn import weights_count
 
 DataStep = Literal["ball", "exact", "learned", "released"]
 _DATA_STEPS: tuple[DataStep, ...] = get_args(DataStep)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyrecon.ops.anderson import anderson_advance, join
+from pyrecon.ops._anderson import anderson_advance, join
 from pyrecon.solvers._solution import Solution, Status
 
 State = Tensor | tuple[Tensor, ...]

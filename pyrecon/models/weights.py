@@ -26,7 +26,7 @@ from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency, Role
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 
 FORMAT = 1
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent / "pretrained"
 _ROWS = "consistency.rows"
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
 _POINTS = 10**8
@@ -102,7 +102,7 @@ def load(path: PathLike) -> DEQMPI:
     return model.eval()
 
 
-def shipped(role: Role | None = None) -> dict[str, Path]:
+def shipped_weights(role: Role | None = None) -> dict[str, Path]:
     """Weights that come with the package, by name; with ``role`` those of it that fit any system matrix."""
     known = {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
     return known if role is None else {name: path for name, path in known.items() if _kind(path) == (role, False)}
@@ -127,9 +127,9 @@ def check_role(name: str, model: DEQMPI, role: Role, method: str) -> Card:
     return model.card
 
 
-def find(name_or_path: PathLike) -> Path:
+def find_weights(name_or_path: PathLike) -> Path:
     """A file of weights, given as a path or as the name of shipped ones."""
-    known = shipped()
+    known = shipped_weights()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
     if Path(name_or_path).suffix or Path(name_or_path).exists():
