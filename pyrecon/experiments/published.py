@@ -1,4 +1,4 @@
-"""Figures printed in DEQ-MPI (Bozkurt et al.), to stand beside ours."""
+"""Figures printed in DEQ-MPI (Güngör et al.), to stand beside ours."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """DEQ-MPI: a deep equilibrium model of ADMM with a learned denoiser and a learned data step.
 
-Bozkurt et al., DEQ-MPI: a deep equilibrium reconstruction with learned consistency for magnetic particle imaging.
+Güngör et al., DEQ-MPI: a deep equilibrium reconstruction with learned consistency for magnetic particle imaging.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def train_deq_mpi(
     DEQMPI
         With the weights of the best validation, also in ``folder/weights.safetensors``.
 
-    Source: DEQ-MPI (Bozkurt et al.), section III-B.2.
+    Source: DEQ-MPI (Güngör et al.), section III-B.2.
     """
     _require_lightning()
     folder = Path(folder)
