@@ -27,7 +27,7 @@ from pyrecon.experiments.mpi import (
     phantom_images,
 )
 from pyrecon.models import DEQMPI
-from pyrecon.models.deq_mpi import Card, Role
+from pyrecon.models.deq_mpi import Role, new_card
 from pyrecon.models.mpi import DEQ, L1ADMM, Reconstructor
 from pyrecon.models.mpi.system import row_layout, rows_of
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
@@ -48,7 +48,7 @@ def pictures() -> Images:
 def saved(folder: Path, role: Role, layout: RowLayout | None = None, name: str | None = None) -> str:
     torch.manual_seed(0)
     model = DEQMPI(RDN(4, 3, 1, 1), None if layout is None else LearnedConsistency(layout, width=4), iterations=3)
-    model.card = Card(25.0, SHAPE, (1e-3, 1e3), {}, role)
+    model.card = new_card(25.0, SHAPE, (1e-3, 1e3), {}, role)
     path = folder / f"{name or role}.safetensors"
     model.save(path)
     return str(path)

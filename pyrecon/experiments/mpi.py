@@ -313,8 +313,7 @@ class Run:
 
 def _prepared(method: Any, system: FactoredSystem) -> Any:
     """A method that has something to load does so once."""
-    prepare = getattr(method, "prepared", None)
-    return method if prepare is None else prepare(system.matrix, system)
+    return method.prepare(system)
 
 
 # --- the search --------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pyrecon.data.vessels import vascular_images
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
 from pyrecon.io import written_whole
 from pyrecon.io._files import one_line
-from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency
+from pyrecon.models.deq_mpi import DEQMPI, Consistency, new_card
 from pyrecon.models.mpi.system import image_shape, row_layout
 from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.solvers import Anderson, ConvergenceWarning
@@ -111,7 +111,7 @@ def train_deq_mpi(
     if model.card is not None:
         facts["initial"] = model.card.training  # how the weights that the run began with were made
         role = config.role or model.card.role
-    model.card = Card(config.snr_db, source.shape, data.signal_range, plain(facts), role)
+    model.card = new_card(config.snr_db, source.shape, data.signal_range, plain(facts), role)
     model.save(folder / "weights.safetensors")
     return model
 

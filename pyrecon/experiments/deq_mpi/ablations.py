@@ -164,7 +164,7 @@ def starts(study: Study) -> Listing:
         model = DEQMPI.from_pretrained(study.weights(f"deq-mpi-{snr:g}dB"))
         for rank in (None, 100, 200, len(problem.system.s)):
             study.progress(f"starts at {snr:g} dB", 0, 1)
-            small = compressed(problem.system, snr, gain=gain)
+            small = compressed(problem.system, snr)
             if rank is not None:
                 small.cutoff, small.rank = 0.0, rank
             # The data have the noise of training already; an image in the model's scale is 1 / gain of one in ours.
