@@ -154,7 +154,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
         (lambda table, header: header["config"]["consistency"].update(grid=[10**9, 10**9]), "points"),
         (lambda table, header: header["card"]["data"].update(snr_db="high"), "high"),
         (lambda table, header: header["card"]["data"].update(signal_range=[0, 1]), "card"),
-        (lambda table, header: header["config"].update(iterations=0), "0, expected"),
+        (lambda table, header: header["config"].update(iterations=0), "from 1 to 1024, got '0'"),
         (lambda table, header: table.update(extra=table.pop("rdn.last.bias")), "extra is 1 float32"),
         (lambda table, header: table["rdn.last.bias"].update(dtype="I32"), r"rdn\.last\.bias"),
     ],

@@ -201,7 +201,7 @@ def check_role(name: str, card: Card | None, role: str, method: str) -> Card:
 def whole_number(value: Any, least: int = 1) -> int:
     """A number of channels, layers or steps in a header; ValueError for what cannot be one."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-        raise ValueError(f"{value!r}, expected a whole number from {least} to {MOST}")
+        raise ValueError(f"expected a whole number from {least} to {MOST}, got {str(value)[:40]!r}")
     return value
 
 
