@@ -245,6 +245,10 @@ def test_least_squares_of_a_system_matrix_has_no_iterations() -> None:
         SystemMatrix(matrix()).pinv(frames(matrix()), max_iter=3)  # type: ignore[call-arg]
 
 
+_SHORT = struct.pack("<Q", 2) + b"{}"
+_NUMBER = struct.pack("<Q", 32) + b'{"__metadata__": {"pyrecon": 1}}'
+
+
 # --- weights from others -------------------------------------------------------------------------------------------
 def hostile(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
     """A file of weights with a changed table and header, the tensors as they were."""
