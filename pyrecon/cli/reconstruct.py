@@ -205,7 +205,7 @@ def _mpi_job(
 
 def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
     from pyrecon import io
-    from pyrecon.data.mri import first_slices
+    from pyrecon.data.mri import first_slices, readout_width
     from pyrecon.models.mri import METHODS, default_method, reconstruct_mri
 
     scan = io.read(file)
@@ -221,7 +221,7 @@ def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], dev
         "method": chosen.name,
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
-    width = round(width / scan.readout_oversampling)
+    width = readout_width(scan)
     y, x, _ = scan.field_of_view
     grid = Grid((height, width), (y / height, x / width), (0.0, 0.0))
     # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.
