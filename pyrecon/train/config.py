@@ -13,7 +13,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -160,7 +159,6 @@ class RunConfig:
             raise DataError(f"{path}: is not the description of a training run ({one_line(error)})") from None
 
 
-@cache
 def types_of(kind: type[Any]) -> dict[str, Any]:
     """The types of a dataclass's fields, in order."""
     hints = typing.get_type_hints(kind)

@@ -296,7 +296,10 @@ def _mean_psnr(images: Tensor, truth: Tensor) -> float:
 
 # --- the system ------------------------------------------------------------------------------------------------------
 class DEQMPITraining(Training):
-    """DEQ-MPI and what it is compared with."""
+    """DEQ-MPI, or what it is compared with, on random vascular trees."""
+
+    source: Source
+    config: Config
 
     name = "deq-mpi"
     settings = Config
@@ -334,21 +337,20 @@ class DEQMPITraining(Training):
         return config
 
     @classmethod
-    def new_source(
-        cls, seed: int, *, system_matrix: Path | None, field: float, snr_threshold: float, upsample: int
-    ) -> Source:
+    def new_source(cls, seed: int, options: Mapping[str, Any]) -> Source:
         from pyrecon import io
         from pyrecon.io import mdf
         from pyrecon.physics.mpi import Scanner
 
-        if system_matrix is None:
-            calibration = Scanner(gradient=field).calibrate(GRID, seed=seed)
+        path, factor = options["system_matrix"], options["upsample"]
+        if path is None:
+            calibration = Scanner(gradient=options["field"]).calibrate(GRID, seed=seed)
         else:
-            if io.detect(system_matrix) != "mdf-system-matrix":
-                raise DataError(f"{system_matrix}: is {io.detect(system_matrix)}, expected an MDF system matrix")
-            calibration = mdf.read_system_matrix(system_matrix)
-        system = prepare_system(calibration, snr_threshold=snr_threshold)
-        return source_of(system if upsample == 1 else system.upsampled(upsample))
+            if io.detect(path) != "mdf-system-matrix":
+                raise DataError(f"{path}: is {io.detect(path)}, expected an MDF system matrix")
+            calibration = mdf.read_system_matrix(path)
+        system = prepare_system(calibration, snr_threshold=options["snr_threshold"])
+        return source_of(system if factor == 1 else system.upsampled(factor))
 
     @classmethod
     def kept(cls, source: Source | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -433,19 +435,19 @@ class DEQMPITraining(Training):
         return model
 
     def finish(self, model: DEQMPI, data: TrainingData, outcomes: dict[str, Outcome]) -> None:
-        config, source = self.config, self.source
+        config, source, role = self.config, self.source, self.config.role or "equilibrium"
         facts: dict[str, Any] = {"config": asdict(config), "rows": len(source.matrix)}
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {
             name: [[step, round(quality, 2)] for step, quality in outcome.history] for name, outcome in outcomes.items()
         }
-        role = config.role or "equilibrium"
         if model.card is not None:
             facts["initial"] = model.card.training  # how the weights that the run began with were made
             role = config.role or model.card.role
         model.card = Card(config.snr_db, source.shape, data.signal_range, plain(facts), role)
 
-    def advice(self, model: DEQMPI, path: Path) -> str:
+    @classmethod
+    def advice(cls, model: DEQMPI, path: Path) -> str:
         assert model.card is not None
         method = next(name for name, kind in LEARNED.items() if kind.role == model.card.role)
         return f"pyrecon reconstruct SCAN.mdf -s SM.mdf -m {method} --weights {path}"

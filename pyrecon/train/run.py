@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pyrecon._errors import DataError, MissingDependency, Stopped
 from pyrecon.io import written_whole
+from pyrecon.io._files import one_line
 from pyrecon.train import _files
 from pyrecon.train.config import RunConfig, Stage
 
@@ -168,8 +169,8 @@ class Training(ABC):
         )
 
     @classmethod
-    def new_source(cls, seed: int, **options: Any) -> Any:
-        """What data are made of, from the command line's options; None where that is nothing but the seed."""
+    def new_source(cls, seed: int, options: Mapping[str, Any]) -> Any:
+        """What data are made of, from the command line's options by key; None where that is nothing but the seed."""
         return None
 
     @classmethod
@@ -200,7 +201,8 @@ class Training(ABC):
     def finish(self, model: Any, data: Any, outcomes: dict[str, Outcome]) -> None:
         """Give the trained model its card and whatever else it is saved with."""
 
-    def advice(self, model: Any, path: Path) -> str:
+    @classmethod
+    def advice(cls, model: Any, path: Path) -> str:
         """A command to try the weights with."""
         return ""
 
@@ -227,6 +229,7 @@ def train(
     report: Report = lambda progress: None,
     drawn: Drawn = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
+    done: Callable[[str, Outcome], None] = lambda stage, outcome: None,
 ) -> Any:
     """Train a system, or finish a run that was interrupted.
 
@@ -247,6 +250,8 @@ def train(
         Where to compute: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     report, drawn
         Called after every step, and while images are drawn with how many there are.
+    done
+        Called with every stage and what it came to.
     stop
         Asked after every step, before every stage and between images that are drawn; True writes a checkpoint and
         raises :class:`Interrupted`. So do Ctrl-C and SIGTERM; the second of either does what it would without a run.
@@ -287,6 +292,7 @@ def train(
         for name in config.stages:
             task = kinds[name](model, data, getattr(config, name))
             outcomes[name] = _run_stage(folder / name, task, config, context)
+            done(name, outcomes[name])
     model = model.to("cpu").eval()
     training.finish(model, data, outcomes)
     model.save(folder / "weights.safetensors")
@@ -356,7 +362,7 @@ def _source(system: type[Training], folder: Path) -> Any:
                 raise ValueError(f"{name} holds NaN or infinite values")
         return system.restored(tensors, facts)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError) as error:
-        raise DataError(f"{path}: is not {what} of a training run ({_files.one_line(error)})") from None
+        raise DataError(f"{path}: is not {what} of a training run ({one_line(error)})") from None
 
 
 # --- interrupts ------------------------------------------------------------------------------------------------------
