@@ -85,8 +85,7 @@ def test_every_rival_has_its_row_with_times_and_its_share_of_the_search(tmp_path
         assert alone > 0
         assert f"| {key[0]} | {key[1]} |" in table.to_markdown()
         assert results[", ".join(key)].shape == (2, *SHAPE)
-    assert kinds["PP-MPI", "denoiser, tuned"].published["25 dB"][0] == 33.4
-    assert kinds["DIP", "12 iterations"].published["25 dB"][0] == 22.6
+    assert not any(row.published for row in table.rows)  # no paper has figures of these images
     assert ("DIP", "tuned") not in kinds  # only with the published number of iterations
     assert set(kinds["PP-MPI", "denoiser, tuned"].settings["25 dB"]) == {"strength", "epsilon", "iterations", "penalty"}
     assert any("at most 12 iterations, where 20000 are published" in note for note in table.notes)

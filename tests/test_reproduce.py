@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
 from pyrecon.cli import app, main
-from pyrecon.experiments import deq_mpi, published
-from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, tables
+from pyrecon.experiments import deq_mpi
+from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, published, tables
 from pyrecon.experiments.deq_mpi.study import Recipe
 from pyrecon.experiments.table import Listing, Row, Table
 from pyrecon.models import DEQMPI
@@ -77,7 +77,7 @@ def test_weights_of_another_snr_are_named(study: Study, monkeypatch: pytest.Monk
     study.scale = "quick"
     monkeypatch.setattr(study, "nearest", lambda kind, snr: f"{kind}-25dB")
     notes = {
-        snr: tables._evaluated(study, None, snr, ("deq-mpi",), gradient=0.5, upsampled=1)[0].notes
+        snr: tables._evaluated(study, None, snr, ("deq-mpi",), selection_field=0.5, upsampled=1)[0].notes
         for snr in (15.0, 25.0)
     }
     assert notes == {15.0: ["15 dB: the weights are deq-mpi-25dB, there are no deq-mpi-15dB."], 25.0: []}
@@ -111,8 +111,10 @@ def test_models_ship_or_are_trained_where_a_run_left_off(study: Study, monkeypat
     assert study.nearest("deq-mpi", 25.0) == "deq-mpi-25dB"
     assert study.nearest("deq-mpi", 20.0) in ("deq-mpi-15dB", "deq-mpi-25dB")
     calls = []
-    monkeypatch.setattr("pyrecon.train.train_deq_mpi", lambda folder, *a, **k: calls.append((folder.name, k["resume"])))
-    monkeypatch.setattr("pyrecon.models.weights.SHIPPED", study.folder / "none")
+    monkeypatch.setattr(
+        "pyrecon.experiments.study.train", lambda system, folder, *a, **k: calls.append((folder.name, k["resume"]))
+    )
+    monkeypatch.setattr("pyrecon.experiments.study.shipped_weights", lambda role=None: {})
     for name in ("end-to-end-5dB", "denoiser"):
         (study.folder / "models" / name / "weights.safetensors").unlink()
     (study.folder / "models/denoiser/config.json").write_text("{}")

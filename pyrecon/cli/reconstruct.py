@@ -14,7 +14,7 @@ import torch
 import typer
 
 from pyrecon._errors import DataError
-from pyrecon.cli import _console, _methods
+from pyrecon.cli import _console, _settings
 from pyrecon.data.raw import Grid, MPIScan, MRIScan
 from pyrecon.report import Report
 
@@ -26,6 +26,14 @@ Progress = Callable[[float, int], None]
 
 def _silent(done: float, total: int) -> None:
     pass
+
+
+def _known_methods() -> str:
+    """The registries of the modalities, for ``--help``."""
+    from pyrecon.models import mpi, mri
+
+    known = {"MPI": mpi.METHODS | mpi.LEARNED | mpi.UNTRAINED, "MRI": mri.METHODS}
+    return " ".join(f"{modality}: {', '.join(methods)}." for modality, methods in known.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +64,7 @@ def reconstruct(
         typer.Option(
             "--method",
             "-m",
-            help="MPI: hyb, tv, l1, art, tikhonov, deq-mpi, pp-mpi, unrolled, end-to-end, dip. MRI: rss, cg-sense, "
-            "l1-sense, tv-sense.",
+            help=_known_methods(),
         ),
     ] = None,
     weights: Annotated[
@@ -172,7 +179,7 @@ def _mpi_job(
     from pyrecon.io import mdf
     from pyrecon.models.mpi import LEARNED, METHODS, UNTRAINED, Reconstructor
 
-    chosen = _methods.make(METHODS | LEARNED | UNTRAINED, method or "hyb", settings)
+    chosen = _settings.make(METHODS | LEARNED | UNTRAINED, method or "hyb", settings)
     if io.detect(system_matrix) != "mdf-system-matrix":
         raise DataError(f"{system_matrix}: is {io.detect(system_matrix)}, expected an MDF system matrix")
     scan: MPIScan = mdf.read_measurement(file)
@@ -213,7 +220,7 @@ def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], dev
     chosen = default_method(scan) if method is None and not settings else None
     if chosen is None:
         names = {v: k for k, v in METHODS.items()}
-        chosen = _methods.make(METHODS, method or names[type(default_method(scan))], settings)
+        chosen = _settings.make(METHODS, method or names[type(default_method(scan))], settings)
     count, coils, height, width = scan.kspace.shape
     facts = {
         "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from pyrecon import metrics
-from pyrecon.data.mpi import prepare_system
-from pyrecon.experiments import published
+from pyrecon.data.mpi import GRID, prepare_system
+from pyrecon.experiments.deq_mpi import published
 from pyrecon.experiments.deq_mpi.study import LEVELS, SNRS, Recipe, Study, penalty
-from pyrecon.experiments.mpi import GRID, Run, Scenario, measured_scenario
+from pyrecon.experiments.mpi import Run, Scenario, measured_scenario
 from pyrecon.experiments.table import Listing
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Role
