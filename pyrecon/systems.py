@@ -59,4 +59,11 @@ SYSTEMS: dict[str, System] = {
         training_path="pyrecon.train.deq_mpi:DEQMPITraining",
         paper_path="pyrecon.experiments.deq_mpi:PAPER",
     ),
+    "de-prox": System(
+        "EI-DEQ: equivariant deep equilibrium models, its proximal gradient model",
+        model_path="pyrecon.models:DEProx",
+        methods_path="pyrecon.models.mri:LEARNED",
+        training_path="pyrecon.train.de_prox:DEProxTraining",
+        paper_path="pyrecon.experiments.ei_deq:PAPER",
+    ),
 }

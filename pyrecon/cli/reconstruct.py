@@ -32,7 +32,7 @@ def _known_methods() -> str:
     """The registries of the modalities, for ``--help``."""
     from pyrecon.models import mpi, mri
 
-    known = {"MPI": mpi.METHODS | mpi.LEARNED | mpi.UNTRAINED, "MRI": mri.METHODS}
+    known = {"MPI": mpi.METHODS | mpi.LEARNED | mpi.UNTRAINED, "MRI": mri.METHODS | mri.LEARNED}
     return " ".join(f"{modality}: {', '.join(methods)}." for modality, methods in known.items())
 
 
@@ -93,7 +93,7 @@ def reconstruct(
 ) -> None:
     """Reconstruct a raw-data file. The format is found from its content, the method has sensible defaults."""
     from pyrecon import io
-    from pyrecon.models.mpi import LEARNED
+    from pyrecon.models import mpi, mri
 
     target = output or Path(f"{file.name.removesuffix('.gz').rsplit('.', 1)[0]}_recon.nii.gz")
     _check_target(target)
@@ -101,8 +101,9 @@ def reconstruct(
     kind = io.detect(file)
     settings = list(parameter or [])
     if weights is not None:
-        if method not in LEARNED:
-            raise DataError(f"--weights: is for {', '.join(LEARNED)}, the method is {method or 'the default'}")
+        learned = mpi.LEARNED | mri.LEARNED
+        if method not in learned:
+            raise DataError(f"--weights: is for {', '.join(learned)}, the method is {method or 'the default'}")
         settings.append(f"weights={weights}")
     if kind == "mdf-measurement":
         if system_matrix is None:
@@ -213,14 +214,14 @@ def _mpi_job(
 def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
     from pyrecon import io
     from pyrecon.data.mri import first_slices, readout_width
-    from pyrecon.models.mri import METHODS, default_method, reconstruct_mri
+    from pyrecon.models.mri import LEARNED, METHODS, default_method, reconstruct_mri
 
     scan = io.read(file)
     assert isinstance(scan, MRIScan)
     chosen = default_method(scan) if method is None and not settings else None
     if chosen is None:
         names = {v: k for k, v in METHODS.items()}
-        chosen = _settings.make(METHODS, method or names[type(default_method(scan))], settings)
+        chosen = _settings.make(METHODS | LEARNED, method or names[type(default_method(scan))], settings)
     count, coils, height, width = scan.kspace.shape
     facts = {
         "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "

@@ -1,16 +1,17 @@
-"""Reconstruction models; import what you need: ``pyrecon.models.mpi``, ``pyrecon.models.mri``, ``DEQMPI``."""
+"""Reconstruction models ``DEQMPI`` and ``DEProx``; methods by modality: ``pyrecon.models.mpi``, ``pyrecon.models.mri``."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyrecon.models.deq import DEProx
     from pyrecon.models.deq_mpi import DEQMPI
 
-__all__ = ["DEQMPI"]
+__all__ = ["DEQMPI", "DEProx"]
+_MODULES = {"DEProx": "deq", "DEQMPI": "deq_mpi"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "DEQMPI":
-        from pyrecon.models.deq_mpi import DEQMPI
-
-        return DEQMPI
+    if name in _MODULES:
+        return getattr(import_module(f"pyrecon.models.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,5 +2,6 @@
 
 from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
+from pyrecon.nn.residual import ResidualDenoiser
 
-__all__ = ["RDN", "BallConsistency", "ExactConsistency", "LearnedConsistency", "RowLayout"]
+__all__ = ["RDN", "BallConsistency", "ExactConsistency", "LearnedConsistency", "ResidualDenoiser", "RowLayout"]

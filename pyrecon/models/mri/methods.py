@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -85,7 +84,7 @@ class CGSense(MRIMethod):
         return replace(self, weight=self.wiener_weight(kspace, mask)) if self.weight is None else self
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
-        maps = _given(maps)
+        maps = given_maps(maps)
         operator = Sense(maps, mask)
         prior = Sense(maps, _centre(mask, kspace)).adjoint(kspace)
         weight = self.wiener_weight(kspace, mask) if self.weight is None else self.weight
@@ -149,7 +148,7 @@ class WaveletSense(MRIMethod):
             coefficients[:, :rows, :columns] = coarse
             return transform.adjoint(coefficients)
 
-        return _fista(self, kspace, _given(maps), mask, prox)
+        return _fista(self, kspace, given_maps(maps), mask, prox)
 
 
 @dataclass(frozen=True)
@@ -191,10 +190,10 @@ class TVSense(MRIMethod):
             image, dual = tv_prox(x, level, dual, iterations=self.max_inner, tol=self.tol, return_dual=True)
             return image
 
-        return _fista(self, kspace, _given(maps), mask, prox)
+        return _fista(self, kspace, given_maps(maps), mask, prox)
 
 
-METHODS: Mapping[str, type[MRIMethod]] = {
+METHODS: dict[str, type[MRIMethod]] = {
     "rss": ZeroFilled,
     "cg-sense": CGSense,
     "l1-sense": WaveletSense,
@@ -202,7 +201,8 @@ METHODS: Mapping[str, type[MRIMethod]] = {
 }
 
 
-def _given(maps: Tensor | None) -> Tensor:
+def given_maps(maps: Tensor | None) -> Tensor:
+    """The maps, of a method that needs some."""
     if maps is None:
         raise TypeError("maps: None, this method needs coil maps (C, H, W) of every image")
     return maps

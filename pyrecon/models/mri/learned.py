@@ -1,0 +1,74 @@
+"""Trained networks as methods of :func:`~pyrecon.models.mri.reconstruct_mri`."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pyrecon._errors import DataError
+from pyrecon.linops import Sense
+from pyrecon.models.deq import DEProx
+from pyrecon.models.mri.methods import MRIMethod, given_maps
+from pyrecon.models.weights import Card, check_role, find_weights
+from pyrecon.solvers import Solution
+
+_FAR = 2.0  # a noise level this many times that of training, or as many times below it, is worth a warning
+
+
+@dataclass(frozen=True)
+class DEProxMRI(MRIMethod):
+    """DE-Prox with trained weights: :class:`pyrecon.models.DEProx` with the coil maps of the scan (1 for one coil).
+
+    Every image is brought to the scale of training, where the brightest pixel of ``A^H y`` is 1, and back.
+
+    Attributes
+    ----------
+    weights
+        A file of :meth:`pyrecon.models.DEProx.save`; ``pyrecon train de-prox`` makes one. None ship with the package.
+    """
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "DE-Prox"
+    role: ClassVar[str] = "equilibrium"
+
+    @cached_property
+    def model(self) -> DEProx:
+        """The network, loaded once."""
+        if self.weights is None:
+            raise DataError("weights: none of DE-Prox come with this package; `pyrecon train de-prox` makes a file")
+        model = DEProx.load(find_weights(self.weights))
+        check_role(str(self.weights), model.card, self.role, self.name)
+        return model
+
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
+        model, physics = self.model.to(kspace.device), Sense(given_maps(maps), mask)
+        peak = physics.adjoint(kspace).abs().amax(dim=(1, 2), keepdim=True)
+        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+        assert model.card is not None
+        _warn(model.card, 1 / float(peak.max().clamp(min=1e-30)), (kspace.shape[2], kspace.shape[3]))
+        found = model.reconstruct(kspace / scale[:, None], physics)
+        return Solution(found.value * scale, found.status, found.iterations, found.residual)
+
+
+def _warn(card: Card, noise: float, shape: tuple[int, int]) -> None:
+    """Of data that are not like those of training; ``noise`` is that of a sample over the brightest pixel."""
+    trained = float(card.data.get("noise_std", noise))
+    if not 1 / _FAR <= noise / trained <= _FAR:
+        warnings.warn(
+            f"data: their noise is {noise:.2g} of the brightest pixel, the weights were trained at {trained:.2g}: the "
+            "images may be less good than they look",
+            stacklevel=6,
+        )
+    if tuple(card.shape) != shape:
+        size, own = (" x ".join(map(str, s)) for s in (card.shape, shape))
+        warnings.warn(
+            f"grid: the weights were trained on images of {size}, the scan has {own}: the images may be less good than "
+            "they look",
+            stacklevel=6,
+        )
