@@ -32,7 +32,10 @@ def _known_methods() -> str:
     """The registries of the modalities, for ``--help``."""
     from pyrecon.models import mpi, mri
 
-    known = {"MPI": mpi.METHODS | mpi.LEARNED | mpi.UNTRAINED, "MRI": mri.METHODS | mri.LEARNED}
+    known: dict[str, dict[str, Any]] = {
+        "MPI": mpi.METHODS | mpi.LEARNED | mpi.UNTRAINED,
+        "MRI": mri.METHODS | mri.LEARNED,
+    }
     return " ".join(f"{modality}: {', '.join(methods)}." for modality, methods in known.items())
 
 

@@ -1,4 +1,4 @@
-"""Reconstruction models ``DEQMPI`` and ``DEProx``; methods by modality: ``pyrecon.models.mpi``, ``pyrecon.models.mri``."""
+"""Reconstruction models; the methods of a modality are in ``pyrecon.models.mpi`` and ``pyrecon.models.mri``."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -52,7 +52,8 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
         lines.append([f"DE-Prox, {name} gradient", f"{quality:.2f}", f"{theirs:g}"])
     notes = [
         f"Here: {len(truth)} random heads of {config.size} x {config.size} pixels, single coil, supervised, "
-        f"{config.acceleration:g}x lines, noise {config.noise_std:g}. Published: knee images of 320 x 320 at 8x, noise 0.05.",
+        f"{config.acceleration:g}x lines, noise {config.noise_std:g}.",
+        "Published: knee images of 320 x 320 pixels, 8x, noise 0.05.",
         f"Trained for {config.denoiser.steps} steps as a denoiser and {config.equilibrium.steps} at the equilibrium.",
     ]
     title = "Table 1: PSNR in dB, MRI, supervised"
