@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,24 +52,23 @@ class _Extended(TorchDispatchMode):
 def dft(x: Any, axis: int = -1, *, inverse: bool = False) -> Any:
     """``sum_j x_j exp(-2 pi i j k / n)`` along an axis, by its definition in extended precision; no scale, no shifts."""
     x = np.moveaxis(_wide(x), axis, -1)
-    n = x.shape[-1]
-    # A whole number of n-ths of a turn, reduced exactly: an angle that is reduced keeps its digits.
-    turns = np.outer(np.arange(n), np.arange(n)) % n
-    angles = turns * (2 * _pi() / n)
-    waves = np.cos(angles) + (1j if inverse else -1j) * np.sin(angles)
-    return np.moveaxis(x @ waves, -1, axis)
+    cosines, sines = _waves(x.shape[-1])
+    return np.moveaxis(x @ (cosines + (1j if inverse else -1j) * sines), -1, axis)
 
 
 def dst(x: Any, axis: int = -1) -> Any:
     """``sum_j x_j sin(pi j k / (n + 1))``, j and k from 1 to n, likewise."""
     x = np.moveaxis(_wide(x), axis, -1)
     n = x.shape[-1]
-    turns = np.outer(np.arange(1, n + 1), np.arange(1, n + 1)) % (2 * n + 2)
-    return np.moveaxis(x @ np.sin(turns * (_pi() / (n + 1))), -1, axis)
+    return np.moveaxis(x @ _waves(2 * n + 2)[1][1 : n + 1, 1 : n + 1], -1, axis)
 
 
-def _pi() -> Any:
-    return 4 * np.arctan(_REAL(1))
+@lru_cache(maxsize=8)
+def _waves(n: int) -> tuple[Any, Any]:
+    """Cosines and sines of j k n-ths of a turn: whole numbers, reduced exactly."""
+    angles = np.arange(n) * (8 * np.arctan(_REAL(1)) / n)
+    turns = np.outer(np.arange(n), np.arange(n)) % n
+    return np.cos(angles)[turns], np.sin(angles)[turns]
 
 
 def _wide(x: Any) -> Any:
