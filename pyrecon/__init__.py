@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch  # first: it brings the one OpenMP runtime that the kernels share  # noqa: F401
 
+import pyrecon._startup  # before torch, whose import takes seconds that a Ctrl-C may fall into  # noqa: F401
 from pyrecon._library import backend, registered_ops
 
 try:

@@ -8,6 +8,10 @@ class DataError(ValueError):
     """
 
 
+class Stopped(RuntimeError):
+    """Work that ended before its end; the message says why, and how to go on. Exit code 1."""
+
+
 class MissingDependency(ImportError):
     """An optional package is missing; the message names the extra that brings it."""
 

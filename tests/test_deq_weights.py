@@ -19,25 +19,25 @@ from pyrecon.data.mpi import MPIFrames, prepare_frames, prepare_system
 from pyrecon.data.raw import Grid
 from pyrecon.models import DEQMPI
 from pyrecon.models import weights as stored
-from pyrecon.models.deq_mpi import Card
+from pyrecon.models.deq_mpi import new_card
 from pyrecon.models.mpi import DEQ, Reconstructor, ScaledSystem
 from pyrecon.models.mpi.system import noise_std, row_layout
 from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
 from pyrecon.physics.mpi import Scanner
 
 SHAPE, GRID = (6, 4), Grid((6, 4), (2e-3, 2e-3), (0.0, 0.0))
-CARD = Card(20.0, SHAPE, (0.05, 2.0), {"images": "none"})
+CARD = new_card(20.0, SHAPE, (0.05, 2.0), {"images": "none"})
 SCANNER = replace(Scanner(), angles=4, harmonics=(2, 3, 4))
 
 
-def net(layout: RowLayout | None = None, **card: Any) -> DEQMPI:
+def net(layout: RowLayout | None = None, **data: Any) -> DEQMPI:
     """Small and gentle: near the identity, so that its images resemble least squares."""
     torch.manual_seed(3)
     model = DEQMPI(RDN(4, 3, 2, 2), None if layout is None else LearnedConsistency(layout, width=5), iterations=7)
     with torch.no_grad():
         model.rdn.last.weight.mul_(0.05)
         model.rdn.last.bias.zero_()  # type: ignore[union-attr]
-    model.card = replace(CARD, **card)
+    model.card = replace(CARD, data=CARD.data | data)
     return model
 
 
@@ -140,21 +140,21 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     ("change", "said"),
     [
         (lambda table, header: table.pop("__metadata__"), "from_released"),
-        (lambda table, header: header.update(format=2), "format 2"),
+        (lambda table, header: header.update(format=3), "format 3"),
         (lambda table, header: header.update(model="other"), "'other'"),
-        (lambda table, header: header["rdn"].update(layers=10**9), "1000000000"),
-        (lambda table, header: header["rdn"].update(layers=1), r"rdn\.blocks\.0\.fuse\.weight"),
-        (lambda table, header: header["rdn"].update(growth="wide"), "wide"),
-        (lambda table, header: header["rdn"].update(depth=3), "depth"),
-        (lambda table, header: header.pop("consistency"), "consistency"),
-        (lambda table, header: header["consistency"].update(kind="some"), "'some'"),
-        (lambda table, header: header["consistency"].update(kind="none"), "expected absent"),
+        (lambda table, header: header["config"]["rdn"].update(layers=10**9), "1000000000"),
+        (lambda table, header: header["config"]["rdn"].update(layers=1), "tensors, its configuration has"),
+        (lambda table, header: header["config"]["rdn"].update(growth="wide"), "wide"),
+        (lambda table, header: header["config"]["rdn"].update(depth=3), "depth"),
+        (lambda table, header: header["config"].pop("consistency"), "consistency"),
+        (lambda table, header: header["config"]["consistency"].update(kind="some"), "'some'"),
+        (lambda table, header: header["config"]["consistency"].update(kind="none"), "its configuration has"),
         (lambda table, header: header["card"].update(role="judge"), "judge"),
-        (lambda table, header: header["consistency"].update(used=6), "digest"),
-        (lambda table, header: header["consistency"].update(grid=[10**9, 10**9]), "points"),
-        (lambda table, header: header["card"].update(snr_db="high"), "high"),
-        (lambda table, header: header["card"].update(signal_range=[0, 1]), "card"),
-        (lambda table, header: header.update(iterations=0), "0, expected"),
+        (lambda table, header: header["config"]["consistency"].update(used=6), "digest"),
+        (lambda table, header: header["config"]["consistency"].update(grid=[10**9, 10**9]), "points"),
+        (lambda table, header: header["card"]["data"].update(snr_db="high"), "high"),
+        (lambda table, header: header["card"]["data"].update(signal_range=[0, 1]), "card"),
+        (lambda table, header: header["config"].update(iterations=0), "from 1 to 1024, got '0'"),
         (lambda table, header: table.update(extra=table.pop("rdn.last.bias")), "extra is 1 float32"),
         (lambda table, header: table["rdn.last.bias"].update(dtype="I32"), r"rdn\.last\.bias"),
     ],

@@ -27,7 +27,7 @@ from pyrecon.experiments.mpi import (
     phantom_images,
 )
 from pyrecon.models import DEQMPI
-from pyrecon.models.deq_mpi import Card, Role
+from pyrecon.models.deq_mpi import Role, new_card
 from pyrecon.models.mpi import DEQ, L1ADMM, Reconstructor
 from pyrecon.models.mpi.system import row_layout, rows_of
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
@@ -48,7 +48,7 @@ def pictures() -> Images:
 def saved(folder: Path, role: Role, layout: RowLayout | None = None, name: str | None = None) -> str:
     torch.manual_seed(0)
     model = DEQMPI(RDN(4, 3, 1, 1), None if layout is None else LearnedConsistency(layout, width=4), iterations=3)
-    model.card = Card(25.0, SHAPE, (1e-3, 1e3), {}, role)
+    model.card = new_card(25.0, SHAPE, (1e-3, 1e3), {}, role)
     path = folder / f"{name or role}.safetensors"
     model.save(path)
     return str(path)
@@ -85,8 +85,7 @@ def test_every_rival_has_its_row_with_times_and_its_share_of_the_search(tmp_path
         assert alone > 0
         assert f"| {key[0]} | {key[1]} |" in table.to_markdown()
         assert results[", ".join(key)].shape == (2, *SHAPE)
-    assert kinds["PP-MPI", "denoiser, tuned"].published["25 dB"][0] == 33.4
-    assert kinds["DIP", "12 iterations"].published["25 dB"][0] == 22.6
+    assert not any(row.published for row in table.rows)  # no paper has figures of these images
     assert ("DIP", "tuned") not in kinds  # only with the published number of iterations
     assert set(kinds["PP-MPI", "denoiser, tuned"].settings["25 dB"]) == {"strength", "epsilon", "iterations", "penalty"}
     assert any("at most 12 iterations, where 20000 are published" in note for note in table.notes)

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
+from pyrecon.cli import app
 from pyrecon.data.raw import MRIScan
 from pyrecon.io import detect, read
 from pyrecon.io.ismrmrd import read_ismrmrd, write_ismrmrd
@@ -417,3 +419,13 @@ def test_a_truncated_siemens_file(tmp_path: Path) -> None:
         (tmp_path / "m.dat").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"m\.dat: "):
             read_twix(tmp_path / "m.dat")
+
+
+@pytest.mark.parametrize("plan", [[], ["--dry-run"]], ids=["reconstruct", "dry run"])
+def test_a_readout_that_oversampling_leaves_nothing_of_is_named(tmp_path: Path, plan: list[str]) -> None:
+    """Divided by zero in the report's pixel size."""
+    path = tmp_path / "narrow.dat"
+    path.write_bytes(twix_bytes([{"data": np.ones((2, 1)), "at": {"Lin": line}} for line in range(4)]))
+    found = CliRunner().invoke(app, ["reconstruct", str(path), "-m", "rss", "-o", str(tmp_path / "a.npz"), *plan])
+    assert isinstance(found.exception, DataError)
+    assert "1 readout samples divided by 2.0" in str(found.exception)

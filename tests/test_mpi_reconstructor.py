@@ -195,7 +195,7 @@ def test_no_frames_and_wrong_frames() -> None:
     images, report = reconstruct(y[:0])
     assert images.shape == (0, *SHAPE)
     assert report.samples == 0
-    with pytest.raises(ValueError, match=r"y: shape \(4, 299\) does not fit"):
+    with pytest.raises(ValueError, match=r"frames: shape \(4, 299\) does not fit"):
         reconstruct(y[:, :299])
     with pytest.raises(ValueError, match="shape: give the shape of an image"):
         Reconstructor(matrix, Tikhonov())

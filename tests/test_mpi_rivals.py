@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pyrecon._errors import DataError
 from pyrecon.models import DEQMPI
 from pyrecon.models import weights as stored
-from pyrecon.models.deq_mpi import ROLES, Card, Role
+from pyrecon.models.deq_mpi import ROLES, Role, card_of, new_card
 from pyrecon.models.mpi import (
     DEQ,
     L1ADMM,
@@ -29,7 +29,9 @@ from pyrecon.models.mpi import (
     ScaledSystem,
     Unrolled,
 )
+from pyrecon.models.mpi.deq import shipped
 from pyrecon.models.mpi.system import noise_std, published_start, row_gain
+from pyrecon.models.weights import _card_of_1
 from pyrecon.nn import RDN, ExactConsistency
 from pyrecon.ops import project_l2_ball
 
@@ -63,7 +65,7 @@ def net(role: Role = "denoiser", **options: Any) -> DEQMPI:
     with torch.no_grad():
         model.rdn.last.weight.mul_(0.05)
         model.rdn.last.bias.fill_(-0.01)  # type: ignore[union-attr]
-    model.card = Card(20.0, SHAPE, (0.05, 2.0), {}, role)
+    model.card = new_card(20.0, SHAPE, (0.05, 2.0), {}, role)
     return model.eval()
 
 
@@ -89,7 +91,7 @@ def identity() -> RDN:
 def test_a_denoiser_that_does_nothing_leaves_least_squares_in_the_ball(tmp_path: Path) -> None:
     """The only prior left is the network's ReLU, so the same iterates come from l1-ADMM with a threshold of zero."""
     model = DEQMPI(identity())
-    model.card = Card(20.0, SHAPE, (0.05, 2.0), {}, "denoiser")
+    model.card = new_card(20.0, SHAPE, (0.05, 2.0), {}, "denoiser")
     model.save(tmp_path / "identity.safetensors")
     A = matrix().double()
     A = A * row_gain(A)
@@ -226,7 +228,7 @@ def test_shipped_weights_are_chosen_by_role(tmp_path: Path, monkeypatch: pytest.
         saved(tmp_path, role)
     assert set(stored.shipped_weights()) == set(ROLES)
     for role, method in METHODS.items():
-        assert list(stored.shipped_weights(role)) == [role]
+        assert list(shipped(role)) == [role]
         torch.testing.assert_close(reconstructed(method(), A, y), reconstructed(method(role), A, y))
 
 
@@ -247,11 +249,13 @@ def test_shipped_weights_are_chosen_by_grid(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_weights_from_before_there_were_roles_are_for_the_equilibrium() -> None:
-    old = {"snr_db": 25.0, "shape": [3, 4], "signal_range": [0.1, 1.0], "training": {}}
-    assert Card.from_dict(old).role == "equilibrium"
-    assert Card.from_dict(old | {"role": "denoiser"}).role == "denoiser"
+    """And their cards had the data beside the role."""
+    old = {"snr_db": 25.0, "shape": [3, 4], "signal_range": [0.1, 1.0], "training": {"images": "vessels"}}
+    for extra, role in (({}, "equilibrium"), ({"role": "denoiser"}, "denoiser")):
+        new = card_of(_card_of_1(old | extra, "deq-mpi"))
+        assert new == new_card(25.0, (3, 4), (0.1, 1.0), {"images": "vessels"}, role)
     with pytest.raises(ValueError, match="'judge', expected one of equilibrium, denoiser"):
-        Card.from_dict(old | {"role": "judge"})
+        card_of(_card_of_1(old | {"role": "judge"}, "deq-mpi"))
 
 
 # --- deep image prior ------------------------------------------------------------------------------------------------

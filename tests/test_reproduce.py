@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
 from pyrecon.cli import app, main
-from pyrecon.experiments import deq_mpi, published
-from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, tables
+from pyrecon.experiments import deq_mpi
+from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, published, tables
 from pyrecon.experiments.deq_mpi.study import Recipe
 from pyrecon.experiments.table import Listing, Row, Table
-from pyrecon.models import DEQMPI, _weights
-from pyrecon.models.deq_mpi import Card
+from pyrecon.models import DEQMPI
+from pyrecon.models.deq_mpi import new_card
 from pyrecon.models.mpi.system import row_layout
 from pyrecon.nn import RDN, LearnedConsistency
 
@@ -28,7 +28,7 @@ def study(tmp_path: Path) -> Study:
     torch.manual_seed(0)
     for name, recipe in RECIPES.items():
         model = DEQMPI(RDN(4, 4, 1, 1), iterations=4)
-        model.card = Card(recipe.changes.get("snr_db", 25.0), (26, 13), (0.05, 1.0), role=recipe.role)
+        model.card = new_card(recipe.changes.get("snr_db", 25.0), (26, 13), (0.05, 1.0), role=recipe.role)
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         model.save(folder / "weights.safetensors")
@@ -77,7 +77,7 @@ def test_weights_of_another_snr_are_named(study: Study, monkeypatch: pytest.Monk
     study.scale = "quick"
     monkeypatch.setattr(study, "nearest", lambda kind, snr: f"{kind}-25dB")
     notes = {
-        snr: tables._evaluated(study, None, snr, ("deq-mpi",), gradient=0.5, upsampled=1)[0].notes
+        snr: tables._evaluated(study, None, snr, ("deq-mpi",), selection_field=0.5, upsampled=1)[0].notes
         for snr in (15.0, 25.0)
     }
     assert notes == {15.0: ["15 dB: the weights are deq-mpi-25dB, there are no deq-mpi-15dB."], 25.0: []}
@@ -111,8 +111,10 @@ def test_models_ship_or_are_trained_where_a_run_left_off(study: Study, monkeypat
     assert study.nearest("deq-mpi", 25.0) == "deq-mpi-25dB"
     assert study.nearest("deq-mpi", 20.0) in ("deq-mpi-15dB", "deq-mpi-25dB")
     calls = []
-    monkeypatch.setattr("pyrecon.train.train_deq_mpi", lambda folder, *a, **k: calls.append((folder.name, k["resume"])))
-    monkeypatch.setattr(_weights, "shipped", lambda role=None: {})
+    monkeypatch.setattr(
+        "pyrecon.experiments.study.train", lambda system, folder, *a, **k: calls.append((folder.name, k["resume"]))
+    )
+    monkeypatch.setattr("pyrecon.experiments.study.shipped_weights", lambda role=None: {})
     for name in ("end-to-end-5dB", "denoiser"):
         (study.folder / "models" / name / "weights.safetensors").unlink()
     (study.folder / "models/denoiser/config.json").write_text("{}")
@@ -181,7 +183,7 @@ def test_sessions_compare_a_new_calibration_with_the_old_one(study: Study, monke
     monkeypatch.setattr(ablations, "SEEDS", (0, 1))
     learned = DEQMPI(RDN(4, 4, 1, 1), LearnedConsistency(row_layout(study.system())), iterations=4)
     learned.consistency.become_projection()
-    learned.card = Card(25.0, (26, 13), (0.05, 1.0))
+    learned.card = new_card(25.0, (26, 13), (0.05, 1.0))
     for name in ("deq-mpi-learned-25dB", "deq-mpi-learned-35dB"):
         learned.save(study.folder / "models" / name / "weights.safetensors")
     table = deq_mpi.EXPERIMENTS["sessions"](study)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.models import DEQMPI
-from pyrecon.models.deq_mpi import Card
+from pyrecon.models.deq_mpi import new_card
 from pyrecon.models.mpi import FactoredSystem, ScaledSystem
 from pyrecon.models.mpi.system import compressed, noise_std
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
@@ -255,7 +255,7 @@ def test_training_improves_what_each_stage_is_for(tmp_path: Path) -> None:
 def test_initial_weights_are_where_a_run_begins(tmp_path: Path) -> None:
     torch.manual_seed(5)
     given = DEQMPI(RDN(layers=2))
-    given.card = Card(25.0, SHAPE, (0.1, 1.0), {"images": "others"})
+    given.card = new_card(25.0, SHAPE, (0.1, 1.0), {"images": "others"})
     given.save(tmp_path / "given.safetensors")
     none = config(denoiser=Stage(0), equilibrium=Stage(0))
     model = train_deq_mpi(tmp_path / "run", source(), none, initial=tmp_path / "given.safetensors")

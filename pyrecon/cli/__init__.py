@@ -1,9 +1,15 @@
-"""The command ``pyrecon``. Exit codes: 0 it worked, 1 it failed, 2 the request or the data are unusable."""
+"""The command ``pyrecon``. Exit codes: 0 it worked, 1 it failed, 2 the request or the data are unusable.
+
+Ctrl-C and SIGTERM, with which batch queues end jobs, are failures: code 1, after what was half-written is removed and,
+in training, a checkpoint is written.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
+from types import FrameType
 
 import typer
 
@@ -40,19 +46,28 @@ _register()
 
 def main() -> None:
     """Entry point: turns the errors a user is meant to read into one line and an exit code."""
-    from pyrecon._errors import DataError, MissingDependency
+    from pyrecon._errors import DataError, MissingDependency, Stopped
 
     warnings.showwarning = _console.show_warning
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
-    except (DataError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except (MissingDependency, Stopped) as error:
+        _console.error(str(error))
+        sys.exit(1)
+    except (DataError, OSError) as error:
         _console.error(str(error))
         sys.exit(2)
-    except MissingDependency as error:
-        _console.error(str(error))
+    except KeyboardInterrupt:
+        _console.error("interrupted; nothing was left half-written")
         sys.exit(1)
     except SystemExit as end:
         if end.code != _INTERRUPTED:
             raise
         _console.error("interrupted; nothing was left half-written")
         sys.exit(1)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM as Ctrl-C, so that what clears up after one does after the other."""
+    raise KeyboardInterrupt

@@ -7,8 +7,7 @@ from typing import Any
 
 from pyrecon import plotting
 from pyrecon.models import DEQMPI
-from pyrecon.models.deq_mpi import Card
-from pyrecon.models.weights import shipped_weights
+from pyrecon.models.weights import Card, shipped_weights
 from pyrecon.nn import BallConsistency, ExactConsistency
 
 _HEADS = ("name", "for", "SNR, dB", "voxels", "data step", "penalty", "steps x batch", "validation, dB", "began with")
@@ -25,7 +24,7 @@ def markdown() -> str:
         cells = [
             f"`{name}`",
             card.role,
-            f"{card.snr_db:g}" if card.role != "denoiser" else "",
+            f"{card.data['snr_db']:g}" if card.role != "denoiser" else "",
             f"{card.shape[0]} x {card.shape[1]}",
             step if used else "",
             f"{model.penalty:g}" if used else "",

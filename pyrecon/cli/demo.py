@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pyrecon._errors import DataError
 from pyrecon.cli import _console
+from pyrecon.cli._commands import existing_folder
 
 
 def demo(
@@ -24,10 +24,7 @@ def demo(
     from pyrecon.experiments import demo as experiment
     from pyrecon.io import written_whole
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--output: cannot make the folder {output}: {error.strerror}") from error
+    existing_folder(output)
     start = time.perf_counter()
     with _console.err.status("starting") as status, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reports hold them; the summary prints each one once

@@ -35,7 +35,8 @@ def mpi(
     system_matrix: Annotated[
         Path | None, typer.Option("--system-matrix", "-s", help="MDF system matrix. Default: a simulated calibration.")
     ] = None,
-    gradient: Annotated[float, typer.Option(min=0.05, help="Selection field of the simulated scanner, T/m.")] = 0.5,
+    field: Annotated[float, typer.Option(min=0.05, help="Selection field of the simulated scanner, T/m.")] = 0.5,
+    gradient: Annotated[float | None, typer.Option(hidden=True, help="The old name of --field.")] = None,
     snr: Annotated[list[float] | None, typer.Option(help="SNR in dB; repeat for more. Default 15, 25, 35.")] = None,
     data: Annotated[
         Way,
@@ -62,7 +63,9 @@ def mpi(
 ) -> None:
     """MPI methods with published settings, the package's defaults, (--tune) the best found, and trained weights."""
     from pyrecon import plotting
-    from pyrecon.experiments.mpi import GRID, draw, evaluate_mpi
+    from pyrecon.data.mpi import GRID
+    from pyrecon.experiments.deq_mpi.published import of_vessels
+    from pyrecon.experiments.mpi import draw, evaluate_mpi
     from pyrecon.io import mdf, written_whole
 
     writers = {".md": "to_markdown", ".csv": "to_csv", ".json": "to_json"}
@@ -76,12 +79,14 @@ def mpi(
         raise DataError("--dip-iterations: is for --dip")
     counts = {"test": test, "validation": validation, "seed": seed, "upsampled": upsample}
     pictures = _images(images, grid, tissue=tissue, texture=tissue_images, **counts)
+    field = field if gradient is None else gradient
+    shape = tuple(upsample * n for n in grid.shape)
     with _console.progress() as bar:
         task = bar.add_task("calibrating")
         table, results = evaluate_mpi(
             pictures,
             calibration=calibration,
-            gradient=gradient,
+            selection_field=field,
             snr_db=snr or (15.0, 25.0, 35.0),
             data=data.value,
             tune=tune,
@@ -90,6 +95,7 @@ def mpi(
             upsampled=upsample,
             budget=budget,
             seed=seed,
+            published=of_vessels(shape, field) if pictures.vessels else None,
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
     if output is not None:

@@ -14,7 +14,7 @@ import torch
 import typer
 
 from pyrecon._errors import DataError
-from pyrecon.cli import _console, _methods
+from pyrecon.cli import _console, _settings
 from pyrecon.data.raw import Grid, MPIScan, MRIScan
 from pyrecon.report import Report
 
@@ -26,6 +26,14 @@ Progress = Callable[[float, int], None]
 
 def _silent(done: float, total: int) -> None:
     pass
+
+
+def _known_methods() -> str:
+    """The registries of the modalities, for ``--help``."""
+    from pyrecon.models import mpi, mri
+
+    known = {"MPI": mpi.METHODS | mpi.LEARNED | mpi.UNTRAINED, "MRI": mri.METHODS}
+    return " ".join(f"{modality}: {', '.join(methods)}." for modality, methods in known.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +64,7 @@ def reconstruct(
         typer.Option(
             "--method",
             "-m",
-            help="MPI: hyb, tv, l1, art, tikhonov, deq-mpi, pp-mpi, unrolled, end-to-end, dip. MRI: rss, cg-sense, "
-            "l1-sense, tv-sense.",
+            help=_known_methods(),
         ),
     ] = None,
     weights: Annotated[
@@ -172,7 +179,7 @@ def _mpi_job(
     from pyrecon.io import mdf
     from pyrecon.models.mpi import LEARNED, METHODS, UNTRAINED, Reconstructor
 
-    chosen = _methods.make(METHODS | LEARNED | UNTRAINED, method or "hyb", settings)
+    chosen = _settings.make(METHODS | LEARNED | UNTRAINED, method or "hyb", settings)
     if io.detect(system_matrix) != "mdf-system-matrix":
         raise DataError(f"{system_matrix}: is {io.detect(system_matrix)}, expected an MDF system matrix")
     scan: MPIScan = mdf.read_measurement(file)
@@ -205,7 +212,7 @@ def _mpi_job(
 
 def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
     from pyrecon import io
-    from pyrecon.data.mri import first_slices
+    from pyrecon.data.mri import first_slices, readout_width
     from pyrecon.models.mri import METHODS, default_method, reconstruct_mri
 
     scan = io.read(file)
@@ -213,7 +220,7 @@ def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], dev
     chosen = default_method(scan) if method is None and not settings else None
     if chosen is None:
         names = {v: k for k, v in METHODS.items()}
-        chosen = _methods.make(METHODS, method or names[type(default_method(scan))], settings)
+        chosen = _settings.make(METHODS, method or names[type(default_method(scan))], settings)
     count, coils, height, width = scan.kspace.shape
     facts = {
         "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "
@@ -221,7 +228,7 @@ def _mri_job(file: Path, kind: str, method: str | None, settings: list[str], dev
         "method": chosen.name,
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
-    width = round(width / scan.readout_oversampling)
+    width = readout_width(scan)
     y, x, _ = scan.field_of_view
     grid = Grid((height, width), (y / height, x / width), (0.0, 0.0))
     # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.

@@ -10,8 +10,8 @@ from typing import Annotated
 import torch
 import typer
 
-from pyrecon._errors import DataError
 from pyrecon.cli import _console
+from pyrecon.cli._commands import existing_folder
 from pyrecon.data.raw import Grid
 
 app = typer.Typer(help="Write raw-data files from simulated scanners.", no_args_is_help=True)
@@ -31,7 +31,8 @@ def mpi(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path("mpi_scan"),
     phantom: Annotated[MPIPhantom, typer.Option(help="What is scanned.")] = MPIPhantom.vessels,
     frames: Annotated[int, typer.Option(min=1, help="Frames of the object (vessels: a different crop in each).")] = 4,
-    gradient: Annotated[float, typer.Option(min=0.05, help="Selection field, T/m.")] = 0.5,
+    field: Annotated[float, typer.Option(min=0.05, help="Selection field, T/m.")] = 0.5,
+    gradient: Annotated[float | None, typer.Option(hidden=True, help="The old name of --field.")] = None,
     snr: Annotated[float, typer.Option(help="SNR of the measurement in dB.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Seed of noise and crops.")] = 0,
 ) -> None:
@@ -40,23 +41,23 @@ def mpi(
     Writes system_matrix.mdf and measurement.mdf (MDF v2), and truth.npz with the object on the system matrix's grid.
     """
     from pyrecon import io
-    from pyrecon.data.mpi import box_downsample
-    from pyrecon.experiments.demo import MPI_GRID, OVERSAMPLING, fine_grid
+    from pyrecon.data.mpi import GRID, box_downsample
+    from pyrecon.experiments.demo import OVERSAMPLING
     from pyrecon.io import mdf
     from pyrecon.physics.mpi import Scanner
 
-    _make_folder(output)
-    scanner = Scanner(gradient=gradient)
-    fine = fine_grid()
+    existing_folder(output)
+    scanner = Scanner(gradient=field if gradient is None else gradient)
+    fine = GRID.finer(OVERSAMPLING)
     with _console.err.status("calibrating"):
-        calibration = scanner.calibrate(MPI_GRID, seed=seed)
+        calibration = scanner.calibrate(GRID, seed=seed)
     objects = _objects(phantom, frames, fine, seed)
     with _console.err.status("scanning"):
         scan = scanner.measure(objects, fine, snr_db=snr, seed=seed + 1)
     mdf.write_system_matrix(output / "system_matrix.mdf", calibration)
     mdf.write_measurement(output / "measurement.mdf", scan)
     io.write_result(
-        output / "truth.npz", io.Result(box_downsample(objects, OVERSAMPLING).numpy(), grid=MPI_GRID, method="truth")
+        output / "truth.npz", io.Result(box_downsample(objects, OVERSAMPLING).numpy(), grid=GRID, method="truth")
     )
     _console.out.print(f"written      {output}/system_matrix.mdf, measurement.mdf, truth.npz", soft_wrap=True)
     _console.out.print(
@@ -105,10 +106,3 @@ def _objects(phantom: MPIPhantom, frames: int, fine: Grid, seed: int) -> torch.T
         MPIPhantom.y: phantoms.y_shape,
     }
     return torch.as_tensor(draw[phantom](fine)).expand(frames, *fine.shape)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--output: cannot make the folder {path}: {error.strerror}") from error

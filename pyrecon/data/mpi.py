@@ -23,6 +23,8 @@ from pyrecon.data._background import Background, EmptyScanner
 from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real
 
 Whitening = Literal["component", "row", "none"]
+GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))  # rows along y; the field of view of DEQ-MPI, 52 x 26 mm
+FINER = 2  # by how much images are finer than the grid of the system matrix that is to read their data
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,11 @@ class MPISystem:
         image keeps its unit (concentration).
         """
         fine = upsample_rows(self.matrix, self._image_shape(), factor) / factor**2
-        grid = replace(
-            self.grid,
-            shape=tuple(n * factor for n in self.grid.shape),
-            spacing=tuple(d / factor for d in self.grid.spacing),
-        )
-        return replace(self, matrix=fine, grid=grid)
+        return replace(self, matrix=fine, grid=self.grid.finer(factor))
 
-    def blurred(self, factor: int = 2) -> MPISystem:
-        """``A U D``: every row interpolated bicubically to a ``factor`` times finer grid and averaged back over boxes.
-
-        Simulated data made with A are reconstructed with this, so that the model that made the data is not the one
-        that reads them (the inverse crime; DEQ-MPI section IV-D, Eq. 35).
-        """
-        shape = self._image_shape()
-        fine = upsample_rows(self.matrix, shape, factor)
-        return replace(self, matrix=box_downsample(fine.view(-1, *(n * factor for n in shape)), factor).flatten(1))
+    def blurred(self, factor: int = FINER) -> MPISystem:
+        """``A U D``, see :func:`blurred_rows`."""
+        return replace(self, matrix=blurred_rows(self.matrix, self._image_shape(), factor))
 
     def _image_shape(self) -> tuple[int, int]:
         shape = tuple(n for n in self.grid.shape if n > 1)
@@ -432,6 +423,16 @@ def upsample_rows(matrix: Tensor, shape: tuple[int, int], factor: int = 2) -> Te
     images = matrix.view(len(matrix), 1, *shape)
     fine = F.interpolate(images, scale_factor=factor, mode="bicubic", align_corners=False)
     return fine.reshape(len(matrix), -1)
+
+
+def blurred_rows(matrix: Tensor, shape: tuple[int, int], factor: int = FINER) -> Tensor:
+    """``A U D``: every row interpolated bicubically to a ``factor`` times finer grid and averaged back over boxes.
+
+    Simulated data made with A are reconstructed with this, so that the model that made the data is not the one that
+    reads them (the inverse crime; DEQ-MPI section IV-D, Eq. 35).
+    """
+    fine = upsample_rows(matrix, shape, factor)
+    return box_downsample(fine.view(-1, *(n * factor for n in shape)), factor).flatten(1)
 
 
 def box_downsample(images: Tensor, factor: int = 2) -> Tensor:

@@ -121,12 +121,7 @@ def remove_oversampling(scan: MRIScan) -> MRIScan:
     check_scan(scan)
     if scan.readout_oversampling == 1:
         return scan
-    width = scan.kspace.shape[3]
-    kept = round(width / scan.readout_oversampling)
-    if abs(kept * scan.readout_oversampling - width) > 1e-3 * width:
-        raise DataError(
-            f"readout_oversampling: {width} readout samples divided by {scan.readout_oversampling} is no whole number"
-        )
+    width, kept = scan.kspace.shape[3], readout_width(scan)
     mask = scan.mask
     if mask.shape[3] > 1:
         nearest = np.rint((np.arange(kept) - kept // 2) * (width / kept)).astype(int) + width // 2
@@ -138,6 +133,17 @@ def remove_oversampling(scan: MRIScan) -> MRIScan:
         calibration=None if scan.calibration is None else _cropped(scan.calibration, kept),
         readout_oversampling=1.0,
     )
+
+
+def readout_width(scan: MRIScan) -> int:
+    """Samples along the readout without its oversampling; DataError where that leaves none, or a part of one."""
+    width = scan.kspace.shape[3]
+    kept = round(width / float(scan.readout_oversampling))
+    if kept < 1 or abs(kept * scan.readout_oversampling - width) > 1e-3 * width:
+        raise DataError(
+            f"readout_oversampling: {width} readout samples divided by {scan.readout_oversampling} is no whole number"
+        )
+    return kept
 
 
 def _cropped(kspace: NDArray[np.complex64], width: int) -> NDArray[np.complex64]:

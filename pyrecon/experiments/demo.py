@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pyrecon import metrics
+from pyrecon.data.mpi import GRID
 from pyrecon.data.raw import Grid
 from pyrecon.report import Report
 
-MPI_GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))  # rows along y; the field of view of DEQ-MPI, 52 x 26 mm
+MPI_GRID = GRID  # by the name that examples know
 OVERSAMPLING = 4  # the object's grid is this much finer than the system matrix's, so data and model differ
 
 
@@ -37,9 +38,9 @@ class Study:
     rows: tuple[Row, ...]
 
 
-def fine_grid(grid: Grid = MPI_GRID, factor: int = OVERSAMPLING) -> Grid:
+def fine_grid(grid: Grid = GRID, factor: int = OVERSAMPLING) -> Grid:
     """The same field of view with ``factor`` times the voxels along each axis."""
-    return Grid(tuple(factor * n for n in grid.shape), tuple(d / factor for d in grid.spacing), grid.center)
+    return grid.finer(factor)
 
 
 def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: int = 6, seed: int = 0) -> Study:
@@ -56,7 +57,7 @@ def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: 
     fine = fine_grid()
     progress("MPI: calibrating the scanner")
     scanner = Scanner()
-    calibration = scanner.calibrate(MPI_GRID, seed=seed)
+    calibration = scanner.calibrate(GRID, seed=seed)
     vessels = torch.as_tensor(retina_vessels(fine.shape, frames, seed=seed), dtype=torch.float32)
     progress(f"MPI: scanning {frames} vessel images")
     scan = scanner.measure(vessels, fine, snr_db=snr_db, seed=seed + 1)
@@ -70,8 +71,8 @@ def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: 
         images, report = Reconstructor(system, method())(data)
         rows.append(_row(images.clamp_min(0), truth, report))
     complex_rows = system.matrix.shape[0] // 2
-    title = f"MPI: vessels, {complex_rows} rows x {MPI_GRID.size} voxels, data SNR {snr_db:g} dB"
-    return Study(title, truth, (MPI_GRID.spacing[0], MPI_GRID.spacing[1]), tuple(rows))
+    title = f"MPI: vessels, {complex_rows} rows x {GRID.size} voxels, data SNR {snr_db:g} dB"
+    return Study(title, truth, (GRID.spacing[0], GRID.spacing[1]), tuple(rows))
 
 
 def mri_study(

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from pyrecon import metrics
 from pyrecon._errors import DataError
-from pyrecon.data.mpi import prepare_system
+from pyrecon.data.mpi import GRID, prepare_system
 from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments.mpi_data import (
-    GRID,
     WAYS,
     Data,
     Images,
@@ -32,7 +31,6 @@ from pyrecon.experiments.mpi_data import (
     scanner_scenario,
     vessel_images,
 )
-from pyrecon.experiments.published import TABLE_1
 from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.table import Table
 from pyrecon.models import DEQMPI
@@ -93,7 +91,7 @@ def evaluate_mpi(
     images: Images,
     *,
     calibration: MPICalibration | None = None,
-    gradient: float = 0.5,
+    selection_field: float = 0.5,
     snr_db: Sequence[float] = (15.0, 25.0, 35.0),
     data: Literal["measured", "scanner"] = "measured",
     tune: bool = False,
@@ -102,6 +100,7 @@ def evaluate_mpi(
     upsampled: int = 1,
     budget: int = 48,
     seed: int = 0,
+    published: Mapping[str, Mapping[float, tuple[float, float, float, float]]] | None = None,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
 ) -> tuple[Table, dict[str, Tensor]]:
     """Reconstruct the test images with every classical method, and with trained weights, and compare.
@@ -112,8 +111,8 @@ def evaluate_mpi(
         From :func:`vessel_images`, :func:`generated_images` or :func:`phantom_images`, or your own.
     calibration
         A measured system matrix on a two-dimensional grid; default a simulated calibration on 26 x 13 voxels.
-    gradient
-        Selection field of the simulated scanner, T/m.
+    selection_field
+        Of the simulated scanner, T/m.
     snr_db
         SNR of the data (DEQ-MPI Eq. 36).
     data
@@ -131,6 +130,9 @@ def evaluate_mpi(
     upsampled
         Refine the system matrix's grid by this factor (bicubically, as DEQ-MPI does for 26 x 52 voxels); the images
         must be as much finer. For ``"measured"`` data.
+    published
+        Figures of a paper for such images on such a grid, by method and SNR: mean and standard deviation of pSNR in dB
+        and of SSIM in percent.
     progress
         Called with what is being done, how many steps are done, and how many there are.
 
@@ -144,7 +146,7 @@ def evaluate_mpi(
     """
     if upsampled != 1 and data == "scanner":
         raise DataError("upsampled: is for 'measured' data")
-    scanner = Scanner(gradient=gradient)
+    scanner = Scanner(gradient=selection_field)
     if calibration is None:
         calibration = scanner.calibrate(GRID, seed=seed)
     elif data == "scanner":
@@ -198,8 +200,8 @@ def evaluate_mpi(
                 row.ssim[column] = metrics.ssim(results, problem.test.images).tolist()
                 if kind != "default":
                     row.settings[column] = {name: getattr(run.method, name) for name in contender.ranges}
-                if kind not in ("default", "released") and snr in TABLE_1.get(row.method, {}):
-                    row.published[column] = TABLE_1[row.method][snr]
+                if kind not in ("default", "released") and snr in (published or {}).get(row.method, {}):
+                    row.published[column] = (published or {})[row.method][snr]
                 pictures[f"{row.method}, {kind}"] = results
     return table, pictures
 
@@ -243,7 +245,7 @@ def _trained(
     weights: Sequence[str] | Mapping[str, str], calibration: MPICalibration
 ) -> tuple[list[_Contender], NDArray[np.int64] | None]:
     """The methods of weights, by their roles, and the rows that their learned consistencies belong to."""
-    kinds = {kind.role: kind for kind in LEARNED.values()}
+    kinds: dict[str | None, Any] = {kind.role: kind for kind in LEARNED.values()}
     contenders, layouts = list[_Contender](), dict[str, RowLayout]()
     for text in weights:
         path = find_weights(text)
@@ -313,8 +315,7 @@ class Run:
 
 def _prepared(method: Any, system: FactoredSystem) -> Any:
     """A method that has something to load does so once."""
-    prepare = getattr(method, "prepared", None)
-    return method if prepare is None else prepare(system.matrix, system)
+    return method.prepare(system)
 
 
 # --- the search --------------------------------------------------------------------------------------------------

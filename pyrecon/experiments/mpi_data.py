@@ -24,16 +24,15 @@ from torch import Tensor
 from pyrecon import metrics
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data import phantoms
-from pyrecon.data.mpi import MPISystem, box_downsample, prepare_frames, prepare_system
+from pyrecon.data.mpi import FINER, GRID, MPISystem, box_downsample, prepare_frames, prepare_system
 from pyrecon.data.phantoms import retina_vessels, vessel_patches
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import vascular_images
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.system import SIGNAL_RMS
 from pyrecon.physics.mpi import Scanner
+from pyrecon.train.mpi_data import with_noise
 
-GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))
-FINER = 2  # the object's grid in the scanner against that of the images
 Phantom = Literal["torus", "tubes", "y"]
 PHANTOMS: tuple[Phantom, ...] = get_args(Phantom)
 
@@ -45,6 +44,7 @@ class Images:
     validation: Tensor
     test: Tensor
     source: str
+    vessels: bool = False  # as published: only beside these stand the paper's figures
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,11 @@ def measured_scenario(
     blurred = (read_with or system).blurred()
     blurred = replace(blurred, matrix=gain * blurred.matrix)
     factored = FactoredSystem(blurred.matrix, system.grid.shape)
-    sigma = SIGNAL_RMS * 10 ** (-snr_db / 20)
     generator = torch.Generator().manual_seed(seed)
     sets = {}
     for name, signal in clean.items():
-        y = gain * signal + sigma * torch.randn(signal.shape, generator=generator)
-        sets[name] = _data(factored, coarse[name], y, y.new_full((len(y),), sigma * y.shape[1] ** 0.5))
+        y, radius = with_noise(gain * signal, snr_db, torch.randn(signal.shape, generator=generator))
+        sets[name] = _data(factored, coarse[name], y, radius)
     return Scenario(blurred, factored, **sets, facts=_facts(factored, sets["test"], gain * clean["test"]))
 
 
@@ -105,7 +104,7 @@ def scanner_scenario(
     ``rows`` as in :func:`pyrecon.data.mpi.prepare_system`.
     """
     grid = calibration.grid
-    fine = Grid(tuple(FINER * n for n in grid.shape), tuple(d / FINER for d in grid.spacing), grid.center)
+    fine = grid.finer(FINER)
     objects = torch.cat([images.validation, images.test])
 
     def scan(noise: float) -> tuple[MPISystem, Tensor, Tensor]:
@@ -193,7 +192,7 @@ def vessel_images(
             texture *= tissue * peak / texture.max(axis=(1, 2), keepdims=True)
             np.maximum(vessels, texture, out=vessels)
         source += f" over {tissue:g} of tissue from {Path(tissue_volume).name}"
-    return Images(_peaked(stacks[0]), _peaked(stacks[1]), source)
+    return Images(_peaked(stacks[0]), _peaked(stacks[1]), source, vessels=True)
 
 
 def generated_images(
@@ -208,7 +207,7 @@ def generated_images(
         vascular_images(count, shape=fine, factor=1, seed=seed, first=first)
         for count, first in ((validation, 2**40), (test, 2**41))
     ]
-    return Images(_peaked(stacks[0]), _peaked(stacks[1]), "generated vascular trees")
+    return Images(_peaked(stacks[0]), _peaked(stacks[1]), "generated vascular trees", vessels=True)
 
 
 def phantom_images(
@@ -231,8 +230,7 @@ def phantom_images(
         raise DataError(f"phantom: {phantom!r}, expected one of {', '.join(PHANTOMS)}")
     if hole is not None and (phantom != "torus" or not 0 <= hole < 0.1):
         raise DataError(f"hole: {hole} m in {phantom}, expected that of a torus, below 0.1 m")
-    factor = FINER * upsampled
-    fine = Grid(tuple(factor * n for n in grid.shape), tuple(d / factor for d in grid.spacing), grid.center)
+    fine = grid.finer(FINER * upsampled)
     rng = np.random.default_rng(seed)
     stack = np.empty((test, *fine.shape), np.float32)
     for i in range(test):

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,4 +117,5 @@ def written_whole(path: PathLike) -> Iterator[Path]:
         raise DataError(f"{path}: cannot be written ({error.strerror or one_line(error)})") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only file system refuses even what is not there; say what was wrong first
+                temporary.unlink(missing_ok=True)

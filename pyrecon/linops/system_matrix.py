@@ -78,11 +78,11 @@ class SystemMatrix(LinearOperator):
         """
         if self.matrix.requires_grad and torch.is_grad_enabled():
             return self.adjoint(self(x))
-        return x.to(self.matrix.dtype) @ self._once("gram", self._gram)
+        return x.to(self.matrix.dtype) @ self.derived("gram", self._gram)
 
     def singular_values(self) -> Tensor:
         """All ``min(M, N)`` singular values, largest first, float64."""
-        return self._once("svd", self._svd)[1]
+        return self.derived("svd", self._svd)[1]
 
     def pinv(  # type: ignore[override]  # exact: a rank in place of a number of iterations
         self, y: Tensor, *, rtol: float | None = None, rank: int | None = None
@@ -109,7 +109,7 @@ class SystemMatrix(LinearOperator):
             raise ValueError(f"rtol: {rtol} is not a fraction of the largest singular value, expected 0 <= rtol < 1")
         if rank is not None and rank < 0:
             raise ValueError(f"rank: {rank} is not a number of singular values")
-        u, s, vh = self._once("svd", self._svd)
+        u, s, vh = self.derived("svd", self._svd)
         if rtol is None:
             rtol = max(self.matrix.shape) * torch.finfo(self.matrix.dtype).eps
         kept = s > rtol * s[:1]
@@ -125,14 +125,26 @@ class SystemMatrix(LinearOperator):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u, s, vh
 
-    def _once(self, name: str, make: Callable[[Tensor], Derived]) -> Derived:
+    def derived(self, name: str, make: Callable[[Tensor], Derived]) -> Derived:
         """``make(matrix in double precision)``, kept until the matrix is replaced, moved or written to."""
-        matrix = self.matrix.detach()
-        version = 0 if matrix.is_inference() else matrix._version
-        state = (matrix.data_ptr(), version, matrix.device, matrix.dtype)
+        state = self._state()
         known = self._derived.get(name)
         if known is None or known[0] != state:
-            wide = torch.complex128 if matrix.is_complex() else torch.float64
-            known = self._derived[name] = (state, make(matrix.to(wide)))
+            matrix = self.matrix.detach()
+            known = self._derived[name] = (
+                state,
+                make(matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)),
+            )
         derived: Derived = known[1]
         return derived
+
+    def know_factors(self, u: Tensor, s: Tensor, v: Tensor) -> None:
+        """Take ``matrix = u diag(s) v^H``, ``s`` descending, as known; they serve :meth:`pinv` as its own would."""
+        wide = torch.complex128 if self.matrix.is_complex() else torch.float64
+        self._derived["svd"] = (self._state(), (u.to(wide), s.double(), v.mH.to(wide)))
+
+    def _state(self) -> object:
+        """What tells this matrix from another, or from itself before it was written to."""
+        matrix = self.matrix
+        version = 0 if matrix.is_inference() else matrix._version
+        return matrix.data_ptr(), version, matrix.device, matrix.dtype

@@ -1,26 +1,38 @@
 """DEQ-MPI: a deep equilibrium model of ADMM with a learned denoiser and a learned data step.
 
-Güngör et al., DEQ-MPI: a deep equilibrium reconstruction with learned consistency for magnetic particle imaging.
+Güngör, Askin, Alptekin Soydan, Top, Saritas and Çukur, DEQ-MPI: a deep equilibrium reconstruction with learned
+consistency for magnetic particle imaging, IEEE Trans. Med. Imaging 43(1), 321-334 (2024).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyrecon._check import check_like, check_shape
 from pyrecon._errors import DataError
 from pyrecon._library import runs_kernel
 from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
+from pyrecon.models.weights import (
+    UNUSABLE,
+    Card,
+    Header,
+    find_weights,
+    read_header,
+    read_tensors,
+    whole_number,
+    whole_numbers,
+    write_weights,
+)
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
-from pyrecon.ops import deq_mpi
 from pyrecon.ops._anderson import join
+from pyrecon.ops._deq_mpi import deq_mpi
 from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
 
 if TYPE_CHECKING:
@@ -32,44 +44,9 @@ Consistency = BallConsistency | ExactConsistency | LearnedConsistency
 # image; a fixed number of steps.
 Role = Literal["equilibrium", "denoiser", "end-to-end", "unrolled"]
 ROLES: tuple[Role, ...] = get_args(Role)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What weights were trained for; it travels with them.
-
-    Attributes
-    ----------
-    snr_db
-        SNR of the training set in dB.
-    shape
-        ``(H, W)`` of the training images. The networks take any, the image content should be alike.
-    signal_range
-        1st and 99th percentile of the root mean square of the training signals, in the scale of the model.
-    training
-        Facts about the training: system, images, schedule, quality on its validation set.
-    role
-        What the weights are for; files from before there were roles are for the equilibrium.
-    """
-
-    snr_db: float
-    shape: tuple[int, int]
-    signal_range: tuple[float, float]
-    training: dict[str, Any] = field(default_factory=dict)
-    role: Role = "equilibrium"
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Card:
-        """From a header; ValueError, KeyError or TypeError for what is none."""
-        height, width = (int(n) for n in value["shape"])
-        low, high = (float(r) for r in value["signal_range"])
-        snr = float(value["snr_db"])
-        if not (math.isfinite(snr) and 0 < low <= high < math.inf and min(height, width) > 0):
-            raise ValueError(f"card: SNR {snr}, signals {low} to {high}, images {height} x {width}")
-        role = value.get("role", "equilibrium")
-        if role not in ROLES:
-            raise ValueError(f"card: role {role!r}, expected one of {', '.join(ROLES)}")
-        return cls(snr, (height, width), (low, high), dict(value["training"]), role)
+_ROWS = "consistency.rows"
+_KINDS = ("ball", "learned", "none")
+_POINTS = 10**8
 
 
 class DEQMPI(nn.Module):
@@ -110,6 +87,7 @@ class DEQMPI(nn.Module):
         :class:`Card` of the weights, or None where they are nobody's.
     """
 
+    system: ClassVar[str] = "deq-mpi"
     card: Card | None = None
 
     def __init__(
@@ -126,14 +104,24 @@ class DEQMPI(nn.Module):
         gradient: Gradient | None = None,
     ) -> None:
         super().__init__()
-        self.rdn = rdn or RDN()
-        self.consistency = consistency or BallConsistency()
+        for name, module in (("rdn", rdn), ("consistency", consistency)):
+            if module is not None and not isinstance(module, nn.Module):
+                raise TypeError(f"{name}: expected a module, got {_said(module)}")
+        for name, number, least in (("iterations", iterations, 1), ("mixing", mixing, 0), ("max_iter", max_iter, 1)):
+            _check_count(name, number, least)
+        for name, value in (("penalty", penalty), ("tol", tol)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name}: expected a number, got {_said(value)}")
+        if not 0 < penalty < math.inf or not 0 <= tol < math.inf:
+            raise ValueError(f"penalty, tol: {penalty} and {tol}, expected a number above 0 and one from 0")
+        self.rdn = RDN() if rdn is None else rdn
+        self.consistency = BallConsistency() if consistency is None else consistency
         self.iterations, self.mixing, self.penalty = iterations, mixing, penalty
         self.tol, self.max_iter = tol, max_iter
         self.solver = solver or Anderson(memory=5, beta=1.0)
         self.gradient = gradient or ImplicitGradient(tol=tol, max_iter=max_iter)
 
-    def forward(self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None) -> Tensor:
+    def forward(self, problem: Problem, y: Tensor, radius: Tensor | float, start: Tensor | None = None) -> Tensor:
         """Images ``(B, H, W)`` for training: the equilibrium, with gradients to the networks.
 
         Parameters
@@ -142,11 +130,13 @@ class DEQMPI(nn.Module):
             The system matrix, prepared.
         y, radius
             ``(B, M)`` stacked real data in the scale of the model (rows' mean energy 0.34, signals of rms 0.41), and
-            ``(B,)`` the norm of their noise.
+            the norm of their noise, a number or ``(B,)``.
         start
-            ``(B, N)``; default truncated least squares.
+            ``(B, N)`` or ``(B, H, W)``; default truncated least squares.
         """
-        state = problem.start(y, start)
+        state, radius = problem.start(y, start), self._radius(problem, y, radius)
+        if len(y) == 0:
+            return y.new_zeros(0, *problem.shape)
         step = problem.step_of(self)
         value = fixed_point_layer(
             step, state, (y, radius), solver=self.solver, tol=self.tol, max_iter=self.max_iter, gradient=self.gradient
@@ -159,17 +149,37 @@ class DEQMPI(nn.Module):
 
     @torch.no_grad()
     def reconstruct(
-        self, problem: Problem, y: Tensor, radius: Tensor, start: Tensor | None = None, *, iterations: int | None = None
+        self,
+        problem: Problem,
+        y: Tensor,
+        radius: Tensor | float,
+        start: Tensor | None = None,
+        *,
+        iterations: int | None = None,
     ) -> Solution[Tensor]:
         """Images ``(B, H, W)`` by ``iterations`` steps (default: the model's), with a status per sample."""
-        if bool((radius < 0).any()):
-            raise ValueError(f"radius: {float(radius.min()):g} is negative")
-        steps = iterations or self.iterations
+        steps = self.iterations if iterations is None else iterations
+        _check_count("iterations", steps, 1)
+        radius = self._radius(problem, y, radius)
         tol = self.tol if self.mixing else 0.0
         found = self._solved(problem, problem.start(y, start), y, radius, steps, tol)
         # A sample set aside at once would show its start, an image of nothing that was measured.
         image = torch.where((found.status == Status.NONFINITE)[:, None], torch.nan, found.value[0])
         return Solution(image.unflatten(1, problem.shape), found.status, found.iterations, found.residual)
+
+    def _radius(self, problem: Problem, y: Tensor, radius: Tensor | float) -> Tensor:
+        """``(B,)`` of the data's type; the data are checked on the way."""
+        problem.check_data(y)
+        if not isinstance(radius, Tensor):
+            if isinstance(radius, bool) or not isinstance(radius, int | float):
+                raise TypeError(f"radius: expected a number or a tensor (B,), got {_said(radius)}")
+            radius = y.new_full((len(y),), radius)
+        radius = radius.expand(len(y)) if radius.dim() == 0 else radius
+        check_like("radius", radius, "y", y)
+        check_shape("radius", radius, (len(y),), "(B,)")
+        if bool((radius < 0).any()):
+            raise ValueError(f"radius: {float(radius.min()):g} is negative")
+        return radius
 
     def _solved(
         self, problem: Problem, state: State, y: Tensor, radius: Tensor, steps: int, tol: float
@@ -211,29 +221,24 @@ class DEQMPI(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors with a header of their configuration; whole or not at all."""
-        from pyrecon.models.weights import save
-
-        save(self, path)
+        tensors, config = _described(self)
+        write_weights(path, self.system, config, tensors, self.card)
 
     @classmethod
     def load(cls, path: str | Path) -> DEQMPI:
-        """The model that :meth:`save` wrote.
+        """The model that :meth:`save` wrote, in evaluation mode.
 
         Raises
         ------
         DataError
             Where the file is cut off, foreign, or its tensors are not those that its header demands.
         """
-        from pyrecon.models.weights import load
-
-        return load(path)
+        return _loaded(read_header(path))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> DEQMPI:
         """Weights that come with the package by name, or a file of :meth:`save`; an unknown name lists the known."""
-        from pyrecon.models.weights import find_weights, load
-
-        return load(find_weights(name_or_path))
+        return cls.load(find_weights(name_or_path))
 
     @classmethod
     def from_released(cls, path: str | Path, layout: RowLayout | None = None) -> DEQMPI:
@@ -256,6 +261,107 @@ class DEQMPI(nn.Module):
             state[ours] = value
         model.load_state_dict(state)
         return model.eval()
+
+
+# --- the header of its weights -------------------------------------------------------------------------------------
+def _described(model: DEQMPI) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration, as they are written."""
+    tensors = dict(model.state_dict())
+    consistency: dict[str, Any] = {"kind": "none" if isinstance(model.consistency, ExactConsistency) else "ball"}
+    if isinstance(model.consistency, LearnedConsistency):
+        layout = model.consistency.layout
+        tensors[_ROWS] = layout.rows
+        consistency = {"kind": "learned", **model.consistency.config, "grid": layout.grid, "used": layout.used}
+        consistency["digest"] = layout.digest
+    inference = {name: getattr(model, name) for name in ("iterations", "mixing", "penalty")}
+    return tensors, {"rdn": model.rdn.config, "consistency": consistency, **inference}
+
+
+def _loaded(header: Header) -> DEQMPI:
+    if header.model != DEQMPI.system:
+        raise DataError(f"{header.path}: holds weights of {header.model!r}, expected {DEQMPI.system!r}")
+    try:
+        config = header.config
+        network = whole_numbers(config["rdn"], ("features", "growth", "blocks", "layers"))
+        kind = config["consistency"]["kind"]
+        if kind not in _KINDS:
+            raise ValueError(f"consistency: {kind!r}, expected one of {', '.join(_KINDS)}")
+        # Modules are built only where the file has their tensors: a header may ask for a million of them.
+        own = 2 * whole_number(config["consistency"]["layers"]) + 1 if kind == "learned" else 0
+        header.expect_count(2 * (5 + network["blocks"] * (network["layers"] + 1)) + own)
+        with torch.device("meta"):
+            rdn = RDN(**network)
+        model = DEQMPI(
+            rdn,
+            _consistency(config["consistency"], header),
+            iterations=whole_number(config["iterations"]),
+            mixing=whole_number(config.get("mixing", 0), least=0),
+            penalty=config.get("penalty", 1.0),
+        )
+        model.card = None if header.card is None else card_of(header.card)
+    except UNUSABLE as error:
+        raise header.unusable(error) from None
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+    rows = {}
+    if isinstance(model.consistency, LearnedConsistency):
+        rows[_ROWS] = ((len(model.consistency.layout.rows),), torch.int64)
+    tensors = read_tensors(header, expected | rows)
+    model.load_state_dict({name: tensors[name] for name in expected}, assign=True)
+    return model.eval()
+
+
+def new_card(
+    snr_db: float,
+    shape: tuple[int, int],
+    signal_range: tuple[float, float],
+    training: Mapping[str, Any] | None = None,
+    role: Role = "equilibrium",
+) -> Card:
+    """The card of weights trained on images of ``shape`` and data of that SNR and range of signals: :func:`card_of`."""
+    data = {"snr_db": snr_db, "signal_range": [*signal_range]}
+    return card_of({"model": "deq-mpi", "role": role, "shape": shape, "data": data, "training": training or {}})
+
+
+def card_of(value: Mapping[str, Any]) -> Card:
+    """The card of DEQ-MPI's weights: ``data`` holds ``snr_db``, the SNR of the training set, and ``signal_range``, 1st
+    and 99th percentile of the root mean square of its signals, in the scale of the model; ValueError for others."""
+    card = Card.from_dict(value)
+    low, high = (float(r) for r in card.data["signal_range"])
+    snr = float(card.data["snr_db"])
+    if not (math.isfinite(snr) and 0 < low <= high < math.inf and len(card.shape) == 2):
+        raise ValueError(f"card: SNR {snr}, signals {low} to {high}, images of shape {card.shape}")
+    if card.role not in ROLES:
+        raise ValueError(f"card: role {card.role!r}, expected one of {', '.join(ROLES)}")
+    return card
+
+
+def _consistency(config: dict[str, Any], header: Header) -> Consistency:
+    if config["kind"] != "learned":
+        return BallConsistency() if config["kind"] == "ball" else ExactConsistency()
+    if header.tensors.get(_ROWS, ((), None))[1] != torch.int64:
+        raise ValueError(f"{_ROWS} is {header.tensors.get(_ROWS)}, expected int64 rows")
+    groups, frequencies = (int(n) for n in config["grid"])
+    if not 0 < groups * frequencies <= _POINTS:
+        raise ValueError(f"grid: {groups} x {frequencies}, expected up to {_POINTS} points")
+    layout = RowLayout((groups, frequencies), read_tensors(header, [_ROWS])[_ROWS], int(config["used"]))
+    if layout.digest != config["digest"]:
+        raise ValueError(f"the row layout has digest {layout.digest}, expected {config['digest']}")
+    names = ("width", "layers", "kernel", "dims")
+    sizes = whole_numbers({name: config[name] for name in names}, names)
+    with torch.device("meta"):
+        return LearnedConsistency(layout, **sizes, ball=config["ball"])  # type: ignore[arg-type]
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {_said(value)}")
+    if value < least:
+        raise ValueError(f"{name}: {value}, expected at least {least}")
+
+
+def _said(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.60}"
 
 
 def _operands(module: nn.Module, *inputs: Tensor) -> dict[str, Any] | None:

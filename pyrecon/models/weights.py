@@ -1,16 +1,16 @@
-"""Weights of DEQ-MPI on disk: a safetensors file whose header says what they are and what they were trained for.
+"""Weights on disk: a safetensors file whose header says what they are and what they were trained for.
 
-Metadata entry ``"pyrecon"``, JSON: format version, model, network configurations, the row layout's grid and digest (its
-rows are the tensor ``consistency.rows``), iterations, mixing (0 where absent), penalty (1 where absent), and the
-:class:`~pyrecon.models.deq_mpi.Card`. Nothing in a file is used before its names, shapes and types have been compared
-with those that its own header demands.
+Metadata entry ``"pyrecon"``, JSON: format version, model, the model's configuration, and a :class:`Card`. This module
+knows no model: a model says which configuration makes which tensors. Nothing in a file is used, and nothing is built
+from it, before sizes, names, shapes and types have been compared with those that its own header demands.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,109 +22,159 @@ from pyrecon._errors import DataError
 from pyrecon._plain import plain
 from pyrecon.io import written_whole
 from pyrecon.io._files import PathLike, existing_file, one_line
-from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency, Role
-from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 
-FORMAT = 1
+FORMAT = 2  # 1 had the configuration beside these entries and the card's data beside its role
 SHIPPED = Path(__file__).parent / "pretrained"
-_ROWS = "consistency.rows"
+MOST = 1024  # larger than any sensible number of channels, layers or iterations
+_HEADER_BYTES = 4 << 20  # shipped files have 20 KB
+_TENSORS = 10_000
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
-_POINTS = 10**8
-_MOST = 1024  # larger than any sensible number of channels, layers or iterations
+
+# What reading nonsense raises, whichever way it is nested or however large its numbers.
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+
+Entry = tuple[tuple[int, ...], torch.dtype]  # shape and type of a tensor
 
 
-def save(model: DEQMPI, path: PathLike) -> None:
-    """Write the weights and their header, whole or not at all."""
+@dataclass(frozen=True)
+class Card:
+    """What weights are for and what they were trained on; it travels with them.
+
+    Attributes
+    ----------
+    model
+        Name of the system, e.g. ``"deq-mpi"``.
+    role
+        What the weights are for, one of the model's own words.
+    shape
+        Of the training images. The networks take any, the image content should be alike.
+    data
+        What the training data were like, in the model's own words: their SNR, range, operator.
+    training
+        Facts about the training: system, images, schedule, quality on its validation set.
+    """
+
+    model: str
+    role: str
+    shape: tuple[int, ...]
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Card:
+        """From a header; ValueError, KeyError or TypeError for what is none."""
+        shape = tuple(int(n) for n in value["shape"])
+        if not shape or min(shape) < 1:
+            raise ValueError(f"card: images of shape {shape}")
+        texts = (value["model"], value["role"])
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"card: model and role are {texts}, expected text")
+        return cls(*texts, shape, dict(value["data"]), dict(value["training"]))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, before any tensor is read.
+
+    ``tensors`` is the file's own table of shapes and types, ``format`` the version it was written in, ``config`` the
+    entries that belong to the model.
+    """
+
+    path: Path
+    model: str
+    config: dict[str, Any]
+    card: dict[str, Any] | None
+    tensors: dict[str, Any]
+    format: int = FORMAT
+
+    def unusable(self, error: Exception) -> DataError:
+        """What to raise where the model cannot make sense of the configuration."""
+        return DataError(f"{self.path}: the header is unusable ({type(error).__name__}: {one_line(error)})")
+
+    def expect_count(self, count: int) -> None:
+        """ValueError unless the file has ``count`` tensors: a model compares before it builds its modules."""
+        if len(self.tensors) != count:
+            raise ValueError(f"the file holds {len(self.tensors)} tensors, its configuration has {count}")
+
+
+def write_weights(
+    path: PathLike, model: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: Card | None
+) -> None:
+    """Write tensors and their header, whole or not at all; DataError where a value is not finite."""
     from safetensors.torch import save as packed
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    for name, value in whole.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"{path}: not written, {name} holds NaN or infinite values")
-    consistency: dict[str, Any] = {"kind": "none" if isinstance(model.consistency, ExactConsistency) else "ball"}
-    if isinstance(model.consistency, LearnedConsistency):
-        layout = model.consistency.layout
-        tensors[_ROWS] = layout.rows.cpu().contiguous()
-        consistency = {"kind": "learned", **model.consistency.config, "grid": layout.grid, "used": layout.used}
-        consistency["digest"] = layout.digest
-    header = {
-        "format": FORMAT,
-        "model": "deq-mpi",
-        "pyrecon": __version__,
-        "rdn": model.rdn.config,
-        "consistency": consistency,
-        "iterations": model.iterations,
-        "mixing": model.mixing,
-        "penalty": model.penalty,
-        "card": None if model.card is None else asdict(model.card),
-    }
+    header = {"format": FORMAT, "model": model, "pyrecon": __version__, "config": dict(config)}
+    header["card"] = None if card is None else asdict(card)
     # One spelling of one content: equal weights make equal files.
     text = json.dumps(plain(header), sort_keys=True, allow_nan=False)
     with written_whole(path) as temporary:
-        temporary.write_bytes(packed(tensors, metadata={"pyrecon": text}))  # save_file makes files for its user only
+        temporary.write_bytes(packed(whole, metadata={"pyrecon": text}))  # save_file makes files for its user only
 
 
-def load(path: PathLike) -> DEQMPI:
-    """The model in a file that :func:`save` wrote, in evaluation mode; DataError naming what is wrong otherwise."""
+def read_header(path: PathLike) -> Header:
+    """The header of a file that :func:`write_weights` wrote; DataError naming what is wrong otherwise."""
     path = existing_file(path)
-    header, found, tensors = _read(path)
-    if header.get("model") != "deq-mpi" or header.get("format") != FORMAT:
+    try:
+        table = json.loads(_header_text(path))
+        metadata = table.pop("__metadata__", {})
+        if len(table) > _TENSORS:
+            raise ValueError(f"{len(table)} tensors, expected up to {_TENSORS}")
+        tensors = {
+            str(name): (tuple(int(n) for n in entry["shape"]), _DTYPES.get(entry["dtype"], entry["dtype"]))
+            for name, entry in table.items()
+        }
+        text = metadata.get("pyrecon")
+    except UNUSABLE as error:
+        raise DataError(f"{path}: is no whole safetensors file ({one_line(error)})") from None
+    if text is None:
+        raise DataError(f"{path}: has no pyrecon header; weights of the authors load with DEQMPI.from_released")
+    try:
+        found = json.loads(text)
+    except UNUSABLE as error:
+        raise DataError(f"{path}: the header is no JSON ({one_line(error)})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: the header is a {type(found).__name__}, expected an object")
+    version, model = found.get("format"), found.get("model")
+    if version not in (1, FORMAT) or not isinstance(model, str):
         raise DataError(
-            f"{path}: holds {header.get('model')!r} in format {header.get('format')!r} (pyrecon "
-            f"{header.get('pyrecon')!r}), expected 'deq-mpi' in format {FORMAT}"
+            f"{path}: holds {model!r} in format {version!r} (pyrecon {found.get('pyrecon')!r}), expected a model in "
+            f"format 1 or {FORMAT}"
         )
+    config = found if version == 1 else found.get("config")
+    card = found.get("card")
+    if not isinstance(config, dict) or not isinstance(card, dict | None):
+        raise DataError(f"{path}: the header is unusable (its configuration or card is no object)")
+    return Header(path, model, config, _card_of_1(card, model) if card and version == 1 else card, tensors, version)
+
+
+def read_tensors(header: Header, expected: Mapping[str, Entry] | Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a file, all of them if each is as ``expected``, finite; or only those that are named."""
+    from safetensors import SafetensorError, safe_open
+
+    if isinstance(expected, Mapping):
+        for name in sorted(expected.keys() | header.tensors.keys()):
+            if header.tensors.get(name) != expected.get(name):
+                have, want = (_said(table.get(name)) for table in (header.tensors, expected))
+                raise DataError(f"{header.path}: {name} is {have}, expected {want}")
     try:
-        with torch.device("meta"):
-            rdn = RDN(**_numbers(header["rdn"], ("features", "growth", "blocks", "layers")))
-        consistency = _consistency(header["consistency"], found, tensors)
-        penalty = float(header.get("penalty", 1.0))
-        if not 0 < penalty < math.inf:
-            raise ValueError(f"penalty: {penalty}, expected a number above 0")
-        mixing = header.get("mixing", 0)
-        if not isinstance(mixing, int) or not 0 <= mixing <= _MOST:
-            raise ValueError(f"mixing: {mixing!r}, expected a whole number from 0 to {_MOST}")
-        steps = _number(header["iterations"])
-        model = DEQMPI(rdn, consistency, iterations=steps, mixing=mixing, penalty=penalty)
-        model.card = None if header["card"] is None else Card.from_dict(header["card"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: the header is unusable ({type(error).__name__}: {one_line(error)})") from None
-    expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
-    if isinstance(consistency, LearnedConsistency):
-        expected[_ROWS] = ((len(consistency.layout.rows),), torch.int64)
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
-            raise DataError(f"{path}: {name} is {_said(found.get(name))}, expected {_said(expected.get(name))}")
-    state = {name: tensors[name] for name in model.state_dict()}
-    for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise DataError(f"{path}: {name} holds NaN or infinite values")
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+        with safe_open(header.path, framework="pt") as file:  # checks that the table fits the file, byte by byte
+            values = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{header.path}: is no whole safetensors file ({one_line(error)})") from None
+    for name, value in values.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DataError(f"{header.path}: {name} holds NaN or infinite values")
+    return values
 
 
-def shipped_weights(role: Role | None = None) -> dict[str, Path]:
-    """Weights that come with the package, by name; with ``role`` those of it that fit any system matrix."""
+def shipped_weights(model: str | None = None) -> dict[str, Path]:
+    """Weights that come with the package, by name; with ``model`` those of one system."""
     known = {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
-    return known if role is None else {name: path for name, path in known.items() if _kind(path) == (role, False)}
-
-
-def _kind(path: Path) -> tuple[str, bool]:
-    """Role, and whether consistency is learned, by the header alone."""
-    header, _, _ = _read(path, tensors=False)
-    try:
-        role = (header["card"] or {}).get("role", "equilibrium")
-        return str(role), header["consistency"]["kind"] == "learned"
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: the header is unusable ({type(error).__name__}: {one_line(error)})") from None
-
-
-def check_role(name: str, model: DEQMPI, role: Role, method: str) -> Card:
-    """The card of weights that are for ``role``; DataError where there is none or it is another's."""
-    if model.card is None:
-        raise DataError(f"{name}: does not say what it was trained for")
-    if model.card.role != role:
-        raise DataError(f"{name}: holds weights of the role {model.card.role!r}, {method} takes {role!r}")
-    return model.card
+    return known if model is None else {name: p for name, p in known.items() if read_header(p).model == model}
 
 
 def find_weights(name_or_path: PathLike) -> Path:
@@ -139,61 +189,49 @@ def find_weights(name_or_path: PathLike) -> Path:
     )
 
 
-def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Header, what each tensor is by the file's own table, and the tensors if asked for."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:  # checks that the table fits the file's size, byte by byte
-            metadata = file.metadata() or {}
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            found = {
-                name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
-            }
-            values = {name: file.get_tensor(name) for name in slices} if tensors else {}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: is no whole safetensors file ({one_line(error)})") from None
-    if "pyrecon" not in metadata:
-        raise DataError(f"{path}: has no pyrecon header; weights of the authors load with DEQMPI.from_released")
-    try:
-        header = json.loads(metadata["pyrecon"])
-    except ValueError as error:
-        raise DataError(f"{path}: the header is no JSON ({one_line(error)})") from None
-    if not isinstance(header, dict):
-        raise DataError(f"{path}: the header is a {type(header).__name__}, expected an object")
-    return header, found, values
+def check_role(name: str, card: Card | None, role: str, method: str) -> Card:
+    """The card of weights that are for ``role``; DataError where there is none or it is another's."""
+    if card is None:
+        raise DataError(f"{name}: does not say what it was trained for")
+    if card.role != role:
+        raise DataError(f"{name}: holds weights of the role {card.role!r}, {method} takes {role!r}")
+    return card
 
 
-def _consistency(config: dict[str, Any], found: dict[str, Any], tensors: dict[str, Tensor]) -> Consistency:
-    if config["kind"] == "ball":
-        return BallConsistency()
-    if config["kind"] == "none":
-        return ExactConsistency()
-    if config["kind"] != "learned":
-        raise ValueError(f"consistency: {config['kind']!r}, expected 'ball', 'learned' or 'none'")
-    if _ROWS not in found or found[_ROWS][1] != torch.int64:
-        raise ValueError(f"{_ROWS} is {_said(found.get(_ROWS))}, expected int64 rows")
-    groups, frequencies = config["grid"]
-    if not 0 < groups * frequencies <= _POINTS:
-        raise ValueError(f"grid: {groups} x {frequencies}, expected up to {_POINTS} points")
-    layout = RowLayout((int(groups), int(frequencies)), tensors[_ROWS], int(config["used"]))
-    if layout.digest != config["digest"]:
-        raise ValueError(f"the row layout has digest {layout.digest}, expected {config['digest']}")
-    sizes = _numbers({name: config[name] for name in ("width", "layers", "kernel", "dims")})
-    with torch.device("meta"):
-        return LearnedConsistency(layout, **sizes, ball=config["ball"])  # type: ignore[arg-type]
-
-
-def _numbers(config: dict[str, Any], names: tuple[str, ...] | None = None) -> dict[str, int]:
-    if names is not None and set(config) != set(names):
-        raise ValueError(f"has {sorted(config)}, expected {sorted(names)}")
-    return {name: _number(value) for name, value in config.items()}
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
-        raise ValueError(f"{value!r}, expected a whole number from 1 to {_MOST}")
+def whole_number(value: Any, least: int = 1) -> int:
+    """A number of channels, layers or steps in a header; ValueError for what cannot be one."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise ValueError(f"expected a whole number from {least} to {MOST}, got {str(value)[:40]!r}")
     return value
+
+
+def whole_numbers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """These and no others."""
+    if set(config) != set(names):
+        raise ValueError(f"has {sorted(config)}, expected {sorted(names)}")
+    return {name: whole_number(value) for name, value in config.items()}
+
+
+def _header_text(path: Path) -> bytes:
+    """The JSON at the head of a safetensors file, its length judged before it is read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_HEADER_BYTES, path.stat().st_size - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {path.stat().st_size}")
+        return file.read(length)
+
+
+def _card_of_1(card: dict[str, Any], model: str) -> dict[str, Any]:
+    """Format 1 knew one model, whose data it named beside the rest; the first files had no roles."""
+    own = ("shape", "training", "role")
+    data = {name: value for name, value in card.items() if name not in own}
+    return {
+        "model": model,
+        "role": card.get("role", "equilibrium"),
+        "shape": card.get("shape", ()),
+        "data": data,
+        "training": card.get("training"),
+    }
 
 
 def _said(entry: Any) -> str:

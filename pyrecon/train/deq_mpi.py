@@ -1,49 +1,464 @@
-"""``pyrecon train deq-mpi``: generated vessels and a system matrix to weights, in a folder that a run can resume from.
+"""``pyrecon train deq-mpi``: generated vessels and a system matrix to weights. Configuration, stages and card.
 
-The folder holds ``config.json``, ``source.safetensors`` (the whitened system matrix), ``pool.npy`` (the images), for
-each stage ``last.ckpt``, its logs and, once it is done, ``weights.pt``, and in the end ``weights.safetensors``.
+The machinery is :mod:`pyrecon.train.run`, the data are :mod:`pyrecon.train.mpi_data`.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from pyrecon._errors import DataError, MissingDependency
+from pyrecon import metrics
+from pyrecon._errors import DataError
 from pyrecon._plain import plain
-from pyrecon.data.mpi import MPISystem
+from pyrecon.data.mpi import FINER, GRID, MPISystem, prepare_system
 from pyrecon.data.vessels import vascular_images
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
-from pyrecon.io import written_whole
-from pyrecon.io._files import one_line
-from pyrecon.models.deq_mpi import DEQMPI, Card, Consistency
+from pyrecon.models.deq_mpi import DEQMPI, Consistency, Role, new_card
+from pyrecon.models.mpi import LEARNED
 from pyrecon.models.mpi.system import image_shape, row_layout
 from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency, RowLayout
-from pyrecon.solvers import Anderson, ConvergenceWarning
-from pyrecon.train.config import Config
-from pyrecon.train.mpi_data import FINER, Source, TrainingData, fine_shape
-
-if TYPE_CHECKING:
-    from pyrecon.train.stages import Progress, Watch
-
-Curve = list[tuple[int, float]]  # step, quality in dB
-
-_CHUNK = 256  # images drawn between two reports
-_INITIAL = "initial.safetensors"
+from pyrecon.ops import project_l2_ball
+from pyrecon.solvers import Anderson
+from pyrecon.train import _files, run
+from pyrecon.train.config import RunConfig, Stage, setting
+from pyrecon.train.mpi_data import VALIDATION, Source, TrainingData, fine_shape
+from pyrecon.train.run import Drawn, Option, Outcome, Report, Task, Training
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; its folder resumes it."""
+# --- configuration ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """A training run of DEQ-MPI.
+
+    Attributes
+    ----------
+    snr_db
+        SNR of the training data (DEQ-MPI Eq. 36), one value as published.
+    consistency
+        ``"ball"``: projection, fits any system matrix. ``"learned"``: a network over this scan's rows. ``"none"``: the
+        data as they are, ``z0 = y``.
+    measure
+        How data are made: ``"blurred"`` with A_meas, the model reading them with ``A_meas U D`` (DEQ-MPI section IV-D);
+        ``"finer"`` by the system on a grid twice as fine, the model reading them with A_meas.
+    pool, validation
+        Images drawn for the run, for training and for measuring quality. Every batch takes images of the pool with
+        fresh brightness, mirrored at random.
+    layers
+        Convolutions per block of the RDN: 4 as released, 12 as printed.
+    dims
+        Of the learned consistency's kernels: 1 over the frequencies of a field-free line's angles; 2 over (channel,
+        frequency) for a scanner with several receive channels.
+    consistency_start
+        ``"projection"``: the learned consistency begins as the projection onto the ball
+        (:meth:`~pyrecon.nn.LearnedConsistency.become_projection`), and its own stage is left out; ``"random"`` as
+        published. After 300 steps of that stage and 100 of the equilibrium at 25 dB the published way was still 6 dB
+        behind the other.
+    denoiser, projection, equilibrium
+        The three stages: the RDN learns to denoise, the learned consistency to project onto the l2-ball, and both train
+        on at the equilibrium. A stage of no steps is left out: its network starts from random weights.
+    end_to_end
+        In place of the equilibrium: the RDN learns to turn least-squares images into true ones.
+    denoiser_noise
+        sigma_1, standard deviation of the noise that the RDN learns to remove.
+    projection_noise
+        sigma_2 on y and sigma_3 on v, for the learned consistency; zeros train it on noise-free data.
+    gradient
+        How gradients pass the equilibrium: ``"implicit"`` as published, or ``"jacobian-free"``, at a fraction of the
+        time. ``"unrolled"``: no equilibrium, but ``unrolled_steps`` plain steps from the start, in training and at
+        inference.
+    unrolled_steps
+        5 as published.
+    penalty
+        c of :class:`~pyrecon.models.DEQMPI`, 1 as published. Without an equilibrium that 25 steps come near, the
+        training is of something else than is used: at 25 dB and c = 1 an image that had gained 10.8 dB over least
+        squares in 25 steps lost 1.6 dB of them by 400. Higher SNR wants more: 25 at 35 dB.
+    tolerance, limit, backward_limit
+        Of the equilibrium and its gradient: relative change at which they end, and most iterations of either.
+    memory
+        Of Anderson mixing, in training and at inference.
+    seed, validate_every, save_every
+        As in :class:`~pyrecon.train.config.RunConfig`.
+    """
+
+    snr_db: float = setting(25.0, "--snr", "SNR of the training data in dB.")
+    consistency: Literal["ball", "learned", "none"] = setting(
+        "ball", "--consistency", "ball: fits any system matrix. learned: for this scan's rows. none: z0 = y."
+    )
+    measure: Literal["blurred", "finer"] = setting(
+        "blurred", "--measure", "blurred: A x + noise, read with A U D. finer: objects on a finer grid."
+    )
+    pool: int = setting(12_000, "--pool", "Training images.", least=1)
+    validation: int = setting(128, "--validation", "Validation images.", least=1)
+    layers: int = setting(4, "", "Convolutions per block of the RDN.", least=1, most=1024)
+    dims: Literal[1, 2] = setting(
+        1, "--dims", "Of learned consistency: 1 for a field-free line, 2 for several channels."
+    )
+    consistency_start: Literal["projection", "random"] = setting(
+        "projection",
+        "--consistency-start",
+        "Of learned consistency. random: as published, then a stage that learns to project.",
+    )
+    denoiser: Stage = setting(Stage(1800, halve=450), "--denoiser-steps", "Steps of the denoiser's stage.")
+    projection: Stage = setting(Stage(500, halve=100), "--projection-steps", "Steps of learned consistency's stage.")
+    equilibrium: Stage = setting(Stage(600, batch=16, halve=150))
+    end_to_end: Stage = setting(Stage(0))
+    denoiser_noise: float = setting(0.1, "", "Noise that the denoiser learns to remove.", above=0)
+    projection_noise: tuple[float, float] = setting(
+        (0.05, 0.02), "--projection-noise", "Noise on y and v in learned consistency's stage; 0 0: none."
+    )
+    gradient: Literal["implicit", "jacobian-free", "unrolled"] = setting(
+        "implicit", "--gradient", "Through the equilibrium; jacobian-free is faster."
+    )
+    unrolled_steps: int = setting(5, "--unrolled-steps", "Steps of the unrolled model.", least=1, most=1024)
+    penalty: float = setting(
+        10.0, "--penalty", "Of the data's split in ADMM; 1 as published, more for high SNR.", above=0
+    )
+    tolerance: float = setting(1e-4, "--tolerance", "Relative change at which they end.", least=0)
+    limit: int = setting(40, "--limit", "Most iterations to the equilibrium.", least=1)
+    backward_limit: int = setting(20, "--backward-limit", "Most iterations to its gradient.", least=1)
+    memory: int = setting(5, "", "Of Anderson mixing.", least=1, most=1024)
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"end_to_end", "unrolled_steps", "consistency_start"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.projection_noise) < 0:
+            raise DataError(f"projection_noise: {self.projection_noise}, expected numbers from 0")
+        if self.end_to_end.steps and self.equilibrium.steps:
+            raise DataError("end_to_end, equilibrium: a run has steps of one of them, not of both")
+
+    @property
+    def role(self) -> Role | None:
+        """What the weights will be for: what the last stage trains; None where no stage has steps."""
+        if self.end_to_end.steps:
+            return "end-to-end"
+        if self.equilibrium.steps:
+            return "unrolled" if self.gradient == "unrolled" else "equilibrium"
+        return "denoiser" if self.denoiser.steps else None
+
+    @classmethod
+    def of_scale(cls, scale: Literal["quick", "full"], role: Role = "equilibrium", **changes: Any) -> Config:
+        """``"quick"``: within an hour on two cores. ``"full"``: as published, 200 epochs of 33,692 images, for a GPU.
+
+        The publication does not say how long the two networks are trained beforehand; here 50 and 10 epochs. ``role``
+        picks the stages: all for ``"equilibrium"`` and ``"unrolled"``, the first for ``"denoiser"``; for
+        ``"end-to-end"`` one stage of its own, with as many steps as the others have together.
+        """
+        quick = cls()
+        if scale == "quick":
+            return cls(**(_stages_of(role, quick) | changes))
+        if scale != "full":
+            raise DataError(f"scale: {scale!r}, expected quick or full")
+        epoch = math.ceil(33_692 / 64)
+        published: dict[str, Any] = {
+            "pool": 33_692,
+            "validation": 512,
+            "denoiser": Stage(50 * epoch, halve=8 * epoch),
+            "projection": Stage(10 * epoch, halve=2 * epoch),
+            "equilibrium": Stage(200 * epoch, halve=30 * epoch),
+            "limit": 25,
+            "backward_limit": 25,
+            "validate_every": epoch,
+            "save_every": epoch // 2,
+        }
+        return cls(**(published | _stages_of(role, cls(**published)) | changes))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that have something to do, in order."""
+        learns = self.consistency == "learned" and self.consistency_start == "random"
+        return tuple(name for name in super().stages if name != "projection" or learns)
+
+
+def _stages_of(role: Role, usual: Config) -> dict[str, Any]:
+    none = Stage(0)
+    if role == "denoiser":
+        return {"projection": none, "equilibrium": none}
+    if role == "end-to-end":
+        steps = usual.denoiser.steps + usual.equilibrium.steps
+        halve = round(usual.equilibrium.halve * steps / usual.equilibrium.steps)
+        stages = dict.fromkeys(("denoiser", "projection", "equilibrium"), none)
+        return stages | {"end_to_end": replace(usual.equilibrium, steps=steps, batch=usual.denoiser.batch, halve=halve)}
+    return {"gradient": "unrolled"} if role == "unrolled" else {}
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+class Denoiser(Task):
+    """``|RDN(x + n) - x|_1``, n white of standard deviation sigma_1 (DEQ-MPI Eq. 26). Quality: pSNR."""
+
+    name = "denoiser"
+
+    @property
+    def part(self) -> nn.Module:
+        rdn: nn.Module = self.model.rdn
+        return rdn
+
+    def loss(self, step: int) -> Tensor:
+        images = self.data.coarse(self.data.images(step, self.stage.batch))
+        noise = self.data.config.denoiser_noise * self.data.noise(tuple(images.shape), step)
+        return F.l1_loss(self.model.rdn(images + noise), images)
+
+    def quality(self) -> dict[str, float]:
+        images = self.data.coarse(self.data.validation)
+        noise = self.data.config.denoiser_noise * self.data.noise(tuple(images.shape), 2, VALIDATION)
+        return {"quality": _mean_psnr(self.model.rdn(images + noise), images)}
+
+
+class Projection(Task):
+    """``|LC(v, y) - proj(v, y)|_1`` for noisy y and v of the same image (Eq. 27). Quality: ``-20 log10`` of the
+    relative distance between the two."""
+
+    name = "projection"
+    measure = run.Quality("nearness")
+
+    @property
+    def part(self) -> nn.Module:
+        consistency: nn.Module = self.model.consistency
+        return consistency
+
+    def loss(self, step: int) -> Tensor:
+        learned, projected = self._both(self.data.images(step, self.stage.batch), step, None)
+        return F.l1_loss(learned, projected)
+
+    def quality(self) -> dict[str, float]:
+        learned, projected = self._both(self.data.validation, 3, VALIDATION)
+        distance = torch.linalg.vector_norm(learned - projected, dim=1) / torch.linalg.vector_norm(projected, dim=1)
+        return {"quality": float(-20 * torch.log10(distance).mean())}
+
+    def _both(self, images: Tensor, step: int, stream: int | None) -> tuple[Tensor, Tensor]:
+        clean, config = self.data.clean(images), self.data.config
+        noise = self.data.noise((2, *clean.shape), step, **({} if stream is None else {"stream": stream}))
+        y, v = (clean + sigma * n for sigma, n in zip(config.projection_noise, noise, strict=True))
+        radius = y.new_full((len(y),), self.data.system.radius(config.snr_db))
+        return self.model.consistency(v, y, radius), project_l2_ball(v, y, radius)
+
+
+class Equilibrium(Task):
+    """``|x* - x|_1`` at the fixed point (Eq. 13). Quality: pSNR after the steps of inference."""
+
+    name = "equilibrium"
+
+    def loss(self, step: int) -> Tensor:
+        batch = self.data.measured(step, self.stage.batch)
+        return F.l1_loss(self.model(self.data.problem, batch.y, batch.radius), batch.images)
+
+    def watched(self) -> dict[str, Tensor]:
+        gradient = self.model.gradient
+        if isinstance(gradient, ImplicitGradient) and gradient.last is not None:
+            return {"gradient_residual": gradient.last.residual.mean()}
+        return {}
+
+    def quality(self) -> dict[str, float]:
+        batch = self.data.validation_set()
+        found = self.model.reconstruct(self.data.problem, batch.y, batch.radius)
+        start = self.data.problem.start(batch.y)[0].view_as(batch.images)
+        return {
+            "quality": _mean_psnr(found.value.clamp(min=0), batch.images),
+            "least_squares": _mean_psnr(start, batch.images),
+            "residual": float(found.residual.mean()),  # relative change in the last step
+        }
+
+
+class EndToEnd(Task):
+    """``|RDN(x_ls) - x|_1`` for least-squares images x_ls of noisy data (section V-A). Quality: pSNR."""
+
+    name = "end_to_end"
+
+    @property
+    def part(self) -> nn.Module:
+        rdn: nn.Module = self.model.rdn
+        return rdn
+
+    def loss(self, step: int) -> Tensor:
+        batch = self.data.measured(step, self.stage.batch)
+        return F.l1_loss(self.model.direct(self.data.problem, batch.y), batch.images)
+
+    def quality(self) -> dict[str, float]:
+        batch = self.data.validation_set()
+        start = self.data.problem.start(batch.y)[0].view_as(batch.images)
+        return {
+            "quality": _mean_psnr(self.model.direct(self.data.problem, batch.y), batch.images),
+            "least_squares": _mean_psnr(start, batch.images),
+        }
+
+
+def _mean_psnr(images: Tensor, truth: Tensor) -> float:
+    return float(metrics.psnr(images, truth).mean())
+
+
+# --- the system ------------------------------------------------------------------------------------------------------
+class DEQMPITraining(Training):
+    """DEQ-MPI, or what it is compared with, on random vascular trees."""
+
+    source: Source
+    config: Config
+
+    name = "deq-mpi"
+    settings = Config
+    tasks = (Denoiser, Projection, Equilibrium, EndToEnd)
+    models: ClassVar[Mapping[str, Role]] = {
+        "deq": "equilibrium",
+        "unrolled": "unrolled",
+        "end-to-end": "end-to-end",
+        "denoiser": "denoiser",
+    }
+    options = (
+        Option("--system-matrix", Path, None, "MDF system matrix. Default: a simulated calibration.", also=("-s",)),
+        Option("--field", float, 0.5, "Selection field of the simulated scanner, T/m.", least=0.05),
+        Option("--snr-threshold", float, 5.0, "Leave out system-matrix rows with less SNR.", least=0),
+        Option("--upsample", int, 1, "Refine the system matrix's grid by this factor.", least=1),
+    )
+
+    @classmethod
+    def configured(cls, scale: Any, model: str, given: Mapping[str, Any]) -> Config:
+        """What was given has to be of the model that is trained."""
+        gradient = given.get("gradient")
+        if model == "unrolled" and gradient not in (None, "unrolled"):
+            raise DataError(f"--gradient: {gradient} leads through an equilibrium, --model unrolled has none")
+        if model not in ("deq", "unrolled") and gradient is not None:
+            raise DataError(f"--gradient: is of the equilibrium, which --model {model} does not train")
+        if "unrolled_steps" in given and model != "unrolled" and gradient != "unrolled":
+            raise DataError("--unrolled-steps: is for --model unrolled")
+        learns = given.get("consistency") == "learned" and given.get("consistency_start") == "random"
+        if not learns and (given.get("projection.steps") or "projection_noise" in given):
+            raise DataError(
+                "--projection-steps, --projection-noise: are for --consistency learned --consistency-start random"
+            )
+        config = super().configured(scale, model, given)
+        assert isinstance(config, Config)
+        return config
+
+    @classmethod
+    def new_source(cls, seed: int, options: Mapping[str, Any]) -> Source:
+        from pyrecon import io
+        from pyrecon.io import mdf
+        from pyrecon.physics.mpi import Scanner
+
+        path, factor = options["system_matrix"], options["upsample"]
+        if path is None:
+            calibration = Scanner(gradient=options["field"]).calibrate(GRID, seed=seed)
+        else:
+            if io.detect(path) != "mdf-system-matrix":
+                raise DataError(f"{path}: is {io.detect(path)}, expected an MDF system matrix")
+            calibration = mdf.read_system_matrix(path)
+        system = prepare_system(calibration, snr_threshold=options["snr_threshold"])
+        return source_of(system if factor == 1 else system.upsampled(factor))
+
+    @classmethod
+    def kept(cls, source: Source | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if source is None:
+            raise DataError("system: a new run needs a system matrix")
+        tensors, facts = {"matrix": source.matrix}, dict[str, Any](shape=source.shape)
+        if source.layout is not None:
+            tensors["rows"] = source.layout.rows
+            facts |= {"grid": source.layout.grid, "used": source.layout.used}
+        return tensors, facts
+
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Source:
+        (height, width), matrix = facts["shape"], tensors["matrix"]
+        if matrix.dtype != torch.float32 or matrix.dim() != 2 or matrix.shape[1] != height * width or not len(matrix):
+            raise ValueError(f"the matrix is {matrix.dtype} {tuple(matrix.shape)} for images of {height} x {width}")
+        if "rows" not in tensors:
+            return Source(matrix, (height, width))
+        rows, (groups, frequencies) = tensors["rows"], facts["grid"]
+        if rows.dtype != torch.int64 or 2 * len(rows) != len(matrix) or not 0 < groups * frequencies <= _POINTS:
+            raise ValueError(f"{len(rows)} rows of {groups} x {frequencies} for a matrix of {len(matrix)}")
+        return Source(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]))
+
+    @classmethod
+    def pretrained(cls, name: str | Path) -> DEQMPI:
+        return DEQMPI.from_pretrained(name)
+
+    def data(self, drawn: Drawn) -> TrainingData:
+        config, source = self.config, self.source
+        if config.consistency == "learned" and source.layout is None:
+            raise DataError("consistency: 'learned' needs rows of several angles or channels; use 'ball'")
+        shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
+        images = _files.kept_pool(
+            self.folder / "pool.npy",
+            config.pool + config.validation,
+            shape,
+            lambda first, count: vascular_images(
+                count, shape=shape, factor=factor, peak=(1.0, 1.0), seed=config.seed, first=first
+            ),
+            drawn,
+        )
+        return TrainingData.of(source, config, images[: config.pool], images[config.pool :])
+
+    def model(self, initial: Path | None) -> DEQMPI:
+        config, layout = self.config, self.source.layout
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            rdn = RDN(layers=config.layers)
+            consistency: Consistency | None = None
+            if config.consistency == "learned" and layout is not None:
+                consistency = LearnedConsistency(layout, dims=config.dims)
+                if config.consistency_start == "projection":
+                    consistency.become_projection()
+            elif config.consistency == "none":
+                consistency = ExactConsistency()
+        card = None
+        if initial is not None:
+            known = DEQMPI.load(initial)
+            rdn, card = known.rdn, known.card
+            if isinstance(consistency, LearnedConsistency) and isinstance(known.consistency, LearnedConsistency):
+                if known.consistency.layout.digest != consistency.layout.digest:
+                    raise DataError("initial: its learned consistency belongs to other rows than the system matrix has")
+                consistency = known.consistency
+        solver = Anderson(memory=config.memory)
+        gradient: Gradient = JacobianFree()
+        inference = {"mixing": config.memory}
+        if config.gradient == "implicit":
+            gradient = ImplicitGradient(solver=solver, tol=config.tolerance, max_iter=config.backward_limit)
+        elif config.gradient == "unrolled":  # inference is what was trained: as many steps, and plain ones
+            gradient, inference = Unrolled(config.unrolled_steps), {"iterations": config.unrolled_steps}
+        model = DEQMPI(
+            rdn,
+            consistency,
+            penalty=config.penalty,
+            solver=solver,
+            tol=config.tolerance,
+            max_iter=config.limit,
+            gradient=gradient,
+            **inference,
+        )
+        model.card = card
+        return model
+
+    def finish(self, model: DEQMPI, data: TrainingData, outcomes: dict[str, Outcome]) -> None:
+        config, source, role = self.config, self.source, self.config.role or "equilibrium"
+        facts: dict[str, Any] = {"config": asdict(config), "rows": len(source.matrix)}
+        facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
+        facts["curves"] = {
+            name: [[step, round(quality, 2)] for step, quality in outcome.history] for name, outcome in outcomes.items()
+        }
+        if model.card is not None:
+            facts["initial"] = model.card.training  # how the weights that the run began with were made
+            role = config.role or cast(Role, model.card.role)
+        model.card = new_card(config.snr_db, source.shape, data.signal_range, plain(facts), role)
+
+    @classmethod
+    def advice(cls, model: DEQMPI, path: Path) -> str:
+        assert model.card is not None
+        method = next(name for name, kind in LEARNED.items() if kind.role == model.card.role)
+        return f"pyrecon reconstruct SCAN.mdf -s SM.mdf -m {method} --weights {path}"
+
+
+_POINTS = 10**8
+
+
+def source_of(system: MPISystem) -> Source:
+    """What a run keeps of a whitened system."""
+    return Source(system.matrix, image_shape(system.grid.shape), row_layout(system))
 
 
 def train_deq_mpi(
@@ -54,30 +469,21 @@ def train_deq_mpi(
     initial: str | Path | None = None,
     resume: bool = False,
     device: str = "cpu",
-    report: Callable[[Progress], None] = lambda progress: None,
-    drawn: Callable[[int, int], None] = lambda done, total: None,
-    stop: Callable[[], bool] = lambda: False,
+    report: Report = lambda progress: None,
+    drawn: Drawn = lambda done, total: None,
+    stop: Any = lambda: False,
 ) -> DEQMPI:
-    """Train DEQ-MPI, or finish a run that was interrupted.
+    """Train DEQ-MPI, or finish a run that was interrupted: :func:`pyrecon.train.train` of this system.
 
     Parameters
     ----------
-    folder
-        Of the run; a new run needs one that does not hold a run yet.
+    folder, resume, device, report, drawn, stop
+        As in :func:`~pyrecon.train.train`.
     system, config
         The whitened system matrix and the schedule of a new run.
     initial
         Weights of :meth:`DEQMPI.save` to begin with, in place of random ones, whatever their role: the networks of a
         run at another SNR, say, or a denoiser to train on. Stages of no steps are left out.
-    resume
-        Go on where the run in ``folder`` stood; system and config are its own. On one machine and number of threads the
-        weights are, bit by bit, those of a run that was never interrupted.
-    device
-        Where to compute: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-    report, drawn
-        Called after every step, and while images are drawn with how many there are.
-    stop
-        Asked after every step; True writes a checkpoint and raises :class:`Interrupted`.
 
     Returns
     -------
@@ -86,235 +492,17 @@ def train_deq_mpi(
 
     Source: DEQ-MPI (Güngör et al.), section III-B.2.
     """
-    _require_lightning()
-    folder = Path(folder)
-    if resume:
-        config, source = Config.from_json(folder / "config.json"), _read_source(folder / "source.safetensors")
-    else:
-        if system is None:
-            raise DataError("system: a new run needs a system matrix")
-        config = config or Config()
-        source = system if isinstance(system, Source) else source_of(system)
-        _begin(folder, source, config, initial)
-    if config.consistency == "learned" and source.layout is None:
-        raise DataError("consistency: 'learned' needs rows of several angles or channels; use 'ball'")
-    pool, validation = _images(folder, source, config, drawn)
-    data = TrainingData.of(source, config, pool, validation)
-    model = _new_model(folder, source, config)
-    qualities, curves = {}, {}
-    for name in config.stages:
-        qualities[name], curves[name] = _run_stage(folder / name, name, model, data, device, report, stop)
-    model = model.to("cpu").eval()
-    facts: dict[str, Any] = {"config": asdict(config), "quality_db": qualities, "rows": len(source.matrix)}
-    facts["curves"] = {name: [[step, round(quality, 2)] for step, quality in curve] for name, curve in curves.items()}
-    role = config.role or "equilibrium"
-    if model.card is not None:
-        facts["initial"] = model.card.training  # how the weights that the run began with were made
-        role = config.role or model.card.role
-    model.card = Card(config.snr_db, source.shape, data.signal_range, plain(facts), role)
-    model.save(folder / "weights.safetensors")
-    return model
-
-
-def source_of(system: MPISystem) -> Source:
-    """What a run keeps of a whitened system."""
-    return Source(system.matrix, image_shape(system.grid.shape), row_layout(system))
-
-
-# --- stages --------------------------------------------------------------------------------------------------------
-def _run_stage(
-    folder: Path,
-    name: str,
-    model: DEQMPI,
-    data: TrainingData,
-    device: str,
-    report: Callable[[Progress], None],
-    stop: Callable[[], bool],
-) -> tuple[float, Curve]:
-    """Train one stage, or load what it came to; leaves its best weights in ``model``.
-
-    Returns their quality, and the quality at every validation.
-    """
-    import lightning as L
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-    from pyrecon.train.stages import MODULES, Watch, loader
-
-    done, checkpoint = folder / "weights.pt", folder / "last.ckpt"
-    if done.exists():
-        kept = _read_checkpoint(done)
-        model.load_state_dict(kept["weights"])
-        return float(kept["quality"]), kept["history"]
-    folder.mkdir(parents=True, exist_ok=True)
-    module = MODULES[name](model, data, getattr(data.config, name))
-    watch = Watch(checkpoint, data.config.validate_every, data.config.save_every, report, stop)
-    accelerator, devices = _devices(device)
-    with warnings.catch_warnings(), _quiet(logging.getLogger("lightning.pytorch")):
-        # About loaders, loggers and tuning that a run of this kind has no use for.
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.simplefilter("ignore", ConvergenceWarning)  # logged as residuals
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            max_steps=module.stage.steps,
-            max_epochs=-1,
-            callbacks=[watch],
-            logger=[CSVLogger(folder, name="log"), TensorBoardLogger(folder, name="tensorboard", version=0)],
-            log_every_n_steps=min(10, data.config.validate_every),
-            gradient_clip_val=module.stage.clip or None,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        if checkpoint.exists():
-            _read_checkpoint(checkpoint)
-        trainer.fit(module, loader(), ckpt_path=checkpoint if checkpoint.exists() else None)
-    if watch.stopped:
-        raise Interrupted(f"{folder.parent}: stopped after step {trainer.global_step} of {name}")
-    return _finish(done, model, watch)
-
-
-@contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Without the notices of hardware and of each stage's end."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _finish(done: Path, model: DEQMPI, watch: Watch) -> tuple[float, Curve]:
-    model.load_state_dict(watch.weights)
-    with written_whole(done) as temporary:
-        torch.save({"weights": watch.weights, "quality": watch.best, "history": watch.history}, temporary)
-    return watch.best, watch.history
-
-
-def _devices(device: str) -> tuple[str, Any]:
-    kind, _, index = device.partition(":")
-    if kind == "cpu":
-        return "cpu", 1
-    return ("gpu" if kind == "cuda" else kind), [int(index)] if index else 1
-
-
-def _new_model(folder: Path, source: Source, config: Config) -> DEQMPI:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        rdn = RDN(layers=config.layers)
-        consistency: Consistency | None = None
-        if config.consistency == "learned" and source.layout is not None:
-            consistency = LearnedConsistency(source.layout, dims=config.dims)
-            if config.consistency_start == "projection":
-                consistency.become_projection()
-        elif config.consistency == "none":
-            consistency = ExactConsistency()
-    card = None
-    if (folder / _INITIAL).exists():
-        known = DEQMPI.load(folder / _INITIAL)
-        rdn, card = known.rdn, known.card
-        if isinstance(consistency, LearnedConsistency) and isinstance(known.consistency, LearnedConsistency):
-            if known.consistency.layout.digest != consistency.layout.digest:
-                raise DataError("initial: its learned consistency belongs to other rows than the system matrix has")
-            consistency = known.consistency
-    solver = Anderson(memory=config.memory)
-    gradient: Gradient = JacobianFree()
-    inference = {"mixing": config.memory}
-    if config.gradient == "implicit":
-        gradient = ImplicitGradient(solver=solver, tol=config.tolerance, max_iter=config.backward_limit)
-    elif config.gradient == "unrolled":  # inference is what was trained: as many steps, and plain ones
-        gradient, inference = Unrolled(config.unrolled_steps), {"iterations": config.unrolled_steps}
-    model = DEQMPI(
-        rdn,
-        consistency,
-        penalty=config.penalty,
-        solver=solver,
-        tol=config.tolerance,
-        max_iter=config.limit,
-        gradient=gradient,
-        **inference,
+    source = source_of(system) if isinstance(system, MPISystem) else system
+    model: DEQMPI = run.train(
+        DEQMPITraining,
+        folder,
+        source,
+        config,
+        initial=initial,
+        resume=resume,
+        device=device,
+        report=report,
+        drawn=drawn,
+        stop=stop,
     )
-    model.card = card
     return model
-
-
-# --- the folder ----------------------------------------------------------------------------------------------------
-def _begin(folder: Path, source: Source, config: Config, initial: str | Path | None) -> None:
-    from safetensors.torch import save as packed
-
-    if (folder / "config.json").exists():
-        raise DataError(f"{folder}: holds a training run already; resume it, or choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made ({error.strerror})") from error
-    tensors = {"matrix": source.matrix.cpu().contiguous()}
-    facts: dict[str, Any] = {"shape": source.shape}
-    if source.layout is not None:
-        tensors["rows"] = source.layout.rows
-        facts |= {"grid": source.layout.grid, "used": source.layout.used}
-    with written_whole(folder / "source.safetensors") as temporary:
-        temporary.write_bytes(packed(tensors, metadata={"pyrecon": json.dumps(facts)}))
-    if initial is not None:
-        DEQMPI.from_pretrained(initial).save(folder / _INITIAL)
-    # Last, so that a folder with a configuration has all that a run needs.
-    with written_whole(folder / "config.json") as temporary:
-        temporary.write_text(config.to_json())
-
-
-def _read_source(path: Path) -> Source:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["pyrecon"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        height, width = facts["shape"]
-        layout = RowLayout(tuple(facts["grid"]), tensors["rows"], facts["used"]) if "rows" in tensors else None
-        return Source(tensors["matrix"], (height, width), layout)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is not the system of a training run ({one_line(error)})") from None
-
-
-def _images(folder: Path, source: Source, config: Config, drawn: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
-    """Pool and validation images of peak 1, drawn once per run."""
-    path, total = folder / "pool.npy", config.pool + config.validation
-    shape = fine_shape(source.shape, config)
-    if path.exists():
-        try:
-            images = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: is not the pool of a training run ({one_line(error)})") from None
-        if images.shape != (total, *shape) or images.dtype != np.float32:
-            raise DataError(f"{path}: holds {images.dtype} {images.shape}, expected float32 {(total, *shape)}")
-    else:
-        factor = FINER if config.measure == "blurred" else 1
-        images = np.empty((total, *shape), np.float32)
-        for first in range(0, total, _CHUNK):
-            part = images[first : first + _CHUNK]
-            part[:] = vascular_images(
-                len(part), shape=shape, factor=factor, peak=(1.0, 1.0), seed=config.seed, first=first
-            )
-            drawn(first + len(part), total)
-        with written_whole(path) as temporary:
-            np.save(temporary, images)
-    tensors = torch.from_numpy(images)
-    return tensors[: config.pool], tensors[config.pool :]
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a truncated archive or a hostile pickle has its own ways to fail
-        raise DataError(f"{path}: is not a checkpoint of a training run ({type(error).__name__})") from None
-    return content
-
-
-def _require_lightning() -> None:
-    for package in ("lightning", "tensorboard"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise MissingDependency(package, "train", "training") from error

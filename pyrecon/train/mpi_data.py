@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrecon.data.mpi import box_downsample, upsample_rows
+from pyrecon.data.mpi import FINER, blurred_rows, box_downsample, upsample_rows
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.system import SIGNAL_RMS, Problem, ScaledSystem, compressed, noise_std, published_start
 from pyrecon.nn import RowLayout
-from pyrecon.train.config import Config
 
-FINER = 2
+if TYPE_CHECKING:
+    from pyrecon.train.deq_mpi import Config
+
 _SAMPLE = 1024  # images of the pool whose signals set the scale
 # The streams of random numbers.
 IMAGES, NOISE, VALIDATION, SCALE = range(4)
@@ -75,9 +77,7 @@ class TrainingData:
         """``pool`` and ``validation`` hold images of peak 1 on the grid that data are made on: :func:`fine_shape`."""
         forward, matrix = source.matrix, source.matrix
         if config.measure == "blurred":
-            fine = upsample_rows(matrix, source.shape, FINER)
-            shape = (FINER * source.shape[0], FINER * source.shape[1])
-            matrix = box_downsample(fine.unflatten(1, shape), FINER).flatten(1)
+            matrix = blurred_rows(matrix, source.shape)
         else:
             # A fine voxel holds a share of a coarse one's tracer.
             forward = upsample_rows(matrix, source.shape, FINER) / FINER**2
@@ -143,12 +143,20 @@ class TrainingData:
         return self._measure(self.validation, self.noise((count, len(self.forward)), 1, VALIDATION))
 
     def _measure(self, images: Tensor, noise: Tensor) -> Measured:
-        sigma = noise_std(self.config.snr_db)
-        y = self.clean(images) + sigma * noise
-        radius = y.new_full((len(y),), sigma * math.sqrt(y.shape[1]))
+        y, radius = with_noise(self.clean(images), self.config.snr_db, noise)
         if self.factored is not None:
             y = self.factored.coordinates(y)
         return Measured(self.coarse(images), y, radius)
+
+
+def with_noise(clean: Tensor, snr_db: float, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Data ``(B, M)`` in the scale of the model with white ``noise`` of an SNR, and the radius of their ball ``(B,)``.
+
+    ``sigma = 0.41 * 10^(-SNR / 20)`` on every real row, ``radius = sigma * sqrt(M)`` (DEQ-MPI Eq. 36).
+    """
+    sigma = noise_std(snr_db)
+    y = clean + sigma * noise
+    return y, y.new_full((len(y),), sigma * math.sqrt(y.shape[1]))
 
 
 def fine_shape(shape: tuple[int, int], config: Config) -> tuple[int, int]:

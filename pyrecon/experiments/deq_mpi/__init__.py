@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from pyrecon._errors import DataError
 from pyrecon.experiments.deq_mpi.ablations import EXPERIMENTS
 from pyrecon.experiments.deq_mpi.figures import FIGURES
 from pyrecon.experiments.deq_mpi.study import RECIPES, Sizes, Study
 from pyrecon.experiments.deq_mpi.tables import TABLES, picture
+from pyrecon.experiments.study import Paper
+from pyrecon.train.run import Option
 
-__all__ = ["EXPERIMENTS", "FIGURES", "RECIPES", "TABLES", "Sizes", "Study", "picture"]
+__all__ = ["EXPERIMENTS", "FIGURES", "PAPER", "RECIPES", "TABLES", "Sizes", "Study", "picture"]
+
+
+def _study(images: str, **options: Any) -> Study:
+    if images not in ("generated", "retina") and not Path(images).exists():
+        raise DataError(f"--images: {images}: no such file; expected generated, retina, or a NIfTI volume")
+    return Study(images=images, **options)
+
+
+PAPER = Paper(
+    "deq-mpi",
+    _study,
+    TABLES,
+    FIGURES,
+    EXPERIMENTS,
+    picture,
+    (Option("--images", str, "generated", "Vessels: generated, retina, or a NIfTI angiogram."),),
+    about="Models that do not ship with the package are trained first; for the ablations, with three seeds each, that "
+    "takes some hours on two cores.",
+)

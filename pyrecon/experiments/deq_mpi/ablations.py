@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from pyrecon import metrics
-from pyrecon.data.mpi import prepare_system
-from pyrecon.experiments import published
+from pyrecon.data.mpi import GRID, prepare_system
+from pyrecon.experiments.deq_mpi import published
 from pyrecon.experiments.deq_mpi.study import LEVELS, SNRS, Recipe, Study, penalty
-from pyrecon.experiments.mpi import GRID, Run, Scenario, measured_scenario
+from pyrecon.experiments.mpi import Run, Scenario, measured_scenario
 from pyrecon.experiments.table import Listing
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Role
@@ -164,7 +164,7 @@ def starts(study: Study) -> Listing:
         model = DEQMPI.from_pretrained(study.weights(f"deq-mpi-{snr:g}dB"))
         for rank in (None, 100, 200, len(problem.system.s)):
             study.progress(f"starts at {snr:g} dB", 0, 1)
-            small = compressed(problem.system, snr, gain=gain)
+            small = compressed(problem.system, snr)
             if rank is not None:
                 small.cutoff, small.rank = 0.0, rank
             # The data have the noise of training already; an image in the model's scale is 1 / gain of one in ours.

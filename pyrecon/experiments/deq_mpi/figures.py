@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from pyrecon import metrics, plotting
 from pyrecon.experiments.deq_mpi.study import LEVELS, Study
 from pyrecon.experiments.mpi import Run, Scenario, measured_scenario, phantom_images
+from pyrecon.experiments.study import Drawing
 from pyrecon.models.mpi import DEQ, L1ADMM, TVADMM, EndToEnd, HybADMM, PnP, Unrolled
 
 STEPS = (1, 2, 3, 5, 7, 10, 15, 25, 50, 100, 200)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure, the numbers in it as rows of a CSV file (heads first), and what a reader must know."""
-
-    figure: Any
-    numbers: list[list[Any]]
-    caption: str
-
-    def to_csv(self) -> str:
-        """The numbers."""
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(self.numbers)
-        return buffer.getvalue()
 
 
 def figure_3(study: Study) -> Drawing:
@@ -64,14 +48,14 @@ def figure_4(study: Study) -> Drawing:
 def figure_9(study: Study) -> Drawing:
     """Two tubes at 20 dB by models trained at other SNRs, system matrices at 0.5 and 0.6 T/m."""
     rows = []
-    numbers: list[list[Any]] = [["gradient, T/m", "trained at, dB", "pSNR, dB"]]
-    for gradient in (0.5, 0.6):
-        problem = measured_scenario(study.system(gradient), phantom_images("tubes", test=1), 20.0, study.seed)
+    numbers: list[list[Any]] = [["selection field, T/m", "trained at, dB", "pSNR, dB"]]
+    for strength in (0.5, 0.6):
+        problem = measured_scenario(study.system(strength), phantom_images("tubes", test=1), 20.0, study.seed)
         methods = [(f"{snr:g} dB", DEQ(study.weights(f"deq-mpi-{snr:g}dB"))) for snr in LEVELS]
         row, qualities = _pictures(problem, methods)
         rows.append(row)
-        numbers += [[gradient, name, quality] for (name, _), quality in zip(methods, qualities, strict=True)]
-    titles = [f"system matrix at {gradient} T/m, SNR 20 dB, trained at" for gradient in (0.5, 0.6)]
+        numbers += [[strength, name, quality] for (name, _), quality in zip(methods, qualities, strict=True)]
+    titles = [f"system matrix at {strength} T/m, SNR 20 dB, trained at" for strength in (0.5, 0.6)]
     return Drawing(_figure(rows, titles), numbers, "Two tubes, reconstructed by models of other training SNRs.")
 
 

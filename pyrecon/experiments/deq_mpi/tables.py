@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyrecon import metrics, plotting
-from pyrecon.data.mpi import prepare_system
-from pyrecon.experiments import published
+from pyrecon.data.mpi import GRID, prepare_system
+from pyrecon.experiments.deq_mpi import published
+from pyrecon.experiments.deq_mpi.published import Entry
 from pyrecon.experiments.deq_mpi.study import SNRS, Study
-from pyrecon.experiments.mpi import GRID, Run, evaluate_mpi, measured_scenario, phantom_images
-from pyrecon.experiments.published import Entry
+from pyrecon.experiments.mpi import Run, evaluate_mpi, measured_scenario, phantom_images
+from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing, Table
 from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, DeepImagePrior, HybADMM, PnP
 
-Pictures = dict[str, Tensor]
 # The kinds of models, by the name of their weights without SNR, and what a row of a table calls them.
 LABELS = {
     "deq-mpi-learned": "learned consistency",
@@ -40,7 +39,7 @@ def table_2(study: Study) -> tuple[Table, Pictures]:
     """The same models on the system matrix at 0.6 T/m."""
     kinds = ("deq-mpi-learned", "deq-mpi")
     title = "Table II: trained at 0.5 T/m, tested at 0.6 T/m"
-    table, pictures = _vessels(study, title, published.TABLE_2, kinds, gradient=0.6)
+    table, pictures = _vessels(study, title, published.TABLE_2, kinds, selection_field=0.6)
     table.notes.append(_wrong_matrix(study))
     return table, pictures
 
@@ -48,7 +47,7 @@ def table_2(study: Study) -> tuple[Table, Pictures]:
 def table_3(study: Study) -> tuple[Table, Pictures]:
     """Vessels on 52 x 26 voxels, system matrices upsampled twofold, trained at 0.5 and tested at 0.6 T/m."""
     title = "Table III: 52 x 26 voxels, trained at 0.5 T/m, tested at 0.6 T/m"
-    return _vessels(study, title, published.TABLE_3, ("deq-mpi-26x52",), gradient=0.6, upsampled=2)
+    return _vessels(study, title, published.TABLE_3, ("deq-mpi-26x52",), selection_field=0.6, upsampled=2)
 
 
 def table_4(study: Study) -> tuple[Table, Pictures]:
@@ -63,7 +62,7 @@ def table_4(study: Study) -> tuple[Table, Pictures]:
             hole=1e-3 * hole,
             seed=study.seed,
         )
-        part, pictures = _evaluated(study, images, 15.0, ("deq-mpi-26x52",), gradient=0.6, upsampled=2)
+        part, pictures = _evaluated(study, images, 15.0, ("deq-mpi-26x52",), selection_field=0.6, upsampled=2)
         parts.append((f"hole {hole:g} mm", part, published.TABLE_4, hole))
     title = "Table IV: rings on 52 x 26 voxels at 15 dB, trained at 0.5 T/m, tested at 0.6 T/m"
     return _joined(title, parts), pictures
@@ -129,19 +128,19 @@ def _vessels(
     table: Mapping[str, Mapping[float, Entry]],
     kinds: Sequence[str],
     *,
-    gradient: float = 0.5,
+    selection_field: float = 0.5,
     upsampled: int = 1,
 ) -> tuple[Table, Pictures]:
     parts, pictures = [], Pictures()
     images = study.test_images(upsampled)
     for snr in SNRS:
-        part, pictures = _evaluated(study, images, snr, kinds, gradient=gradient, upsampled=upsampled)
+        part, pictures = _evaluated(study, images, snr, kinds, selection_field=selection_field, upsampled=upsampled)
         parts.append((f"{snr:g} dB", part, table, snr))
     return _joined(f"{title}, {images.source}", parts), pictures
 
 
 def _evaluated(
-    study: Study, images: Any, snr: float, kinds: Sequence[str], *, gradient: float, upsampled: int
+    study: Study, images: Any, snr: float, kinds: Sequence[str], *, selection_field: float, upsampled: int
 ) -> tuple[Table, Pictures]:
     """One noise level: every method with the models for it."""
     names = [study.nearest(kind, snr) for kind in kinds]
@@ -149,7 +148,7 @@ def _evaluated(
     labels = dict(zip(weights, ["denoiser", *(LABELS[kind] for kind in kinds)], strict=True))
     table, pictures = evaluate_mpi(
         images,
-        calibration=study.calibration(gradient),
+        calibration=study.calibration(selection_field),
         upsampled=upsampled,
         snr_db=(snr,),
         tune=True,

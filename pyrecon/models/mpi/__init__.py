@@ -4,9 +4,10 @@ from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
 from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
 from pyrecon.models.mpi.dip import DeepImagePrior
 from pyrecon.models.mpi.linear import ART, Tikhonov
+from pyrecon.models.mpi.method import MPIMethod
 from pyrecon.models.mpi.pnp import PnP
-from pyrecon.models.mpi.reconstructor import LEARNED, METHODS, UNTRAINED, Method, Reconstructor
-from pyrecon.models.mpi.system import FactoredSystem, ScaledSystem
+from pyrecon.models.mpi.reconstructor import LEARNED, METHODS, UNTRAINED, Reconstructor
+from pyrecon.models.mpi.system import FactoredSystem, Problem, ScaledSystem
 
 __all__ = [
     "ART",
@@ -21,8 +22,9 @@ __all__ = [
     "EndToEnd",
     "FactoredSystem",
     "HybADMM",
-    "Method",
+    "MPIMethod",
     "PnP",
+    "Problem",
     "Reconstructor",
     "ScaledSystem",
     "Tikhonov",

@@ -37,7 +37,8 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_shape
+from pyrecon.models.method import Progress
+from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.ops import project_l2_ball, soft_threshold, tv_prox
 from pyrecon.solvers import Solution, Status
@@ -55,7 +56,7 @@ class ADMMState:
 
 
 @dataclass(frozen=True)
-class _BallADMM:
+class _BallADMM(MPIMethod):
     """What the three methods share.
 
     Attributes
@@ -82,9 +83,6 @@ class _BallADMM:
     epsilon: float = 1.0
     cutoff: float | None = None
 
-    name: ClassVar[str] = ""
-    factors: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if not self.mu > 0:
             raise ValueError(f"mu: {self.mu} is not positive")
@@ -96,30 +94,10 @@ class _BallADMM:
     def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
         raise NotImplementedError
 
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: ADMMState | None = None,
+    def _solve(
+        self, system: FactoredSystem, data: Data, start: ADMMState | None, progress: Progress
     ) -> tuple[Solution[Tensor], ADMMState]:
-        """Images ``(B, N)`` from data ``(B, M)``, and the state they ended in.
-
-        Parameters
-        ----------
-        noise
-            ``(B,)`` expected norm of the noise in y.
-        coordinates
-            ``system.coordinates(y)`` where it is known already.
-        start
-            State of an earlier run with the same batch size.
-        """
-        if coordinates is None:
-            coordinates = system.coordinates(y)
-        check_shape("noise", noise, coordinates.shape[:1], "(B,)")
-        terms = self._terms(system.shape)
+        coordinates, noise, terms = data.coordinates, data.noise, self._terms(system.shape)
         if start is None:
             x = system.truncated(coordinates, cutoff=self.cutoff) if self.cutoff is not None else None
             start = _zero_state(system, coordinates, len(terms), x)
@@ -127,6 +105,10 @@ class _BallADMM:
         if self.nonneg:  # x lies between its copies, which are not negative, and may still be by a little
             solution = replace(solution, value=solution.value.clamp(min=0))
         return solution, state
+
+    def carry(self, state: ADMMState, last: Tensor, count: int) -> ADMMState:
+        x, duals, data_dual = state.x[last], state.duals[:, last], state.data_dual[last]
+        return ADMMState(x.repeat(count, 1), duals.repeat(1, count, 1), data_dual.repeat(count, 1))
 
 
 @dataclass(frozen=True)

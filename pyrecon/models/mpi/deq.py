@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem
-from pyrecon.models.deq_mpi import DEQMPI, Card, Role
-from pyrecon.models.method import SetUpFirst
+from pyrecon.models.deq_mpi import DEQMPI, Role
+from pyrecon.models.method import Progress
+from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import (
     FactoredSystem,
     Problem,
@@ -26,11 +27,10 @@ from pyrecon.models.mpi.system import (
     image_shape,
     noise_std,
     published_start,
-    row_gain,
     row_layout,
-    start_cutoff,
+    whole,
 )
-from pyrecon.models.weights import check_role, find_weights, shipped_weights
+from pyrecon.models.weights import Card, check_role, find_weights, read_header, shipped_weights
 from pyrecon.nn import LearnedConsistency
 from pyrecon.solvers import Solution, Status
 
@@ -38,28 +38,26 @@ _BOUNDARY = 1.05  # a frame scaled by more than this away from its noise level l
 
 
 @dataclass(frozen=True)
-class _Trained(SetUpFirst):
+class _Trained(MPIMethod):
     """What the methods with trained weights share."""
 
     weights: str | None = None
 
-    name: ClassVar[str] = ""
     role: ClassVar[Role] = "equilibrium"
-    factors: ClassVar[bool] = True
 
-    def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> Ready:
-        """The models, loaded and checked against the system; what :class:`Reconstructor` runs."""
+    def prepare(self, system: FactoredSystem, source: MPISystem | None = None) -> Ready:
+        """The models, loaded and checked against the system."""
         if self.weights is not None:
             path = find_weights(self.weights)
             models = {path.name: DEQMPI.load(path)}
         else:
             models = {name: DEQMPI.load(path) for name, path in shipped(self.role).items()}
-        cards = {name: check_role(name, model, self.role, self.name) for name, model in models.items()}
-        models = {name: models[name] for name in _of_grid(cards, factored)}
+        cards = {name: check_role(name, model.card, self.role, self.name) for name, model in models.items()}
+        models = {name: models[name] for name in _of_grid(cards, system)}
         for name, model in models.items():
-            check_layout(name, model, system)
-            _warn_of_grid(name, cards[name], factored)
-        return Ready(self, models, factored)
+            check_layout(name, model, system, source)
+            _warn_of_grid(name, cards[name], system)
+        return Ready(self, models, system)
 
     def _images(self, model: DEQMPI, problem: Problem, y: Tensor, radius: Tensor) -> Solution[Tensor]:
         raise NotImplementedError
@@ -127,33 +125,24 @@ class EndToEnd(_Trained):
         return Solution(image, status, torch.ones_like(status, dtype=torch.int32), torch.zeros_like(y[:, 0]))
 
 
-class Ready:
-    """Loaded models of a method and the system in the scale of each."""
+class Ready(MPIMethod):
+    """Loaded models of a method and the system as each of them takes it."""
 
     def __init__(self, method: _Trained, models: dict[str, DEQMPI], system: FactoredSystem) -> None:
         self.models = {name: model.to(system.matrix) for name, model in models.items()}
         self.method, self.system = method, system
-        # In the scale of Reconstructor the gain is 1 already; stated here, the method does not depend on it.
-        self.gain = row_gain(system.matrix)
         self.problems: dict[str, Problem] = {}
 
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: None = None,
+    def _solve(
+        self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
-        """As the method's own."""
-        coordinates = system.coordinates(y) if coordinates is None else coordinates
         names = list(self.models)
-        chosen = _nearest(y, noise, [_card(self.models[name]).snr_db for name in names])
+        chosen = _nearest(data.y, data.noise, [float(_card(self.models[name]).data["snr_db"]) for name in names])
         parts: list[tuple[Tensor, Solution[Tensor]]] = []
-        for index in chosen.unique().tolist():
+        for index in chosen.unique().tolist() or [0]:
             rows = torch.nonzero(chosen == index)[:, 0]
-            parts.append((rows, self._solve(names[index], y[rows], noise[rows], coordinates[rows])))
+            of = Data(data.y[rows], data.noise[rows], data.coordinates[rows])
+            parts.append((rows, self._images(names[index], of)))
         order = torch.cat([rows for rows, _ in parts]).argsort()
         fields = [
             torch.cat([getattr(solution, name) for _, solution in parts])[order]
@@ -161,45 +150,40 @@ class Ready:
         ]
         return Solution(*fields), None
 
-    def _solve(self, name: str, y: Tensor, noise: Tensor, coordinates: Tensor) -> Solution[Tensor]:
-        model = self.models[name]
-        card, problem = _card(model), self._problem(name)
+    def _images(self, name: str, data: Data) -> Solution[Tensor]:
+        model, gain = self.models[name], self.system.gain
         learned = isinstance(model.consistency, LearnedConsistency)
-        scale = _into_range(name, y * self.gain, noise * self.gain, card)
-        data = (y if learned else coordinates) * (self.gain * scale)[:, None]
-        found = self.method._images(model, problem, data, noise * self.gain * scale)
+        scale = _into_range(name, data.y * gain, data.noise * gain, _card(model))
+        y = (data.y if learned else data.coordinates) * (gain * scale)[:, None]
+        found = self.method._images(model, self._problem(name), y, data.noise * gain * scale)
         image = found.value.flatten(1).clamp(min=0) / scale[:, None]
         return Solution(image, found.status, found.iterations, found.residual)
 
     def _problem(self, name: str) -> Problem:
+        """In the basis of the data's coordinates, or with all rows; made when first needed."""
         if name not in self.problems:
-            model, system = self.models[name], self.system
-            snr = _card(model).snr_db
-            if isinstance(model.consistency, LearnedConsistency):
-                scaled = self.gain * system.matrix
-                cutoff = start_cutoff(scaled, noise_std(snr))
-                self.problems[name] = Problem(scaled, image_shape(system.shape), cutoff=cutoff)
-            else:
-                # In the basis of the data's coordinates: another factorisation might have other signs.
-                self.problems[name] = compressed(system, snr, gain=self.gain)
-            if self.method.role in ("end-to-end", "unrolled"):
-                self.problems[name] = published_start(self.problems[name])
+            model = self.models[name]
+            learned = isinstance(model.consistency, LearnedConsistency)
+            problem = (whole if learned else compressed)(self.system, float(_card(model).data["snr_db"]))
+            unfinished = self.method.role in ("end-to-end", "unrolled")
+            self.problems[name] = published_start(problem) if unfinished else problem
         return self.problems[name]
 
 
-def check_layout(name: str, model: DEQMPI, system: MPISystem | Tensor) -> None:
+def check_layout(name: str, model: DEQMPI, system: FactoredSystem, source: MPISystem | None) -> None:
     """DataError where learned consistency belongs to other rows than the system's."""
     if not isinstance(model.consistency, LearnedConsistency):
         return
     ours = model.consistency.layout
-    if isinstance(system, Tensor):
-        fits, theirs = len(system) == 2 * len(ours.rows), f"{len(system) // 2} rows"
+    if source is None:
+        rows = len(system.matrix)
+        fits, theirs = rows == 2 * len(ours.rows), f"{rows // 2} rows"
     else:
-        layout = row_layout(system)
+        layout = row_layout(source)
         fits = layout is not None and layout.digest == ours.digest
-        theirs = f"{len(system.rows)} rows" + ("" if layout is None else f" on {layout.grid[0]} x {layout.grid[1]}")
+        theirs = f"{len(source.rows)} rows" + ("" if layout is None else f" on {layout.grid[0]} x {layout.grid[1]}")
     if not fits:
-        others = list(shipped_weights("equilibrium" if model.card is None else model.card.role))
+        others = list(_shipped(_card(model).role))
         advice = f" ({', '.join(others)})" if others else ""
         grid = f"{ours.grid[0]} x {ours.grid[1]}"
         raise DataError(
@@ -210,14 +194,26 @@ def check_layout(name: str, model: DEQMPI, system: MPISystem | Tensor) -> None:
 
 
 def shipped(role: Role) -> dict[str, Path]:
-    """Weights of a role that come with the package; DataError that says how to make some where there are none."""
-    found = shipped_weights(role)
+    """Weights of a role that come with the package and fit any system matrix; DataError that says how to make some
+    where there are none."""
+    found = _shipped(role)
     if not found:
         model = "deq" if role == "equilibrium" else role
         raise DataError(
             f"weights: none of the role {role!r} come with this package; train some with `pyrecon train deq-mpi "
             f"--model {model}` and give their file"
         )
+    return found
+
+
+def _shipped(role: str) -> dict[str, Path]:
+    """By the headers alone; learned consistency fits one layout of rows only."""
+    found = {}
+    for name, path in shipped_weights(DEQMPI.system).items():
+        header = read_header(path)
+        kind = header.config.get("consistency", {}).get("kind")
+        if header.card is not None and header.card.get("role") == role and kind != "learned":
+            found[name] = path
     return found
 
 
@@ -261,15 +257,16 @@ def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
     rms = ((y.square().sum(1) - noise.square()).clamp(min=0) / y.shape[1]).sqrt()
     floor = torch.finfo(y.dtype).tiny
     # A frame of noise alone keeps the scale of its noise: there is no signal to bring anywhere.
-    low, high = (bound / rms.clamp(min=floor) for bound in card.signal_range)
-    wanted = noise_std(card.snr_db) / sigma.clamp(min=floor)
+    low, high = (bound / rms.clamp(min=floor) for bound in card.data["signal_range"])
+    snr = float(card.data["snr_db"])
+    wanted = noise_std(snr) / sigma.clamp(min=floor)
     scale = torch.where(rms > 0.1 * sigma, torch.minimum(torch.maximum(wanted, low), high), wanted.clamp(max=1 / floor))
     away = torch.maximum(scale / wanted, wanted / scale)
     silent = noise == 0
     if bool(silent.any()):
         warnings.warn(
             f"data: no noise is given for {int(silent.sum())} of {len(y)} frames, {name} was trained at "
-            f"{card.snr_db:g} dB and takes some for granted",
+            f"{snr:g} dB and takes some for granted",
             stacklevel=6,
         )
     far = torch.nonzero((away > _BOUNDARY) & ~silent)[:, 0]
@@ -278,7 +275,7 @@ def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
         by = 20 * math.log10(float(away[far].max()))
         warnings.warn(
             f"data: the signal of {len(far)} of {len(y)} frames is {kind} against its noise than any that {name} "
-            f"({card.snr_db:g} dB) was trained on, by up to {by:.0f} dB: the images may be less good than they look",
+            f"({snr:g} dB) was trained on, by up to {by:.0f} dB: the images may be less good than they look",
             stacklevel=6,
         )
     return torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))

@@ -7,7 +7,7 @@ number of iterations of DEQ-MPI section IV-A.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrecon._check import check_shape
 from pyrecon.data.mpi import MPISystem
-from pyrecon.models.method import SetUpFirst
+from pyrecon.models.method import Progress
+from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem, image_shape
 from pyrecon.solvers import Solution, Status
 
@@ -27,7 +27,7 @@ _CHECK = 10  # iterations between stop tests: each one synchronises with the dev
 
 
 @dataclass(frozen=True)
-class DeepImagePrior(SetUpFirst):
+class DeepImagePrior(MPIMethod):
     """``x = net(z)`` with ``net`` minimising ``|A net(z) - y|^2`` by Adam, ended when the noise would be fitted.
 
     The network is a small U-Net (two scales down, 3x3 convolutions, instance norm, leaky ReLU, softplus at the end), z
@@ -54,7 +54,6 @@ class DeepImagePrior(SetUpFirst):
     seed: int = 0
 
     name: ClassVar[str] = "DIP"
-    factors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -64,36 +63,19 @@ class DeepImagePrior(SetUpFirst):
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon: {self.epsilon} is negative")
 
-    def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> ReadyDIP:
-        """What :class:`Reconstructor` runs: the same with a report of how far it is."""
-        image_shape(factored.shape)
-        return ReadyDIP(self)
+    def prepare(self, system: FactoredSystem, source: MPISystem | None = None) -> DeepImagePrior:
+        """Itself; DataError where the grid is not an image."""
+        image_shape(system.shape)
+        return self
 
-
-class ReadyDIP:
-    """The method, and ``report``, called with the share of a batch's iterations that is done."""
-
-    def __init__(self, method: DeepImagePrior) -> None:
-        self.method = method
-        self.report: Callable[[float], None] = lambda share: None
-
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: None = None,
+    def _solve(
+        self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
-        """As :meth:`DeepImagePrior.solve`."""
-        y = system.coordinates(y) if coordinates is None else coordinates
-        check_shape("noise", noise, y.shape[:1], "(B,)")
-        return _fit(self.method, system, y, noise, self.report), None
+        return _fit(self, system, data.coordinates, data.noise, progress), None
 
 
 def _fit(
-    method: DeepImagePrior, system: FactoredSystem, y: Tensor, noise: Tensor, report: Callable[[float], None]
+    method: DeepImagePrior, system: FactoredSystem, y: Tensor, noise: Tensor, progress: Progress
 ) -> Solution[Tensor]:
     """Frames that are done leave the batch and cost nothing more."""
     shape, batch = image_shape(system.shape), len(y)
@@ -116,7 +98,7 @@ def _fit(
             inside = ((x @ system.V) * system.s - y[:, :-1]).square().sum(dim=1)
         leave = None
         if (k % _CHECK == 0 and k > 0) or k == method.iterations:
-            report(k / method.iterations)
+            progress(k / method.iterations)
             with torch.no_grad():
                 residual = (inside + y[:, -1].square()).sqrt() / noise.clamp(min=torch.finfo(y.dtype).tiny)
                 reached = residual <= method.epsilon

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_shape
+from pyrecon.models.method import Progress
+from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.ops import kaczmarz
 from pyrecon.solvers import Solution, Status
@@ -18,7 +19,7 @@ _PRECISION = 100.0  # times the variance of the noise: good for vessels, with a 
 
 
 @dataclass(frozen=True)
-class ART:
+class ART(MPIMethod):
     """Kaczmarz sweeps towards ``argmin |A x - y|^2 + weight |x|^2``: :func:`pyrecon.ops.kaczmarz`.
 
     Attributes
@@ -53,22 +54,12 @@ class ART:
         """As printed in DEQ-MPI section IV-A: weight 10 below 15 dB, 1 below 35 dB, 0.1 from there."""
         return cls(weight=10.0 if snr_db < 15 else 1.0 if snr_db < 35 else 0.1)
 
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: Tensor | None = None,
+    def _solve(
+        self, system: FactoredSystem, data: Data, start: Tensor | None, progress: Progress
     ) -> tuple[Solution[Tensor], Tensor]:
-        """Images ``(B, N)`` from data ``(B, M)``, and the same again as start for the next frame.
-
-        The solution's residual is the gradient of the objective, less what the sign constraint holds back, relative to
-        the gradient at zero.
-        """
-        system.check_data(y)
-        weight = _weight(self.weight, y, noise)
+        """The state is the image. The solution's residual is the gradient of the objective, less what the sign
+        constraint holds back, relative to the gradient at zero."""
+        y, weight = data.y, _weight(self.weight, data.y, data.noise)
         x = kaczmarz(
             system.matrix, y, x0=start, weight=weight, sweeps=self.sweeps, nonneg=self.nonneg, order=self.order
         )
@@ -82,7 +73,7 @@ class ART:
 
 
 @dataclass(frozen=True)
-class Tikhonov:
+class Tikhonov(MPIMethod):
     """``argmin |A x - y|^2 + weight |x|^2`` from the singular values, then negative values clipped if ``nonneg``.
 
     ``weight`` as in :class:`ART`. For many weights at once see :meth:`FactoredSystem.tikhonov`.
@@ -92,24 +83,15 @@ class Tikhonov:
     nonneg: bool = True
 
     name: ClassVar[str] = "Tikhonov"
-    factors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.weight is not None and not self.weight >= 0:
             raise ValueError(f"weight: {self.weight} is negative")
 
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: None = None,
+    def _solve(
+        self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
-        """Images ``(B, N)`` from data ``(B, M)``; exact, so it needs no start."""
-        coordinates = system.coordinates(y) if coordinates is None else coordinates
-        x = system.tikhonov(coordinates, _weight(self.weight, y, noise)[None])[0]
+        x = system.tikhonov(data.coordinates, _weight(self.weight, data.y, data.noise)[None])[0]
         if self.nonneg:
             x.clamp_(min=0)
         return _solution(x, x.sum(dim=1) * 0, 0), None
@@ -117,7 +99,6 @@ class Tikhonov:
 
 def _weight(weight: float | None, y: Tensor, noise: Tensor) -> Tensor:
     """``(B,)``: the weight given, or the one that follows from the noise."""
-    check_shape("noise", noise, y.shape[:1], "(B,)")
     if weight is not None:
         return torch.full_like(noise, weight)
     return _PRECISION / y.shape[1] * noise.square()

@@ -11,19 +11,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyrecon._check import check_shape
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models.deq_mpi import DEQMPI, Role
-from pyrecon.models.method import SetUpFirst
+from pyrecon.models.method import Progress
 from pyrecon.models.mpi.deq import shipped
-from pyrecon.models.mpi.system import FactoredSystem, compressed, row_gain
+from pyrecon.models.mpi.method import Data, MPIMethod
+from pyrecon.models.mpi.system import FactoredSystem, compressed
 from pyrecon.models.weights import check_role, find_weights
 from pyrecon.nn import BallConsistency
 from pyrecon.solvers import Solution
 
 
 @dataclass(frozen=True)
-class PnP(SetUpFirst):
+class PnP(MPIMethod):
     """Plug-and-play ADMM: the step of :class:`pyrecon.models.DEQMPI` with the l2-ball and a trained denoiser.
 
     From zero, ``iterations`` times::
@@ -59,7 +59,6 @@ class PnP(SetUpFirst):
 
     name: ClassVar[str] = "PP-MPI"
     role: ClassVar[Role] = "denoiser"
-    factors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("strength", "penalty"):
@@ -70,40 +69,31 @@ class PnP(SetUpFirst):
         if self.iterations < 1:
             raise ValueError(f"iterations: {self.iterations}, expected at least one")
 
-    def prepared(self, system: MPISystem | Tensor, factored: FactoredSystem) -> ReadyPnP:
-        """The denoiser, loaded and checked; what :class:`Reconstructor` runs."""
-        name, path = next(iter(shipped(self.role).items())) if self.weights is None else (self.weights, None)
-        path = path or find_weights(name)
+    def prepare(self, system: FactoredSystem, source: MPISystem | None = None) -> ReadyPnP:
+        """The denoiser, loaded and checked."""
+        path = next(iter(shipped(self.role).values())) if self.weights is None else find_weights(self.weights)
         trained = DEQMPI.load(path)
-        check_role(path.name, trained, self.role, self.name)
+        check_role(path.name, trained.card, self.role, self.name)
         # The consistency that a training run with learned consistency has in its weights is none of a denoiser's.
         denoise = trained.rdn.scaled(self.strength)
         model = DEQMPI(denoise, BallConsistency(), iterations=self.iterations, penalty=self.penalty)
-        return ReadyPnP(model.eval(), factored, self.epsilon)
+        return ReadyPnP(model.eval().to(system.matrix), system, self.epsilon)
 
 
-class ReadyPnP:
+class ReadyPnP(MPIMethod):
     """A model and the compressed system."""
 
-    def __init__(self, model: DEQMPI, system: FactoredSystem, epsilon: float) -> None:
-        self.model, self.epsilon = model.to(system.matrix), epsilon
-        self.gain = row_gain(system.matrix)
-        self.problem = compressed(system, gain=self.gain)
+    name: ClassVar[str] = PnP.name
 
-    def solve(
-        self,
-        system: FactoredSystem,
-        y: Tensor,
-        noise: Tensor,
-        *,
-        coordinates: Tensor | None = None,
-        start: None = None,
+    def __init__(self, model: DEQMPI, system: FactoredSystem, epsilon: float) -> None:
+        self.model, self.epsilon = model, epsilon
+        self.problem = compressed(system)
+
+    def _solve(
+        self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
-        """As :meth:`PnP.solve`."""
-        coordinates = system.coordinates(y) if coordinates is None else coordinates
-        check_shape("noise", noise, coordinates.shape[:1], "(B,)")
-        data, radius = self.gain * coordinates, self.epsilon * self.gain * noise
-        zero = data.new_zeros(len(data), len(system.V))
-        found = self.model.reconstruct(self.problem, data, radius, zero)
+        coordinates, radius = system.gain * data.coordinates, self.epsilon * system.gain * data.noise
+        zero = coordinates.new_zeros(len(coordinates), len(system.V))
+        found = self.model.reconstruct(self.problem, coordinates, radius, zero)
         image = found.value.flatten(1).clamp(min=0)
         return Solution(image, found.status, found.iterations, found.residual), None

@@ -7,22 +7,25 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyrecon._check import FLOATING, check_dtype, check_shape
 from pyrecon.data.mpi import MPIFrames, MPISystem
-from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
+from pyrecon.models.method import Progress, check_method, silent
+from pyrecon.models.mpi.admm import L1ADMM, TVADMM, HybADMM
 from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
 from pyrecon.models.mpi.dip import DeepImagePrior
 from pyrecon.models.mpi.linear import ART, Tikhonov
+from pyrecon.models.mpi.method import MPIMethod
 from pyrecon.models.mpi.pnp import PnP
-from pyrecon.models.mpi.system import ROW_ENERGY, SIGNAL_RMS, FactoredSystem
+from pyrecon.models.mpi.system import SIGNAL_RMS, FactoredSystem
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution, Status
 
-METHODS: dict[str, type[Any]] = {
+METHODS: dict[str, type[MPIMethod]] = {
     "l1": L1ADMM,
     "tv": TVADMM,
     "hyb": HybADMM,
@@ -30,21 +33,10 @@ METHODS: dict[str, type[Any]] = {
     "tikhonov": Tikhonov,
 }
 # Those that need trained weights, and one that trains a network on every frame, for minutes.
-LEARNED: dict[str, type[Any]] = {"deq-mpi": DEQ, "pp-mpi": PnP, "unrolled": Unrolled, "end-to-end": EndToEnd}
-UNTRAINED: dict[str, type[Any]] = {"dip": DeepImagePrior}
+LEARNED: dict[str, type[MPIMethod]] = {"deq-mpi": DEQ, "pp-mpi": PnP, "unrolled": Unrolled, "end-to-end": EndToEnd}
+UNTRAINED: dict[str, type[MPIMethod]] = {"dip": DeepImagePrior}
 
 _MISMATCH = 0.15  # share of the signal outside the range of the matrix that calls for a warning
-
-
-class Method(Protocol):
-    """What a reconstruction method offers: a name, its settings as dataclass fields, and ``solve``."""
-
-    name: ClassVar[str]
-    factors: ClassVar[bool]  # whether it needs the factorisation
-
-    def solve(
-        self, system: FactoredSystem, y: Tensor, noise: Tensor, *, coordinates: Tensor | None = None, start: Any = None
-    ) -> tuple[Solution[Tensor], Any]: ...
 
 
 class Reconstructor:
@@ -83,7 +75,7 @@ class Reconstructor:
     def __init__(
         self,
         system: MPISystem | Tensor,
-        method: Method,
+        method: MPIMethod,
         *,
         shape: tuple[int, ...] | None = None,
         normalise: bool = True,
@@ -92,28 +84,31 @@ class Reconstructor:
         warm_start: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if isinstance(system, MPISystem):
-            matrix, shape = system.matrix, system.grid.shape
+        self.method = check_method(method, MPIMethod, "HybADMM()")
+        source = system if isinstance(system, MPISystem) else None
+        if source is not None:
+            matrix, shape = source.matrix, source.grid.shape
+        elif not isinstance(system, Tensor):
+            raise TypeError(f"system: expected an MPISystem or a real matrix, got {type(system).__name__}")
         elif shape is None:
             raise ValueError("shape: give the shape of an image along with a bare matrix")
         else:
             matrix = system
-        if batch < 1:
-            raise ValueError(f"batch: {batch}, expected at least one frame")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch: {batch!r}, expected at least one frame")
+        if matrix.is_complex():
+            raise TypeError("system: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
         matrix = matrix.to(device)
-        self._gain = 1.0
         if normalise:
-            energy = float(matrix.double().square().sum()) / matrix.shape[0]
-            self._gain = math.sqrt(ROW_ENERGY / energy) if energy > 0 else 1.0
-        self.system = FactoredSystem(matrix * self._gain, tuple(shape))
-        self.method = method
+            self.system, self._gain = FactoredSystem.normalised(matrix, tuple(shape))
+        else:
+            self.system, self._gain = FactoredSystem(matrix, tuple(shape)), 1.0
+        start = time.perf_counter()
         # One that has to load and check something does so once, here.
-        prepare = getattr(method, "prepared", None)
-        self._solver = method if prepare is None else prepare(system, self.system)
+        self._solver = method.prepare(self.system, source)
         self.normalise, self.model_error = normalise, model_error
         self.batch, self.warm_start = batch, warm_start
         self._mismatch, self._iterations = False, 0
-        start = time.perf_counter()
         if method.factors:
             self.system.factorise()
         self._setup = time.perf_counter() - start
@@ -148,19 +143,22 @@ class Reconstructor:
         tuple[Tensor, Report]
             Images ``(B, *shape)`` and the account of this call.
         """
-        y = frames.y if isinstance(frames, MPIFrames) else frames
         if noise_std is None and isinstance(frames, MPIFrames):
             noise_std = frames.noise_std
-        std = None if noise_std is None else torch.as_tensor(noise_std, dtype=y.dtype).expand(len(y))
+        y = self._data(frames.y if isinstance(frames, MPIFrames) else frames)
+        std = None if noise_std is None else torch.as_tensor(noise_std, dtype=y.dtype)
+        if std is not None and std.dim() > 0:
+            check_shape("noise_std", std, (len(y),), "(B,) or a number")
+        std = None if std is None else std.expand(len(y))
         self._run = self._recorder()
         images = [y.new_zeros((0, *self.system.shape))]
         for first in range(0, len(y), self.batch):
             part = slice(first, min(first + self.batch, len(y)))
-            if hasattr(self._solver, "report"):  # a method that takes minutes says where it is
-                self._solver.report = lambda share, part=part: progress(
-                    part.start + share * (part.stop - part.start), len(y)
-                )
-            image, _ = self._reconstruct(y[part], None if std is None else std[part], None)
+
+            def share(done: float, part: slice = part) -> None:
+                progress(part.start + done * (part.stop - part.start), len(y))
+
+            image, _ = self._reconstruct(y[part], None if std is None else std[part], None, share)
             images.append(image)
             progress(part.stop, len(y))
         return torch.cat(images), self._run.report()
@@ -175,12 +173,25 @@ class Reconstructor:
         state = None
         remaining = iter(frames)
         while waiting := list(itertools.islice(remaining, self.batch)):
-            y = torch.stack(waiting)
+            y = self._data(torch.stack(waiting))
             std = None if noise_std is None else y.new_full((len(y),), noise_std)
             images, state = self._reconstruct(y, std, state if self.warm_start else None)
             yield from images
 
-    def _reconstruct(self, y: Tensor, noise_std: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+    def _data(self, y: Tensor) -> Tensor:
+        """``(B, M)`` real numbers as the matrix has them; TypeError or ValueError for what is none."""
+        if not isinstance(y, Tensor):
+            advice = ": torch.from_numpy(data)" if type(y).__module__ == "numpy" else ""
+            raise TypeError(f"frames: expected MPIFrames or a tensor (B, M), got {type(y).__name__}{advice}")
+        if y.is_complex():
+            raise TypeError("frames: are complex, the matrix is real; stack their parts with SystemMatrix.stack(data)")
+        check_dtype("frames", y, FLOATING)
+        check_shape("frames", y, (None, self.system.matrix.shape[0]), "(B, M)")
+        return y
+
+    def _reconstruct(
+        self, y: Tensor, noise_std: Tensor | None, state: Any, progress: Progress = silent
+    ) -> tuple[Tensor, Any]:
         """Images of one batch, and the state to start the next one from."""
         system, first = self.system, self._run.report().samples
         with self._run:
@@ -199,7 +210,8 @@ class Reconstructor:
                 scaled / scale[:, None],
                 noise / scale,
                 coordinates=None if coordinates is None else coordinates / scale[:, None],
-                start=_repeat_last(state, len(y)),
+                start=state if state is None else self._solver.carry(state[0], state[1], len(y)),
+                progress=progress,
             )
             images = solution.value * scale[:, None]
             residual = system.residual(images, scaled) / self._gain
@@ -208,7 +220,8 @@ class Reconstructor:
         self._iterations += int(solution.iterations.sum())
         report = self._run.report()
         report.details["iterations_per_image"] = self._iterations / max(report.samples, 1)
-        return images.view(-1, *system.shape), _usable(state, solution)
+        last = torch.nonzero(solution.status != Status.NONFINITE)[-1:, 0]  # the state of the last that came out well
+        return images.view(-1, *system.shape), (state, last) if state is not None and len(last) else None
 
     def _noise(self, y: Tensor, coordinates: Tensor | None, std: Tensor | None, first: int) -> Tensor:
         """``(B,)`` norm of the noise in scaled data: as given, else as estimated."""
@@ -255,7 +268,7 @@ def _warn_of_mismatch(coordinates: Tensor, noise: Tensor, size: Tensor, first: i
     return True
 
 
-def _warn_of_status(method: Method, solution: Solution[Tensor], y: Tensor, first: int) -> None:
+def _warn_of_status(method: MPIMethod, solution: Solution[Tensor], y: Tensor, first: int) -> None:
     for what, frames in (
         ("NaN or infinite values", solution.status == Status.NONFINITE),
         ("nothing but zeros", ~y.any(dim=1)),
@@ -264,23 +277,5 @@ def _warn_of_status(method: Method, solution: Solution[Tensor], y: Tensor, first
         if numbers:
             listed = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
             warnings.warn(f"data: {what} in frames {listed}", stacklevel=4)
-    if getattr(method, "tol", 0) > 0:
+    if method.tol > 0:
         solution.warn_unless_converged(method.name, "Allow more iterations or a larger tol.")
-
-
-def _repeat_last(state: Any, count: int) -> Any:
-    """A state with one sample, for a batch of ``count``."""
-    if isinstance(state, ADMMState):
-        return ADMMState(state.x.repeat(count, 1), state.duals.repeat(1, count, 1), state.data_dual.repeat(count, 1))
-    return state.repeat(count, 1) if isinstance(state, Tensor) else None
-
-
-def _usable(state: Any, solution: Solution[Tensor]) -> Any:
-    """The state of the last sample that is all numbers."""
-    finite = torch.nonzero(solution.status != Status.NONFINITE)[:, 0]
-    if len(finite) == 0:
-        return None
-    last = finite[-1:]
-    if isinstance(state, ADMMState):
-        return ADMMState(state.x[last], state.duals[:, last], state.data_dual[last])
-    return state[last] if isinstance(state, Tensor) else None

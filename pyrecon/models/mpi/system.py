@@ -63,6 +63,8 @@ class FactoredSystem:
 
     Attributes
     ----------
+    gain
+        What brings the matrix into the scale of the learned models: a mean row energy of 0.34.
     Q, s, V
         ``(M, r)``, ``(r,)`` descending, ``(N, r)``; computed in float64 when first used, kept in the matrix's
         precision. Singular values below that precision (``eps * s[0]``) are rounding noise of the matrix itself, or of
@@ -78,6 +80,18 @@ class FactoredSystem:
             raise ValueError("matrix: is zero")
         self.matrix = matrix.contiguous()
         self.shape = tuple(shape)
+
+    @classmethod
+    def normalised(cls, matrix: Tensor, shape: tuple[int, ...]) -> tuple[FactoredSystem, float]:
+        """The matrix in the scale of the learned models, once and for all, and the factor that brought it there."""
+        gain = row_gain(matrix) if bool(matrix.any()) else 1.0
+        system = cls(matrix * gain, shape)
+        system.gain = 1.0
+        return system, gain
+
+    @cached_property
+    def gain(self) -> float:
+        return row_gain(self.matrix)
 
     def factorise(self) -> None:
         """Compute the factors now rather than when they are first needed."""
@@ -156,8 +170,8 @@ class FactoredSystem:
         Many weights at once: ``(W,)``, or ``(W, B)`` with a weight of its own for each sample, give ``(W, B, N)``.
         """
         weight = torch.as_tensor(weights, dtype=self.s.dtype, device=self.s.device)
-        if not bool((weight >= 0).all()):
-            raise ValueError("weights: expected numbers >= 0")
+        if bool((weight < 0).any()):  # NaN passes: it is one sample's, whose image it makes NaN
+            raise ValueError(f"weights: {float(weight.min()):g} is negative")
         if weight.dim() == 1:
             weight = weight[:, None]
         filtered = self.s / (self.s.square() + weight[..., None])
@@ -165,46 +179,69 @@ class FactoredSystem:
 
 
 class Problem(nn.Module):
-    """A system matrix made ready for :class:`DEQMPI`: ``M = (I + c A^T A)^-1`` and the least-squares start.
+    """A system matrix made ready for :class:`~pyrecon.models.DEQMPI`: ``M = (I + c A^T A)^-1`` and the start.
+
+    Both follow the matrix: where it is replaced, moved or written to (``load_state_dict``), they are made anew.
 
     Parameters
     ----------
     matrix
-        ``(M, N)`` real: real parts over imaginary parts, in the scale of the model.
+        ``(M, N)`` float32 or float64: real parts over imaginary parts, in the scale of the model.
     shape
         ``(H, W)`` of an image.
     cutoff
         Singular values below ``cutoff`` times the largest stay out of the start.
     rank
         At most so many singular values enter the start; DEQ-MPI takes 250 of 338 in training and 220 at inference.
+    factors
+        ``(U, s, V)`` with ``matrix = U diag(s) V^T``, where they are known: saves the decomposition.
     """
 
     def __init__(
-        self, matrix: Tensor, shape: tuple[int, int], *, cutoff: float = 1e-4, rank: int | None = None
+        self,
+        matrix: Tensor,
+        shape: tuple[int, int],
+        *,
+        cutoff: float = 1e-4,
+        rank: int | None = None,
+        factors: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if matrix.is_complex():
+        if isinstance(matrix, Tensor) and matrix.is_complex():
             raise TypeError("matrix: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
-        if matrix.dim() != 2 or matrix.shape[1] != shape[0] * shape[1]:
-            raise ValueError(f"matrix: shape {tuple(matrix.shape)} does not fit images of {shape}")
+        check_dtype("matrix", matrix, FLOATING)
+        if len(shape) != 2 or matrix.dim() != 2 or matrix.shape[1] != shape[0] * shape[1]:
+            raise ValueError(f"matrix: shape {tuple(matrix.shape)} does not fit images of {tuple(shape)}")
         self.A, self.shape, self.cutoff, self.rank = SystemMatrix(matrix), (shape[0], shape[1]), cutoff, rank
-        self._inverses: dict[float, Tensor] = {}
+        if factors is not None:
+            self.A.know_factors(*factors)
 
     def inverse(self, penalty: float = 1.0) -> Tensor:
         """M, computed once for each penalty."""
-        matrix, found = self.A.matrix, self._inverses.get(penalty)
-        if found is None or (found.dtype, found.device) != (matrix.dtype, matrix.device):
+
+        def invert(wide: Tensor) -> Tensor:
             # In float64: the condition of I + c A^T A is beyond what a float32 factor bears. M itself is below 1.
-            wide = matrix.double()
-            eye = torch.eye(matrix.shape[1], dtype=torch.float64, device=matrix.device)
+            eye = torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device)
             factor = torch.linalg.cholesky(eye + penalty * (wide.T @ wide))
-            found = self._inverses[penalty] = torch.cholesky_inverse(factor).to(matrix.dtype)
-        return found
+            inverse: Tensor = torch.cholesky_inverse(factor).to(self.A.matrix.dtype)
+            return inverse
+
+        return self.A.derived(f"inverse {penalty!r}", invert)
+
+    def check_data(self, y: Tensor) -> None:
+        """TypeError or ValueError unless y is ``(B, M)`` of the matrix's type and device."""
+        check_like("y", y, "matrix", self.A.matrix)
+        check_shape("y", y, (None, self.A.matrix.shape[0]), "(B, M)")
 
     def start(self, y: Tensor, x: Tensor | None = None) -> State:
-        """Least squares (or ``x``) with zero duals."""
+        """Least squares (or ``x``, ``(B, N)`` or ``(B, H, W)``) with zero duals."""
+        self.check_data(y)
         if x is None:
             x = self.A.pinv(y, rtol=self.cutoff, rank=self.rank)
+        else:
+            check_like("start", x, "y", y)
+            x = x.flatten(1) if x.dim() == 3 and tuple(x.shape[1:]) == self.shape else x
+            check_shape("start", x, (len(y), self.A.matrix.shape[1]), "(B, N) or (B, H, W)")
         return x, torch.zeros_like(x), torch.zeros_like(y)
 
     def step_of(self, model: DEQMPI) -> Any:
@@ -277,8 +314,10 @@ class ScaledSystem:
 
     def problem(self, snr_db: float | None = None) -> Problem:
         """All M rows for :class:`~pyrecon.models.DEQMPI`, its start cut off for noise at the SNR."""
-        cutoff = 1e-4 if snr_db is None else start_cutoff(self.matrix, noise_std(snr_db))
-        return Problem(self.matrix, self.shape, cutoff=cutoff)
+        problem = Problem(self.matrix, self.shape)
+        if snr_db is not None:
+            problem.cutoff = start_cutoff(float(problem.A.singular_values()[0]), noise_std(snr_db))
+        return problem
 
 
 def row_gain(matrix: Tensor) -> float:
@@ -327,26 +366,37 @@ def rows_of(layout: RowLayout, calibration: MPICalibration) -> NDArray[np.int64]
     return np.stack([group // channels, group % channels, frequency], axis=1)
 
 
-def compressed(system: FactoredSystem, snr_db: float | None = None, *, gain: float = 1.0) -> Problem:
-    """``gain`` times the system in the ``r + 1`` coordinates of its data, for a model without learned consistency.
+def compressed(system: FactoredSystem, snr_db: float | None = None) -> Problem:
+    """The system, in the scale of the model, in the ``r + 1`` coordinates of its data, where no data step is learned.
 
     With ``A = Q S V^T`` and data ``Q y_r + y_p``, every vector that the iteration of :class:`~pyrecon.models.DEQMPI`
     meets lies in the span of Q and y_p: ``A x`` does, the projection onto the ball moves towards y, and the dual starts
     at zero. In the basis ``(Q, y_p / |y_p|)`` it is the same iteration, image by image, with ``[S V^T; 0]`` for A and
     :meth:`FactoredSystem.coordinates` for data: 339 rows in place of 5,486.
     """
-    small = torch.cat([gain * system.s[:, None] * system.V.T, system.V.new_zeros(1, len(system.V))])
-    cutoff = 1e-4 if snr_db is None else start_cutoff(small, noise_std(snr_db))
-    return Problem(small, image_shape(system.shape), cutoff=cutoff)
+    s, V = system.gain * system.s, system.V
+    small = torch.cat([s[:, None] * V.T, V.new_zeros(1, len(V))])
+    basis = torch.eye(len(small), len(s), dtype=V.dtype, device=V.device)
+    return Problem(small, image_shape(system.shape), cutoff=_cutoff(s, snr_db), factors=(basis, s, V))
 
 
-def start_cutoff(matrix: Tensor, sigma: float) -> float:
+def whole(system: FactoredSystem, snr_db: float | None = None) -> Problem:
+    """The system, in the scale of the model, with all its rows, as a learned data step needs them."""
+    s = system.gain * system.s
+    matrix = system.matrix if system.gain == 1.0 else system.gain * system.matrix
+    return Problem(matrix, image_shape(system.shape), cutoff=_cutoff(s, snr_db), factors=(system.Q, s, system.V))
+
+
+def _cutoff(s: Tensor, snr_db: float | None) -> float:
+    return 1e-4 if snr_db is None else start_cutoff(float(s[0]), noise_std(snr_db))
+
+
+def start_cutoff(largest: float, sigma: float) -> float:
     """Relative cut-off of the least-squares start: singular values whose noise is a tenth of a typical image stay out.
 
     On the simulated scanner at 25 dB a tenth of all enter. After 25 steps the image is 0.2 dB better than from all of
     them, at 15 dB 0.5, because the first steps need not remove noise; at the equilibrium there is no difference.
     """
-    largest = float(torch.linalg.matrix_norm(matrix.double(), ord=2))
     return min(0.5, max(1e-4, 10 * sigma / (_IMAGE_RMS * largest)))
 
 

@@ -8,14 +8,14 @@ sample, and of a pixel of a fully sampled image.
 """
 
 from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table
-from pyrecon.models.mri.methods import METHODS, CGSense, Method, TVSense, WaveletSense, ZeroFilled
+from pyrecon.models.mri.methods import METHODS, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri
 
 __all__ = [
     "METHODS",
     "CGSense",
     "Evaluation",
-    "Method",
+    "MRIMethod",
     "TVSense",
     "WaveletSense",
     "ZeroFilled",

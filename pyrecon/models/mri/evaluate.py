@@ -12,7 +12,7 @@ from pyrecon import metrics
 from pyrecon._errors import DataError
 from pyrecon.data.mri import WHITENED, check_scan, prewhiten, remove_oversampling, undersample
 from pyrecon.data.raw import MRIScan
-from pyrecon.models.mri.methods import CGSense, Method, TVSense, WaveletSense, ZeroFilled
+from pyrecon.models.mri.methods import CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
 from pyrecon.models.mri.reconstruct import reconstruct_mri
 from pyrecon.physics.mri import acceleration, gaussian_lines
 
@@ -38,7 +38,7 @@ class Evaluation:
 def evaluate_mri(
     scan: MRIScan,
     accelerations: Sequence[float] = (2.0, 4.0),
-    methods: Sequence[Method] = (ZeroFilled(), CGSense(), WaveletSense(), TVSense()),
+    methods: Sequence[MRIMethod] = (ZeroFilled(), CGSense(), WaveletSense(), TVSense()),
     *,
     reference: Tensor | None = None,
     mask: Callable[[tuple[int, int], float], Tensor] = gaussian_lines,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,38 +12,49 @@ from torch import Tensor
 from pyrecon.data.fourier import ifft_centered
 from pyrecon.data.mri import calibration_region
 from pyrecon.linops import Sense, Wavelet
+from pyrecon.models.method import Method
 from pyrecon.ops import soft_threshold, tv_prox
 from pyrecon.solvers import Solution, Status, conjugate_gradient, fista
 
 
-class Method(Protocol):
+class MRIMethod(Method):
     """A reconstruction of whitened k-space.
 
-    ``solve(kspace, maps, mask)`` takes ``(B, C, H, W)`` complex, ``(B | 1, C, H, W)`` with a root sum of squares of 1
-    (or 0: no object there), and ``(B | 1, 1, H | 1, W | 1)``; the solution's value is ``(B, H, W)``.
+    Attributes
+    ----------
+    needs_maps
+        Whether it needs coil maps; where not, it gets None.
     """
 
-    name: ClassVar[str]
+    needs_maps: ClassVar[bool] = True
 
-    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]: ...
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
+        """Images ``(B, H, W)`` from k-space ``(B, C, H, W)`` complex, maps ``(B | 1, C, H, W)`` with a root sum of
+        squares of 1 (or 0: no object there), and a mask ``(B | 1, 1, H | 1, W | 1)``."""
+        raise NotImplementedError(f"{type(self).__name__}: a method defines solve")
+
+    def fitted(self, kspace: Tensor, mask: Tensor) -> MRIMethod:
+        """The method with the settings that it takes from all of the data, not from a part of them."""
+        return self
 
 
 @dataclass(frozen=True)
-class ZeroFilled:
+class ZeroFilled(MRIMethod):
     """Root sum of squares of the coil images, unsampled k-space left zero: no maps, no noise model, aliasing stays.
 
     Roemer et al., Magn Reson Med 16:192 (1990).
     """
 
     name: ClassVar[str] = "zero-filled RSS"
+    needs_maps: ClassVar[bool] = False
 
-    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:  # maps: not used
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         image = torch.linalg.vector_norm(ifft_centered(kspace * mask), dim=1)
         return _direct(image.to(kspace.dtype))
 
 
 @dataclass(frozen=True)
-class CGSense:
+class CGSense(MRIMethod):
     """``argmin_x 1/2 |A x - y|^2 + weight/2 |x - x_c|^2`` by conjugate gradients.
 
     x_c is the low-resolution image of the fully sampled centre of k-space (zero if there is none), so the penalty
@@ -70,7 +81,11 @@ class CGSense:
     def __post_init__(self) -> None:
         _check(self)
 
-    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]:
+    def fitted(self, kspace: Tensor, mask: Tensor) -> CGSense:
+        return replace(self, weight=self.wiener_weight(kspace, mask)) if self.weight is None else self
+
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
+        maps = _given(maps)
         operator = Sense(maps, mask)
         prior = Sense(maps, _centre(mask, kspace)).adjoint(kspace)
         weight = self.wiener_weight(kspace, mask) if self.weight is None else self.weight
@@ -95,7 +110,7 @@ class CGSense:
 
 
 @dataclass(frozen=True)
-class WaveletSense:
+class WaveletSense(MRIMethod):
     """``argmin_x 1/2 |A x - y|^2 + weight |W x|_1`` by FISTA (Lustig et al., Magn Reson Med 58:1182, 2007).
 
     W is an orthogonal periodic wavelet transform; its coarsest scale is not penalised.
@@ -123,7 +138,7 @@ class WaveletSense:
     def __post_init__(self) -> None:
         _check(self)
 
-    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]:
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         transform = Wavelet((kspace.shape[2], kspace.shape[3]), wavelet=self.wavelet, levels=self.levels)
         rows, columns = transform.coarse_shape
 
@@ -134,11 +149,11 @@ class WaveletSense:
             coefficients[:, :rows, :columns] = coarse
             return transform.adjoint(coefficients)
 
-        return _fista(self, kspace, maps, mask, prox)
+        return _fista(self, kspace, _given(maps), mask, prox)
 
 
 @dataclass(frozen=True)
-class TVSense:
+class TVSense(MRIMethod):
     """``argmin_x 1/2 |A x - y|^2 + weight TV(x)`` by FISTA (Block et al., Magn Reson Med 57:1086, 2007).
 
     TV is isotropic and that of a complex image: magnitude and phase have their edges together.
@@ -165,7 +180,7 @@ class TVSense:
         if self.max_inner < 1:
             raise ValueError(f"max_inner: {self.max_inner}, expected at least 1")
 
-    def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]:
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         dual: Tensor | None = None
 
         def prox(x: Tensor, step: Tensor) -> Tensor:
@@ -176,15 +191,21 @@ class TVSense:
             image, dual = tv_prox(x, level, dual, iterations=self.max_inner, tol=self.tol, return_dual=True)
             return image
 
-        return _fista(self, kspace, maps, mask, prox)
+        return _fista(self, kspace, _given(maps), mask, prox)
 
 
-METHODS: Mapping[str, type[Any]] = {
+METHODS: Mapping[str, type[MRIMethod]] = {
     "rss": ZeroFilled,
     "cg-sense": CGSense,
     "l1-sense": WaveletSense,
     "tv-sense": TVSense,
 }
+
+
+def _given(maps: Tensor | None) -> Tensor:
+    if maps is None:
+        raise TypeError("maps: None, this method needs coil maps (C, H, W) of every image")
+    return maps
 
 
 def _check(method: CGSense | WaveletSense | TVSense) -> None:

@@ -26,7 +26,8 @@ from pyrecon.data.mri import (
 )
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
-from pyrecon.models.mri.methods import CGSense, Method, TVSense, ZeroFilled, count_samples
+from pyrecon.models.method import check_method
+from pyrecon.models.mri.methods import CGSense, MRIMethod, TVSense, count_samples
 from pyrecon.report import Recorder, Report
 
 _CHUNK_BYTES = 2**29  # of coil data reconstructed at a time; a solver needs about four times as much
@@ -39,7 +40,7 @@ def default_method(scan: MRIScan) -> CGSense | TVSense:
 
 def reconstruct_mri(
     scan: MRIScan,
-    method: Method | None = None,
+    method: MRIMethod | None = None,
     *,
     maps: Tensor | None = None,
     coil_maps: Literal["espirit", "walsh"] = "espirit",
@@ -85,7 +86,9 @@ def reconstruct_mri(
     DataError
         If the scan is damaged, or has no calibration region and no maps are given.
     """
-    method = default_method(scan) if method is None else method
+    if not isinstance(scan, MRIScan):
+        raise TypeError(f"scan: expected an MRIScan from a reader or a simulation, got {type(scan).__name__}")
+    method = default_method(scan) if method is None else check_method(method, MRIMethod, "CGSense()")
     if coil_maps not in ("espirit", "walsh"):
         raise ValueError(f"coil_maps: {coil_maps!r} is not known, expected 'espirit' or 'walsh'")
     run = Recorder(method.name, method, device=device)
@@ -94,14 +97,13 @@ def reconstruct_mri(
     iterations = 0
     with run:
         data = _prepare(scan, maps, whiten, coils, report.details)
-        if isinstance(method, CGSense) and method.weight is None:
-            method = replace(method, weight=method.wiener_weight(*data.tensors(slice(None))))
-            report.parameters["weight"] = method.weight
-        if not isinstance(method, ZeroFilled):
+        method = method.fitted(*data.tensors(slice(None)))
+        report.parameters |= method.settings()
+        if method.needs_maps:
             data = _with_maps(data, coil_maps, calibration, torch.device(device), report.details)
         for part in data.parts():
             kspace, mask = (tensor.to(device) for tensor in data.tensors(part))
-            if isinstance(method, ZeroFilled):
+            if not method.needs_maps:
                 solution = method.solve(kspace, None, mask)
                 run.add(solution)
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 Entry = tuple[float, float, float, float]  # pSNR in dB: mean, standard deviation; SSIM in percent: the same
 
 _SNRS = (15.0, 25.0, 35.0)
@@ -92,3 +94,10 @@ INITIALISATION = {
 }
 # dB by which DEQ-MPI leads over training SNRs of 5 to 45 dB, tested at 35 dB (Fig. 3).
 FIGURE_3 = {"end-to-end": 2.1, "unrolled": 3.4, "without learned consistency": 0.9}
+
+
+def of_vessels(shape: tuple[int, ...], selection_field: float) -> Mapping[str, Mapping[float, Entry]]:
+    """The table of vessels on a grid, tested at a selection field in T/m; nothing where the paper has none."""
+    if sorted(shape) == [13, 26]:
+        return TABLE_2 if selection_field == 0.6 else TABLE_1
+    return TABLE_3 if sorted(shape) == [26, 52] else {}
