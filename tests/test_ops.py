@@ -16,30 +16,25 @@ from pyrecon._library import _OPS
 from pyrecon.testing.cases import CASES, Case
 
 TINY = [case for case in CASES if case.tiny]
-WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+DOUBLE = (torch.float64, torch.complex128)
 
 
-def by_dtype(cases: list[Case] | tuple[Case, ...]) -> list[Any]:
+def by_dtype(cases: list[Case] | tuple[Case, ...], among: tuple[torch.dtype, ...] | None = None) -> list[Any]:
     name = {torch.float32: "f32", torch.float64: "f64", torch.complex64: "c64", torch.complex128: "c128"}
-    return [pytest.param(case, dtype, id=f"{case}-{name[dtype]}") for case in cases for dtype in case.dtypes]
-
-
-def widen(value: Any) -> Any:
-    return tree_map_only(Tensor, lambda t: t.to(WIDE.get(t.dtype, t.dtype)), value)
+    return [
+        pytest.param(case, dtype, id=f"{case}-{name[dtype]}")
+        for case in cases
+        for dtype in case.dtypes
+        if among is None or dtype in among
+    ]
 
 
 def results(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def law(case: Case, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The answer by definition: the reference in double precision."""
-    with pyrecon.backend("reference"):
-        return results(case.op(*widen(inputs), **case.options))
-
-
-def assert_law(case: Case, answer: Any, inputs: tuple[Any, ...]) -> None:
-    for value, expected in zip(results(answer), law(case, inputs), strict=True):
+def assert_law(case: Case, dtype: torch.dtype, answer: Any) -> None:
+    for value, expected in zip(results(answer), case.law(dtype), strict=True):
         testing.assert_close_to_reference(value, expected, k=case.k)
 
 
@@ -50,7 +45,7 @@ def test_cpu_kernel_obeys_the_law(case: Case, dtype: torch.dtype, level: str) ->
     with testing.isa(level), testing.poisoned_memory(), testing.record_calls() as calls:
         answer = case.op(*inputs, **case.options)
     assert {call.backend for call in calls} == {"cpp"}
-    assert_law(case, answer, inputs)
+    assert_law(case, dtype, answer)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -64,7 +59,7 @@ def test_threads_obey_the_law(case: Case, threads: int) -> None:
             answer = case.op(*inputs, **case.options)
     finally:
         torch.set_num_threads(before)
-    assert_law(case, answer, inputs)
+    assert_law(case, case.dtypes[0], answer)
 
 
 @pytest.mark.gpu
@@ -75,7 +70,7 @@ def test_gpu_kernel_obeys_the_law(case: Case, dtype: torch.dtype) -> None:
         answer = case.op(*tree_map_only(Tensor, lambda t: t.cuda(), inputs), **case.options)
     for call in calls:  # an op without a kernel for a GPU runs its reference there
         assert call.backend in ({"triton", "cuda"} & set(_OPS[call.op].kernels) or {"reference"})
-    assert_law(case, tree_map_only(Tensor, lambda t: t.cpu(), answer), inputs)
+    assert_law(case, dtype, tree_map_only(Tensor, lambda t: t.cpu(), answer))
 
 
 @pytest.mark.parametrize(("case", "dtype"), by_dtype(CASES))
@@ -130,10 +125,9 @@ def _gradient_setup(case: Case, dtype: torch.dtype) -> tuple[Callable[..., Any],
     return call, variables
 
 
-@pytest.mark.parametrize(("case", "dtype"), by_dtype([case for case in TINY if case.grad]))
+# Finite differences need double precision.
+@pytest.mark.parametrize(("case", "dtype"), by_dtype([case for case in TINY if case.grad], DOUBLE))
 def test_gradients_match_finite_differences(case: Case, dtype: torch.dtype) -> None:
-    if dtype not in (torch.float64, torch.complex128):
-        return  # finite differences need double precision; single is covered by the comparison with double below
     call, variables = _gradient_setup(case, dtype)
     assert torch.autograd.gradcheck(call, variables)
     if case.twice:

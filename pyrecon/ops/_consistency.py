@@ -18,12 +18,13 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon.ops._product import product
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
 def _project_reference(v: Tensor, center: Tensor, radius: Tensor) -> Tensor:
     offset = v - center
-    norm = torch.linalg.vector_norm(offset, dim=1)
+    norm = offset.abs().square().sum(dim=1).sqrt()  # torch adds these in cascades, unlike vector_norm
     inside = norm <= radius  # not for NaN, which then shows in the whole row
     scale = torch.where(inside, 1.0, radius / norm)
     return torch.where(inside[:, None], v, center + scale[:, None] * offset)
@@ -32,10 +33,10 @@ def _project_reference(v: Tensor, center: Tensor, radius: Tensor) -> Tensor:
 def _step_reference(
     A: Tensor, x: Tensor, d: Tensor, y: Tensor, radius: Tensor, Ax: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    product = x.to(A.dtype) @ A.mT if Ax is None else Ax
-    z = _project_reference(product - d, y, radius)
-    r = (z + d) @ A.conj()
-    return z, r if x.is_complex() else r.real.clone(), product if Ax is None else _nothing(Ax)
+    forward = product(x.to(A.dtype), A.mT) if Ax is None else Ax
+    z = _project_reference(forward - d, y, radius)
+    r = product(z + d, A.conj())
+    return z, r if x.is_complex() else r.real.clone(), forward if Ax is None else _nothing(Ax)
 
 
 def _nothing(like: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from pyrecon._library import Op, needs_grad
 from pyrecon.ops._anderson import MAX_MEMORY, _advance_reference
 from pyrecon.ops._learned_consistency import _reference as _learned
 from pyrecon.ops._learned_consistency import weights_count as learned_count
+from pyrecon.ops._product import product
 from pyrecon.ops._rdn import _reference as _rdn
 from pyrecon.ops._rdn import weights_count
 
@@ -65,7 +66,7 @@ def _reference(
 
     def advance(state: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         x, d1, d0 = state.split((n, n, len(matrix)), dim=1)
-        v = x @ matrix.T - d0
+        v = product(x, matrix.T) - d0
         if _DATA_STEPS[data] == "ball":
             distance = torch.linalg.vector_norm(v - y, dim=1)
             z0 = torch.lerp(y, v, torch.where(distance <= radius, 1.0, radius / distance)[:, None])
@@ -75,8 +76,8 @@ def _reference(
             z0 = _learned(v, y, radius, learned, places, *consistency)
         z1 = _rdn((x - d1).view(-1, height, width), weights, *network).flatten(1)
         d0, d1 = d0 + z0, d1 + z1
-        x = (penalty * (d0 @ matrix) + d1) @ inverse
-        return torch.cat((x, d1 - x, d0 - x @ matrix.T), dim=1)
+        x = product(penalty * product(d0, matrix) + d1, inverse)
+        return torch.cat((x, d1 - x, d0 - product(x, matrix.T)), dim=1)
 
     batch, now = len(state), state.clone()
     out, report = torch.empty_like(state), state.new_zeros(batch, 3)

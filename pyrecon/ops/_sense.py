@@ -17,7 +17,8 @@ transformed. And the centring cancels against a rolled mask, so that A^H A needs
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
+from math import pi, sqrt
 from typing import Any
 
 import torch
@@ -26,28 +27,29 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon.ops._product import product
 
 _AXES = (-2, -1)
+_Fourier = Callable[..., Tensor]  # of (x, axes=_AXES, *, adjoint=False): centred and orthonormal
 
 
-# --- the reference ---------------------------------------------------------------------------------------------
-def _fourier(x: Tensor) -> Tensor:
-    k: Tensor = torch.fft.fftshift(_fft(torch.fft.ifftshift(x, dim=_AXES)), dim=_AXES)
-    return k
+# --- the reference: a transform is a matrix whose angles are whole n-ths of a turn, reduced exactly -----------------
+@lru_cache(maxsize=32)
+def _waves(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The centred orthonormal transform of n numbers as a matrix, (n, n). It is symmetric."""
+    k = torch.arange(n) - n // 2
+    turns = torch.outer(k, k) % n
+    turns = torch.where(2 * turns > n, turns - n, turns)  # within half a turn an angle has a digit more
+    scale = torch.full((n, n), 1 / sqrt(n), dtype=torch.float64)
+    return torch.polar(scale, turns.double() * (-2 * pi / n)).to(device, dtype)
 
 
-def _fourier_adjoint(k: Tensor) -> Tensor:
-    x: Tensor = torch.fft.fftshift(_ifft(torch.fft.ifftshift(k, dim=_AXES)), dim=_AXES)
+def _fourier(x: Tensor, axes: tuple[int, ...] = _AXES, *, adjoint: bool = False) -> Tensor:
+    for axis in axes:
+        waves = _waves(x.shape[axis], x.dtype, x.device)
+        waves = waves.conj() if adjoint else waves
+        x = product(x, waves) if axis == -1 else product(waves, x)
     return x
-
-
-def _fft(x: Tensor, axes: tuple[int, ...] = _AXES) -> Tensor:
-    """torch's orthonormal transform, for an empty batch too."""
-    return torch.fft.fftn(x, dim=axes, norm="ortho") if x.numel() and axes else x
-
-
-def _ifft(k: Tensor, axes: tuple[int, ...] = _AXES) -> Tensor:
-    return torch.fft.ifftn(k, dim=axes, norm="ortho") if k.numel() and axes else k
 
 
 def _each(shared: Tensor, batch: int) -> Tensor:
@@ -55,40 +57,36 @@ def _each(shared: Tensor, batch: int) -> Tensor:
     return shared.repeat_interleave(batch // shared.shape[0], dim=0) if 1 < shared.shape[0] < batch else shared
 
 
-def _forward_reference(image: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
-    return _each(mask, len(image)) * _fourier(_each(maps, len(image)) * image[:, None])
+def _forward_reference(image: Tensor, maps: Tensor, mask: Tensor, fourier: _Fourier = _fourier) -> Tensor:
+    return _each(mask, len(image)) * fourier(_each(maps, len(image)) * image[:, None])
 
 
-def _adjoint_reference(kspace: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
-    coils = _fourier_adjoint(_each(mask, len(kspace)) * kspace)
+def _adjoint_reference(kspace: Tensor, maps: Tensor, mask: Tensor, fourier: _Fourier = _fourier) -> Tensor:
+    coils = fourier(_each(mask, len(kspace)) * kspace, adjoint=True)
     return (_each(maps, len(kspace)).conj() * coils).sum(dim=1)
 
 
-def _maps_adjoint_reference(kspace: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    return image[:, None].conj() * _fourier_adjoint(_each(mask, len(kspace)) * kspace)
+def _maps_adjoint_reference(kspace: Tensor, image: Tensor, mask: Tensor, fourier: _Fourier = _fourier) -> Tensor:
+    return image[:, None].conj() * fourier(_each(mask, len(kspace)) * kspace, adjoint=True)
 
 
-def _normal_reference(image: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
+def _normal_reference(image: Tensor, maps: Tensor, mask: Tensor, fourier: _Fourier = _fourier) -> Tensor:
     maps, mask = _each(maps, len(image)), _each(mask, len(image))
-    return (maps.conj() * _circulant(maps * image[:, None], mask)).sum(dim=1)
-
-
-def _circulant(coils: Tensor, mask: Tensor) -> Tensor:
-    """``F^H M^2 F``, transforming only the axes along which the mask varies."""
-    axes = tuple(axis for axis in _AXES if mask.shape[axis] > 1)
-    return _ifft(torch.fft.ifftshift(mask, dim=_AXES).square() * _fft(coils, axes), axes)
+    axes = tuple(axis for axis in _AXES if mask.shape[axis] > 1)  # along the others the transforms cancel
+    coils = fourier(mask.square() * fourier(maps * image[:, None], axes), axes, adjoint=True)
+    return (maps.conj() * coils).sum(dim=1)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------
 def _cpp(name: str, reference: Callable[..., Tensor]) -> Callable[..., None]:
-    """The kernel ``name`` of csrc/cpu/sense.cpp, and the reference for sizes that its FFT does not take."""
+    """The kernel ``name`` of csrc/cpu/sense.cpp, and its law with SciPy's FFT for sizes that its own does not take."""
 
     def kernel(first: Tensor, second: Tensor, mask: Tensor, out: Tensor) -> None:
         plans = [_plan(n, out.dtype) for n in first.shape[-2:]]
         if out.numel() == 0:
             return
         if any(plan is None for plan in plans):
-            out.copy_(reference(first, second, mask))
+            out.copy_(reference(first, second, mask, _pocketfft))
             return
         suffix, threads = "f32" if out.dtype == torch.complex64 else "f64", torch.get_num_threads()
         coils = (first if first.dim() == 4 else second).shape[1]
@@ -99,6 +97,16 @@ def _cpp(name: str, reference: Callable[..., Tensor]) -> Callable[..., None]:
         getattr(_core, f"{name}_{suffix}")(*(t.data_ptr() for t in tensors if t is not None), *sizes)
 
     return kernel
+
+
+def _pocketfft(x: Tensor, axes: tuple[int, ...] = _AXES, *, adjoint: bool = False) -> Tensor:
+    """``_fourier`` by an FFT whose error is known: 2 eps at any length and on any machine, which torch's is not."""
+    import scipy.fft
+
+    transform = scipy.fft.ifftn if adjoint else scipy.fft.fftn
+    shifted = torch.fft.ifftshift(x, dim=axes).numpy() if axes else x.numpy()
+    result = transform(shifted, axes=axes, norm="ortho", workers=torch.get_num_threads())
+    return torch.fft.fftshift(torch.from_numpy(result), dim=axes) if axes else torch.from_numpy(result)
 
 
 @cache
@@ -255,8 +263,7 @@ def sense_forward(image: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | No
 
     Notes
     -----
-    CPU (C++ throughout; sizes with a prime factor above 257 take the reference and torch's FFT) and GPU (Triton around
-    cuFFT). Pruessmann et al., SENSE, Magn Reson Med 42:952 (1999).
+    CPU (C++ throughout; sizes with a prime factor above 257 take SciPy's FFT) and GPU (Triton around cuFFT). Pruessmann et al., SENSE, Magn Reson Med 42:952 (1999).
     """
     check_dtype("image", image, COMPLEX)
     check_shape("image", image, (None, None, None), "(B, H, W)")

@@ -24,6 +24,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, dense
 from pyrecon._library import Op, _is_traced, needs_grad
+from pyrecon.ops._product import product
 
 
 # --- the reference: planes (P, R, C), transformed along the rows' axis R, along C, or both -------------------------
@@ -43,9 +44,9 @@ def _eigenvalues(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _dst_reference(x: Tensor, rows: bool, cols: bool) -> Tensor:
     if cols:
-        x = x @ _sines(x.shape[-1], x.dtype, x.device)
+        x = product(x, _sines(x.shape[-1], x.dtype, x.device))
     if rows:
-        x = _sines(x.shape[-2], x.dtype, x.device) @ x
+        x = product(_sines(x.shape[-2], x.dtype, x.device), x)
     return x
 
 

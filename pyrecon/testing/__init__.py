@@ -10,6 +10,21 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core, _library
+from pyrecon.testing._extended import dft, dst, extended
+
+__all__ = [
+    "ISA_LEVELS",
+    "Call",
+    "assert_adjoint",
+    "assert_close_to_reference",
+    "available_isa_levels",
+    "dft",
+    "dst",
+    "extended",
+    "isa",
+    "poisoned_memory",
+    "record_calls",
+]
 
 ISA_LEVELS = ("baseline", "avx2", "avx512")
 
@@ -40,7 +55,8 @@ def assert_adjoint(
 def assert_close_to_reference(result: Tensor, reference: Tensor, *, k: float) -> None:
     """Assert ``max|result - reference| <= k * eps * max|reference|`` with eps of the result's precision.
 
-    ``reference`` is computed in double precision from the same inputs.
+    ``reference`` is computed in double precision from the same inputs; for a result in double precision under
+    :func:`extended`.
     """
     assert result.shape == reference.shape, f"shape {tuple(result.shape)}, expected {tuple(reference.shape)}"
     eps = torch.finfo(result.dtype).eps

@@ -1,24 +1,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.utils._pytree import tree_map_only
+
+from pyrecon import backend
+from pyrecon.testing._extended import extended
 
 # make(generator, dtype) -> positional arguments of the public function; dtype is the dtype of its main input.
 Make = Callable[[Generator, torch.dtype], tuple[Any, ...]]
 
 SINGLE = (torch.float32, torch.complex64)
 DOUBLE = (torch.float64, torch.complex128)
+_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself only, so that a law is kept by its row
 class Case:
     """One row of a case table: a public function, how to make its arguments, and how exact the answer must be.
 
-    The error allowed against the float64 reference is ``k * eps * max|reference|``; say at the row where k comes from.
+    The error allowed against :meth:`law` is ``k * eps * max|reference|``; say at the row where k comes from.
     ``tiny`` cases also run under gradcheck (for the inputs numbered in ``grad``, twice if ``twice``), opcheck,
     ``torch.compile`` and the Triton interpreter, so they hold a few hundred numbers at most.
     """
@@ -38,6 +45,18 @@ class Case:
 
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> tuple[Any, ...]:
         return self.make(torch.Generator().manual_seed(seed), dtype)
+
+    @cache  # noqa: B019: as many as there are rows, which live as long as the process
+    def law(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The answer to ``inputs(dtype)`` by definition: the reference, in double precision.
+
+        For inputs in double precision its sums are taken in extended precision, so that no error of this machine's
+        libraries is laid at the kernel's door.
+        """
+        wide = tree_map_only(Tensor, lambda t: t.to(_WIDE.get(t.dtype, t.dtype)), self.inputs(dtype))
+        with backend("reference"), extended() if dtype in DOUBLE else nullcontext():
+            answer = self.op(*wide, **self.options)
+        return answer if isinstance(answer, tuple) else (answer,)
 
 
 def randn(generator: Generator, *shape: int, dtype: torch.dtype) -> Tensor:
