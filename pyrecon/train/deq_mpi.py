@@ -400,7 +400,7 @@ class DEQMPITraining(Training):
             torch.manual_seed(config.seed)
             rdn = RDN(layers=config.layers)
             consistency: Consistency | None = None
-            if config.consistency == "learned":
+            if config.consistency == "learned" and layout is not None:
                 consistency = LearnedConsistency(layout, dims=config.dims)
                 if config.consistency_start == "projection":
                     consistency.become_projection()
