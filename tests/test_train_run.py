@@ -1,152 +1,32 @@
-"""The mechanics of training, with a system that trains in milliseconds: resume, interrupts, hostile folders."""
+"""The mechanics of training, with a system that trains in milliseconds: resume, interrupts, settings."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import toy_system
+from safetensors.torch import load_file
+from torch import Tensor
+from toy_system import CONFIG, SLOPE, Config, Data, First, Toy, run, stop_at
 from typer.testing import CliRunner
 
 from pyrecon import systems
-from pyrecon._errors import DataError, MissingDependency
-from pyrecon.systems import SYSTEMS, System
-from pyrecon.train import Diverged, Interrupted, Progress, Quality, RunConfig, Stage, Task, Training, train
-from pyrecon.train._files import kept_pool, read_tensors, read_tree, write_tensors
-from pyrecon.train.config import setting
-from pyrecon.train.run import Option, Outcome
-
-
-# --- the smallest system ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Config(RunConfig):
-    first: Stage = setting(Stage(4, batch=3, rate=1e-2, halve=2), "--first-steps", "Steps of the first stage.")
-    second: Stage = setting(Stage(5, batch=2, rate=1e-2, clip=1.0))
-    pool: int = setting(20, "--pool", "Images.", least=1)
-    way: Literal["straight", "crooked"] = setting("straight", "--way", "How.")
-    noise: tuple[float, float] = setting((0.0, 0.1), "--noise", "Two numbers.")
-
-
-class Line(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 1)
-        self.card: dict[str, float] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        value: Tensor = self.second(self.first(x))
-        return value
-
-    def save(self, path: Path) -> None:
-        save_file(self.state_dict(), path)
-
-
-@dataclass
-class Data:
-    images: Tensor
-    slope: Tensor
-    seed: int
-
-    def to(self, device: torch.device) -> Data:
-        return self
-
-    def batch(self, step: int, count: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(1000 * self.seed + step)
-        x = self.images[torch.randint(len(self.images), (count,), generator=generator)]
-        return x, (x @ self.slope)[:, None]
-
-
-class First(Task):
-    name = "first"
-    measure = Quality("nRMSE", "nRMSE", higher=False)
-
-    @property
-    def part(self) -> nn.Module:
-        part: nn.Module = self.model.first
-        return part
-
-    def loss(self, step: int) -> Tensor:
-        x, y = self.data.batch(step, self.stage.batch)
-        return (self.model(x) - y).square().mean()
-
-    def quality(self) -> dict[str, float]:
-        x, y = self.data.batch(-1, 8)
-        return {"quality": float((self.model(x) - y).norm() / y.norm())}
-
-
-class Second(First):
-    name = "second"
-
-    @property
-    def part(self) -> nn.Module:
-        part: nn.Module = self.model
-        return part
-
-
-class Toy(Training):
-    """Toys."""
-
-    name = "toy"
-    settings = Config
-    tasks = (First, Second)
-    models: Mapping[str, Any] = {"line": None}
-    options = (Option("--slope", float, 2.0, "Of the line.", least=0),)
-
-    @classmethod
-    def new_source(cls, seed: int, options: Mapping[str, Any]) -> Tensor:
-        return torch.full((3,), options["slope"])
-
-    @classmethod
-    def kept(cls, source: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"slope": source}, {"size": len(source)}
-
-    @classmethod
-    def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Tensor:
-        if tensors["slope"].shape != (facts["size"],):
-            raise ValueError("of another size")
-        return tensors["slope"]
-
-    def data(self, drawn: Any) -> Data:
-        def draw(first: int, count: int) -> Any:
-            return np.random.default_rng(first).random((count, 3), np.float32)
-
-        pool = kept_pool(self.folder / "pool.npy", self.config.pool, (3,), draw, drawn, chunk=8)
-        return Data(pool, self.source, self.config.seed)
-
-    def model(self, initial: Path | None) -> Line:
-        torch.manual_seed(self.config.seed)
-        return Line()
-
-    def finish(self, model: Line, data: Data, outcomes: dict[str, Outcome]) -> None:
-        model.card = {name: outcome.quality for name, outcome in outcomes.items()}
-
-
-SLOPE = torch.tensor([1.0, -2.0, 3.0])
-CONFIG = Config(validate_every=2, save_every=3)
-
-
-def run(folder: Path, config: Config = CONFIG, **more: Any) -> bytes:
-    train(Toy, folder, None if more.get("resume") else SLOPE, None if more.get("resume") else config, **more)
-    return (folder / "weights.safetensors").read_bytes()
-
-
-def stop_at(question: int) -> Callable[[], bool]:
-    asked = iter(range(1, 1000))
-    return lambda: next(asked) == question
+from pyrecon._errors import DataError
+from pyrecon.systems import SYSTEMS
+from pyrecon.train import Diverged, Interrupted, Progress, Quality, Stage, train
+from pyrecon.train._files import read_tensors, read_tree
 
 
 # --- resume ----------------------------------------------------------------------------------------------------------
@@ -159,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 # Questions 1 to 3 while images are drawn, 4 and 9 before a stage, 5 to 8 and 10 to 14 after a step.
 @pytest.mark.parametrize("question", [1, 3, 4, 5, 7, 9, 10, 11, 13])
 def test_a_run_that_was_stopped_anywhere_ends_where_another_does(tmp_path: Path, whole: bytes, question: int) -> None:
-    with pytest.raises(Interrupted, match="stopped (after|before)"):
+    with pytest.raises(Interrupted, match=r"stopped (after|before)"):
         run(tmp_path, stop=stop_at(question))
     assert run(tmp_path, resume=True) == whole
 
@@ -257,7 +137,7 @@ def test_a_second_interrupt_ends_at_once_and_the_folder_resumes(tmp_path: Path, 
 
 def _program(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, toy_system.__file__, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -323,190 +203,6 @@ def _floats(path: Path) -> list[Tensor]:
     return [value for value in load_file(path).values() if value.is_floating_point()]
 
 
-# --- hostile folders -------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stopped in the second stage."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.raises(Interrupted):
-        run(folder, stop=stop_at(12))
-    return folder
-
-
-def bomb(path: Path) -> None:
-    """64 MiB of zeros in 64 KiB; torch would unpack them, twice."""
-    torch.save({"weights": {"first.weight": torch.zeros(4)}, "quality": 1.0, "history": []}, path)
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, bytes(2**26) if name.endswith("/data/0") else content)
-
-
-def many(path: Path) -> None:
-    save_file({f"{i}": torch.zeros(()) for i in range(20_000)}, path, {"pyrecon": "{}"})
-
-
-def deep(path: Path) -> None:
-    write_tensors(path, {"slope": SLOPE}, {})
-    text = "[" * 5000 + "]" * 5000
-    save_file({"slope": SLOPE}, path, {"pyrecon": text})
-
-
-def header(path: Path) -> None:
-    """A table of sizes of 2^62 bytes."""
-    path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
-
-
-def declared(path: Path) -> None:
-    """The header of 4 TiB, and no content."""
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)})
-
-
-def text(content: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(content) and None
-
-
-def other(change: Callable[[str], str]) -> Callable[[Path], None]:
-    return lambda path: path.write_text(change(path.read_text())) and None
-
-
-def nan(path: Path) -> None:
-    np.save(path, np.full((20, 3), np.nan, np.float32))
-
-
-def facts_of(facts: Any) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
-        write_tensors(path, load_file(path), facts)
-
-    return change
-
-
-HOSTILE: list[tuple[str, str, Callable[[Path], None]]] = [
-    ("bomb", "first/weights.pt", bomb),
-    ("not a zip", "first/weights.pt", text("none")),
-    ("many", "first/weights.safetensors", many),
-    ("deep", "first/weights.safetensors", deep),
-    ("list", "first/weights.safetensors", facts_of([1])),
-    ("number", "first/weights.safetensors", facts_of({"quality": "x", "history": []})),
-    ("bomb", "second/last.ckpt", bomb),
-    ("many", "second/last.safetensors", many),
-    ("deep", "second/last.safetensors", deep),
-    ("header", "second/last.safetensors", header),
-    ("tree", "second/last.safetensors", facts_of({"dict": [["a", {"tensor": "b"}]]})),
-    ("empty", "second/last.safetensors", facts_of({"dict": []})),
-    ("many", "source.safetensors", many),
-    ("deep", "source.safetensors", deep),
-    ("other", "source.safetensors", facts_of({"size": 4})),
-    ("list", "source.safetensors", facts_of([])),
-    ("declared", "pool.npy", declared),
-    ("text", "pool.npy", text("none")),
-    ("nested", "pool.npy", text("\x93NUMPY\x01\x00\x28\x23" + "(" * 9000)),
-    ("nan", "pool.npy", nan),
-    ("deep", "config.json", text("[" * 50_000)),
-    ("huge", "config.json", text(" " * 2**21)),
-    ("digits", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 1' + "0" * 5000))),
-    ("large", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 1' + "0" * 1000))),
-    ("memory", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 1' + "0" * 12))),
-    ("nan", "config.json", other(lambda s: s.replace('"clip": 1.0', '"clip": NaN'))),
-    ("infinite", "config.json", other(lambda s: s.replace('"clip": 1.0', '"clip": 1e999'))),
-    ("half", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 20.5'))),
-    ("bool", "config.json", other(lambda s: s.replace('"seed": 0', '"seed": true'))),
-    ("choice", "config.json", other(lambda s: s.replace("straight", "sideways"))),
-    ("stage", "config.json", other(lambda s: s.replace('"steps": 4', '"steps": null'))),
-    ("binary", "config.json", lambda path: path.write_bytes(b"\xff\xfe\x00") and None),
-]
-
-
-@pytest.mark.parametrize(("what", "name", "change"), HOSTILE, ids=[f"{name}-{what}" for what, name, _ in HOSTILE])
-def test_a_hostile_file_is_one_line_that_names_it(
-    tmp_path: Path, interrupted: Path, what: str, name: str, change: Callable[[Path], None]
-) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(interrupted, folder)
-    path = folder / name
-    if path.suffix in (".pt", ".ckpt"):
-        path.with_suffix(".safetensors").unlink()
-    change(path)
-    with pytest.raises(DataError) as found:
-        run(folder, resume=True)
-    assert "\n" not in str(found.value)
-    assert len(str(found.value)) < 600
-    assert (path.name if what != "memory" else "pool.npy") in str(found.value)
-
-
-def test_truncated_files_are_one_line_too(tmp_path: Path, interrupted: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(interrupted, folder)
-    names = ["config.json", "source.safetensors", "pool.npy", "first/weights.safetensors", "second/last.safetensors"]
-    for name in names:
-        path = folder / name
-        whole = path.read_bytes()
-        for length in (0, 7, len(whole) // 2):
-            path.write_bytes(whole[:length])
-            with pytest.raises(DataError, match=path.name):
-                run(folder, resume=True)
-        path.write_bytes(whole)
-    run(folder, resume=True)
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, interrupted: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(interrupted, folder)
-    path = folder / "second/last.safetensors"
-    tensors, facts = read_tensors(path, "", most=99)
-    wrong = {"/state_dict/model.first.bias": "first.bias", "/optimizer_states/0/state/0/exp_avg": "other shapes"}
-    for name, said in wrong.items():
-        write_tensors(path, tensors | {name: torch.zeros(5)}, facts)
-        with pytest.raises(DataError, match=said):
-            run(folder, resume=True)
-    write_tensors(path, tensors | {"/state_dict/model.first.bias": torch.full((3,), torch.nan)}, facts)
-    with pytest.raises(DataError, match="NaN"):
-        run(folder, resume=True)
-
-
-def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a read-only file system even removing what is not there fails; that error used to replace the clean one."""
-    (tmp_path / "run").mkdir()
-
-    def refused(*of: Any, **more: Any) -> Any:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(os, "open", refused)
-    monkeypatch.setattr(Path, "unlink", refused)
-    with pytest.raises(DataError, match=r"run/source\.safetensors: cannot be written \(Read-only file system\)"):
-        run(tmp_path / "run")
-    monkeypatch.setattr(Path, "mkdir", refused)
-    with pytest.raises(DataError, match=r"cannot be made \(Read-only file system\)"):
-        run(tmp_path / "new")
-
-
-def test_any_error_of_the_system_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pyrecon import cli
-
-    def full() -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(cli, "app", full)
-    found = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        signal.signal(signal.SIGTERM, found)
-    assert end.value.code == 2
-    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
-
-
-def test_missing_lightning_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lightning", None)
-    with pytest.raises(MissingDependency, match=r"pyrecon-imaging\[train\]"):
-        run(tmp_path)
-
-
 # --- settings and the command ----------------------------------------------------------------------------------------
 def test_rate_halves() -> None:
     stage = Stage(10, halve=3)
@@ -518,8 +214,7 @@ def test_rate_halves() -> None:
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
-    monkeypatch.setitem(sys.modules, "toy_system", sys.modules[__name__])
-    monkeypatch.setitem(SYSTEMS, "toy", System("Toy", "toy_system:Line", training_path="toy_system:Toy"))
+    monkeypatch.setitem(SYSTEMS, "toy", toy_system.TOY)
 
     def command(folder: Path, *options: str) -> Config:
         from pyrecon.cli import app
@@ -613,13 +308,3 @@ def test_systems_have_what_their_lines_say(name: str) -> None:
     assert training.name == name == system.paper.name
     assert {task.name for task in training.tasks} == set(training.settings.stage_names())
     assert system.paper.tables
-
-
-if __name__ == "__main__":  # the command, with the toy among its systems
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.modules["toy_system"] = sys.modules["__main__"]
-    SYSTEMS["toy"] = System("Toy", "toy_system:Line", training_path="toy_system:Toy")
-    sys.argv[0] = "pyrecon"
-    from pyrecon.cli import main
-
-    main()
