@@ -2,9 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+import pyrecon._startup  # isort: skip  # noqa: F401  # before torch, whose import a Ctrl-C may fall into
 import torch  # first: it brings the one OpenMP runtime that the kernels share  # noqa: F401
 
-import pyrecon._startup  # before torch, whose import takes seconds that a Ctrl-C may fall into  # noqa: F401
 from pyrecon._library import backend, registered_ops
 
 try:

@@ -138,5 +138,7 @@ def test_a_system_has_all_that_its_line_names(name: str) -> None:
     system = SYSTEMS[name]
     assert system.model.system == name
     assert system.training.name == name
-    assert {kind.role for kind in system.methods.values()} >= {system.training.models[next(iter(system.training.models))]}
+    assert {kind.role for kind in system.methods.values()} >= {
+        system.training.models[next(iter(system.training.models))]
+    }
     assert system.paper.tables

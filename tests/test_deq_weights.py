@@ -320,7 +320,7 @@ def test_evaluation_sets_trained_weights_beside_the_classical_methods(tmp_path: 
     (row,) = (row for row in table.rows if row.method == "DEQ-MPI")
     assert row.kind == "mine"
     assert len(row.psnr["25 dB"]) == 2
-    assert row.published["25 dB"][0] == 34.8
+    assert not row.published  # random images
     assert results["DEQ-MPI, mine"].shape == (2, *SHAPE)
     assert "DEQ-MPI | mine" in table.to_markdown()
     assert draw(results, "default") is not None

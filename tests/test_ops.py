@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-import pyrecon
 from pyrecon import testing
 from pyrecon._library import _OPS
 from pyrecon.testing.cases import CASES, Case

@@ -25,14 +25,16 @@ def group(help: str, part: str, build: Callable[[str], tuple[str, Parameters, Ca
 
     A system is loaded when its command or the list of all of them is asked for.
     """
-    known = [name for name, system in SYSTEMS.items() if getattr(system, f"{part}_path")]
+
+    def known() -> list[str]:
+        return [name for name, system in SYSTEMS.items() if getattr(system, f"{part}_path")]
 
     class Systems(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
-            return known
+            return known()
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
-            return _command(cmd_name, *build(cmd_name)) if cmd_name in known else None
+            return _command(cmd_name, *build(cmd_name)) if cmd_name in known() else None
 
     app = typer.Typer(cls=Systems, help=help, no_args_is_help=True)
     app.callback()(lambda: None)

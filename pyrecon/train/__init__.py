@@ -1,19 +1,24 @@
 """Training of the models: from generated data to weights that reconstruction uses. Needs the extra ``train``."""
 
-from pyrecon.train.config import RunConfig, Stage
+from pyrecon.train._files import kept_pool
+from pyrecon.train.config import RunConfig, Stage, setting
 from pyrecon.train.deq_mpi import Config, train_deq_mpi
-from pyrecon.train.run import Diverged, Interrupted, Progress, Quality, Task, Training, train
+from pyrecon.train.run import Diverged, Interrupted, Option, Outcome, Progress, Quality, Task, Training, train
 
 __all__ = [
     "Config",
     "Diverged",
     "Interrupted",
+    "Option",
+    "Outcome",
     "Progress",
     "Quality",
     "RunConfig",
     "Stage",
     "Task",
     "Training",
+    "kept_pool",
+    "setting",
     "train",
     "train_deq_mpi",
 ]

@@ -22,7 +22,7 @@ from pyrecon._errors import DataError
 from pyrecon.io import written_whole
 from pyrecon.io._files import one_line
 from pyrecon.solvers import ConvergenceWarning
-from pyrecon.train import _files
+from pyrecon.train._files import check_state, read_torch, read_tree, write_tree
 from pyrecon.train.config import RunConfig
 from pyrecon.train.run import Context, Diverged, Interrupted, Progress, Task
 
@@ -185,7 +185,7 @@ class Checkpoints(CheckpointIO):
         self.task = task
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        _files.write_tree(Path(path), checkpoint)
+        write_tree(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         path, what = Path(path), "a checkpoint"
@@ -193,9 +193,9 @@ class Checkpoints(CheckpointIO):
         parameters = list(self.task.part.parameters())
         if path.suffix == ".ckpt":
             size = sum(value.nbytes for value in model.values())
-            found = _files.read_torch(path, what, most_bytes=8 * size)
+            found = read_torch(path, what, most_bytes=8 * size)
         else:
-            found = _files.read_tree(path, what, most=2 * len(model) + 3 * len(parameters))
+            found = read_tree(path, what, most=2 * len(model) + 3 * len(parameters))
         try:
             state, best = found["state_dict"], found["callbacks"]["Watch"]["weights"]
             (optimizer,) = found["optimizer_states"]
@@ -208,9 +208,9 @@ class Checkpoints(CheckpointIO):
                 raise ValueError("the optimizer's state has other shapes than the parameters")
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(f"{path}: is not {what} of this training run ({one_line(error)})") from None
-        _files.check_state(path, state, {f"model.{name}": value for name, value in model.items()})
+        check_state(path, state, {f"model.{name}": value for name, value in model.items()})
         if best:
-            _files.check_state(path, best, model)
+            check_state(path, best, model)
         checkpoint: dict[str, Any] = found
         return checkpoint
 

@@ -27,10 +27,10 @@ from pyrecon.models.mpi.system import image_shape, row_layout
 from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.ops import project_l2_ball
 from pyrecon.solvers import Anderson
-from pyrecon.train import _files, run
+from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, Stage, setting
 from pyrecon.train.mpi_data import VALIDATION, Source, TrainingData, fine_shape
-from pyrecon.train.run import Drawn, Option, Outcome, Report, Task, Training
+from pyrecon.train.run import Drawn, Option, Outcome, Quality, Report, Task, Training, train
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Projection(Task):
     relative distance between the two."""
 
     name = "projection"
-    measure = run.Quality("nearness")
+    measure = Quality("nearness")
 
     @property
     def part(self) -> nn.Module:
@@ -383,7 +383,7 @@ class DEQMPITraining(Training):
         if config.consistency == "learned" and source.layout is None:
             raise DataError("consistency: 'learned' needs rows of several angles or channels; use 'ball'")
         shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
-        images = _files.kept_pool(
+        images = kept_pool(
             self.folder / "pool.npy",
             config.pool + config.validation,
             shape,
@@ -493,7 +493,7 @@ def train_deq_mpi(
     Source: DEQ-MPI (Güngör et al.), section III-B.2.
     """
     source = source_of(system) if isinstance(system, MPISystem) else system
-    model: DEQMPI = run.train(
+    model: DEQMPI = train(
         DEQMPITraining,
         folder,
         source,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pyrecon._errors import DataError, MissingDependency, Stopped
 from pyrecon.io import written_whole
 from pyrecon.io._files import one_line
-from pyrecon.train import _files
+from pyrecon.train._files import check_state, make_folder, read_tensors, read_torch, sweep, write_tensors
 from pyrecon.train.config import RunConfig, Stage
 
 Drawn = Callable[[int, int], None]
@@ -191,7 +191,7 @@ class Training(ABC):
     # The parts of a run.
     @abstractmethod
     def data(self, drawn: Drawn) -> Any:
-        """Training and validation data, that have ``to(device)``; see :func:`~pyrecon.train._files.kept_pool`."""
+        """Training and validation data, that have ``to(device)``; see :func:`~pyrecon.train.kept_pool`."""
 
     @abstractmethod
     def model(self, initial: Path | None) -> Any:
@@ -271,7 +271,7 @@ def train(
     folder = Path(folder)
     if resume:
         config = system.settings.from_json(folder / "config.json")
-        _files.sweep(folder)
+        sweep(folder)
         source = _source(system, folder)
     else:
         config = config or system.settings()
@@ -309,11 +309,11 @@ def _run_stage(folder: Path, task: Task, config: RunConfig, context: Context) ->
         raise Interrupted(f"{folder.parent}: stopped before {task.name}")
     from pyrecon.train._loop import fit
 
-    _files.make_folder(folder)
+    make_folder(folder)
     watch = fit(folder, task, config, context)
     task.model.load_state_dict(watch.weights)
     facts = {"quality": watch.best, "history": watch.history}
-    _files.write_tensors(folder / "weights.safetensors", watch.weights, facts)
+    write_tensors(folder / "weights.safetensors", watch.weights, facts)
     return Outcome(watch.best, watch.history, task.measure)
 
 
@@ -321,11 +321,11 @@ def _finished(path: Path, task: Task) -> Outcome:
     expected, what = task.model.state_dict(), "the result of a stage"
     if path.suffix == ".pt":
         size = sum(value.nbytes for value in expected.values())
-        facts = _files.read_torch(path, what, most_bytes=4 * size)
+        facts = read_torch(path, what, most_bytes=4 * size)
         weights = facts.get("weights") if isinstance(facts, dict) else None
     else:
-        weights, facts = _files.read_tensors(path, what, most=len(expected))
-    _files.check_state(path, weights, expected)
+        weights, facts = read_tensors(path, what, most=len(expected))
+    check_state(path, weights, expected)
     try:
         quality, history = float(facts["quality"]), [(int(step), float(value)) for step, value in facts["history"]]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -338,11 +338,11 @@ def _finished(path: Path, task: Task) -> Outcome:
 def _begin(system: type[Training], folder: Path, source: Any, config: RunConfig, initial: str | Path | None) -> None:
     if (folder / "config.json").exists():
         raise DataError(f"{folder}: holds a training run already; resume it, or choose another folder")
-    _files.make_folder(folder)
-    _files.sweep(folder)
+    make_folder(folder)
+    sweep(folder)
     kept = system.kept(source)
     if kept is not None:
-        _files.write_tensors(folder / "source.safetensors", *kept)
+        write_tensors(folder / "source.safetensors", *kept)
     if initial is not None:
         system.pretrained(initial).save(folder / _INITIAL)
     # Last, so that a folder with a configuration has all that a run needs.
@@ -355,7 +355,7 @@ def _source(system: type[Training], folder: Path) -> Any:
     if not path.exists() and system.kept.__func__ is Training.kept.__func__:  # type: ignore[attr-defined]
         return None
     what = "the source"
-    tensors, facts = _files.read_tensors(path, what, most=16)
+    tensors, facts = read_tensors(path, what, most=16)
     try:
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value).all():

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+import pyrecon.experiments.deq_mpi.published as published
 from pyrecon import metrics
 from pyrecon.data.mpi import GRID, prepare_system
-from pyrecon.experiments.deq_mpi import published
 from pyrecon.experiments.deq_mpi.study import LEVELS, SNRS, Recipe, Study, penalty
 from pyrecon.experiments.mpi import Run, Scenario, measured_scenario
 from pyrecon.experiments.table import Listing

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import pyrecon.experiments.study as study
 from pyrecon.data.mpi import GRID, MPISystem, prepare_system
 from pyrecon.data.raw import MPICalibration
-from pyrecon.experiments import study
 from pyrecon.experiments.mpi_data import Images, generated_images, vessel_images
 from pyrecon.experiments.study import Scale
 from pyrecon.models.weights import shipped_weights

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+import pyrecon.experiments.deq_mpi.published as published
 from pyrecon import metrics, plotting
 from pyrecon.data.mpi import GRID, prepare_system
-from pyrecon.experiments.deq_mpi import published
 from pyrecon.experiments.deq_mpi.published import Entry
 from pyrecon.experiments.deq_mpi.study import SNRS, Study
 from pyrecon.experiments.mpi import Run, evaluate_mpi, measured_scenario, phantom_images

@@ -1,12 +1,9 @@
-"""Training of DEQ-MPI: its data, its schedule, and that an interrupted run ends where an uninterrupted one does."""
+"""Training of DEQ-MPI: its data, its stages and schedules, and its command. The mechanics are in test_train_run.py."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,175 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deq_mpi_runs import NONE, SHAPE, config, source
+from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pyrecon._errors import DataError, MissingDependency
+from pyrecon._errors import DataError
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import new_card
-from pyrecon.models.mpi import FactoredSystem, ScaledSystem
-from pyrecon.models.mpi.system import compressed, noise_std
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
 from pyrecon.ops import project_l2_ball
 from pyrecon.train import Config, Interrupted, Stage, train_deq_mpi
-from pyrecon.train.mpi_data import Source, TrainingData
-
-SHAPE = (10, 8)
-NONE = {"denoiser": Stage(0), "projection": Stage(0), "equilibrium": Stage(0)}
-
-
-def source(seed: int = 0) -> Source:
-    """Smooth rows on a grid of 12 angles x 30 frequencies."""
-    generator = torch.Generator().manual_seed(seed)
-    layout = RowLayout.from_mask(torch.rand(360, generator=generator) > 0.4, (12, 30), 28)
-    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in SHAPE), indexing="ij")
-    waves = torch.randn(2 * len(layout.rows), 2, generator=generator) * 0.6
-    phases = 6 * torch.rand(len(waves), 1, generator=generator)
-    return Source(40 * torch.cos(waves @ torch.stack([y.flatten(), x.flatten()]) + phases), SHAPE, layout)
-
-
-def config(**changes: Any) -> Config:
-    tiny: dict[str, Any] = {
-        "pool": 24,
-        "validation": 6,
-        "layers": 1,
-        "consistency_start": "random",
-        "denoiser": Stage(6, batch=4, halve=3),
-        "projection": Stage(4, batch=4),
-        "equilibrium": Stage(5, batch=3, clip=1.0),
-        "limit": 6,
-        "backward_limit": 6,
-        "validate_every": 2,
-        "save_every": 3,
-    }
-    return Config(**(tiny | changes))
-
-
-def data(**changes: Any) -> TrainingData:
-    images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(1))
-    return TrainingData.of(source(), config(**changes), images[:24], images[24:])
-
-
-# --- the scale -------------------------------------------------------------------------------------------------------
-def test_scale_is_the_published_one_and_leads_back() -> None:
-    images = torch.rand(20, *SHAPE)
-    scaled = ScaledSystem.of_matrix(source().matrix, SHAPE, images)
-    assert float(scaled.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-5)
-    y = images.flatten(1) @ source().matrix.T
-    signal = scaled.data(y)
-    assert float(signal.square().mean().sqrt()) == pytest.approx(0.41, rel=1e-5)
-    torch.testing.assert_close(signal, (images / scaled.unit).flatten(1) @ scaled.matrix.T, rtol=1e-4, atol=1e-4)
-    assert noise_std(20.0) == pytest.approx(0.041)
-    assert scaled.radius(20.0) == pytest.approx(0.041 * len(scaled.matrix) ** 0.5)
-    with pytest.raises(DataError, match="nothing to scale by"):
-        ScaledSystem.of_matrix(0 * source().matrix, SHAPE)
-    with pytest.raises(DataError, match="not an image"):
-        ScaledSystem.of_matrix(source().matrix, (4, 4, 5))
-
-
-def test_compressed_system_gives_the_images_of_the_whole_one() -> None:
-    """Without learned consistency the r + 1 coordinates of the data are enough, step by step."""
-    scaled = ScaledSystem.of_matrix(source().matrix, SHAPE)
-    factored = FactoredSystem(scaled.matrix, SHAPE)
-    small = compressed(factored, 25.0)
-    assert len(small.A.matrix) == factored.rank + 1 < len(scaled.matrix)
-    generator = torch.Generator().manual_seed(0)
-    y = torch.rand(5, 80, generator=generator) @ scaled.matrix.T
-    y += 0.1 * torch.randn(y.shape, generator=generator)
-    radius = torch.full((5,), 0.05 * y.shape[1] ** 0.5)  # too small a ball: what no image explains matters
-    torch.manual_seed(0)
-    net = DEQMPI(RDN(4, 4, 1, 1))
-    whole = net.reconstruct(scaled.problem(25.0), y, radius).value
-    short = net.reconstruct(small, factored.coordinates(y), radius).value
-    torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "changes", [NONE | {"end_to_end": Stage(1)}, {"gradient": "unrolled"}], ids=["alone", "unrolled"]
-)
-def test_what_depends_on_its_start_has_the_published_one(changes: dict[str, Any]) -> None:
-    settings = config(**changes)
-    images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(1))
-    direct = TrainingData.of(source(), settings, images[:24], images[24:]).problem
-    values = direct.A.singular_values()
-    kept = int((values > 1e-4 * values[0]).sum())
-    assert direct.rank == round(250 / 338 * kept)
-    y = torch.randn(2, len(direct.A.matrix), generator=torch.Generator().manual_seed(2))
-    u, s, vh = torch.linalg.svd(direct.A.matrix.double(), full_matrices=False)
-    expected = (y.double() @ u[:, : direct.rank] / s[: direct.rank]) @ vh[: direct.rank]
-    torch.testing.assert_close(direct.start(y)[0].double(), expected, rtol=1e-4, atol=1e-5)
-    assert data().problem.rank is None
-
-
-def test_row_layout_is_where_the_scan_has_its_rows() -> None:
-    from pyrecon.data.mpi import prepare_system
-    from pyrecon.data.raw import Grid
-    from pyrecon.models.mpi.system import row_layout
-    from pyrecon.physics.mpi import Scanner
-
-    scanner = replace(Scanner(), angles=4, harmonics=(2, 3))
-    system = prepare_system(scanner.calibrate(Grid((6, 4), (2e-3, 2e-3), (0.0, 0.0)), noise=0.1))
-    layout = row_layout(system)
-    assert layout is not None
-    assert layout.grid == (4, len(scanner.frequencies))
-    period, channel, frequency = system.rows.T
-    assert channel.max() == 0
-    np.testing.assert_array_equal(layout.rows.numpy() // layout.grid[1], period)
-    np.testing.assert_array_equal(layout.rows.numpy() % layout.grid[1], frequency)
-    assert layout.used == frequency.max() + 1
-    one = prepare_system(replace(scanner, angles=1).calibrate(Grid((6, 4), (2e-3, 2e-3), (0.0, 0.0)), noise=0.1))
-    assert row_layout(one) is None
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    first, other = data(), data()
-    other.measured(0, 4)
-    for name in ("images", "y", "radius"):
-        assert torch.equal(getattr(first.measured(7, 4), name), getattr(other.measured(7, 4), name))
-    assert not torch.equal(first.measured(7, 4).images, first.measured(8, 4).images)
-    assert not torch.equal(first.measured(7, 4).images, data(seed=1).measured(7, 4).images)
-
-
-def test_images_are_those_of_the_pool_in_all_mirrored_forms_and_brightness() -> None:
-    made = data()
-    batch = made.images(3, 200)
-    ratios, forms = [], set()
-    for image in batch:
-        for form in range(4):
-            mirrored = image.flip([d for d in (0, 1) if form >> d & 1]) if form else image
-            ratio = (mirrored / made.pool).flatten(1)
-            for r in ratio[(ratio.amax(1) - ratio.amin(1)) < 1e-4]:
-                ratios.append(float(r[0]))
-                forms.add(form)
-    assert len(ratios) == 200
-    assert forms == {0, 1, 2, 3}
-    assert 0.5 <= min(ratios) < 0.55
-    assert 1.45 < max(ratios) <= 1.5
-
-
-@pytest.mark.parametrize("consistency", ["ball", "learned"])
-@pytest.mark.parametrize("measure", ["blurred", "finer"])
-def test_signals_and_noise_have_the_stated_strength(measure: Any, consistency: Any) -> None:
-    shape = SHAPE if measure == "blurred" else (20, 16)
-    images = torch.rand(30, *shape, generator=torch.Generator().manual_seed(1))
-    made = TrainingData.of(source(), config(measure=measure, consistency=consistency), images[:24], images[24:])
-    batch = made.measured(0, 64)
-    assert batch.images.shape == (64, *SHAPE)
-    signal = made.clean(made.images(0, 1000)).square().mean().sqrt()
-    assert float(signal) == pytest.approx(0.41, rel=0.1)
-    # The model that reads the data is not the one that made them, but near it.
-    misfit = torch.linalg.vector_norm(batch.images.flatten(1) @ made.problem.A.matrix.T - batch.y, dim=1)
-    assert (misfit > 0.9 * batch.radius).all()
-    assert (len(made.problem.A.matrix) < 82) == (consistency == "ball")
-    assert float(made.system.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-4)
-    low, high = made.signal_range
-    assert low < 0.41 < high
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 def trained(folder: Path, settings: Config, stops: tuple[int, ...] = ()) -> bytes:
-    """The weights' bytes after a run that is stopped after the given numbers of steps, counted over all stages."""
+    """The weights' bytes after a run that is stopped at the given questions whether to stop, counted over all runs."""
     count = 0
 
     def stop_at(step: int | None) -> Callable[[], bool]:
@@ -197,7 +41,6 @@ def trained(folder: Path, settings: Config, stops: tuple[int, ...] = ()) -> byte
     for number, step in enumerate((*stops, None)):
         try:
             train_deq_mpi(folder, source(), settings, resume=number > 0, stop=stop_at(step))
-            assert step is None or step in (6, 10, 15)  # the last step of a stage is no place to stop
         except Interrupted:
             assert step is not None
     return (folder / "weights.safetensors").read_bytes()
@@ -275,8 +118,7 @@ def test_settings_of_the_equilibrium_have_their_effects(tmp_path: Path) -> None:
     def weights(name: str, **changes: Any) -> Tensor:
         train_deq_mpi(tmp_path / name, source(), config(denoiser=Stage(0), equilibrium=Stage(2, batch=3), **changes))
         # The last ones: the best may be those of the start.
-        checkpoint = torch.load(tmp_path / name / "equilibrium/last.ckpt", weights_only=True)
-        return checkpoint["state_dict"]["model.rdn.last.weight"]  # type: ignore[no-any-return]
+        return load_file(tmp_path / name / "equilibrium/last.safetensors")["/state_dict/model.rdn.last.weight"]
 
     plain = weights("plain")
     for name, change in {
@@ -351,8 +193,7 @@ def test_settings_of_the_rivals_have_their_effects(tmp_path: Path) -> None:
         settings = config(**NONE | {"equilibrium": Stage(2, batch=3)} | changes)
         train_deq_mpi(tmp_path / name, source(), settings)
         stage = next(s for s in ("end_to_end", "equilibrium", "projection") if (tmp_path / name / s).exists())
-        checkpoint = torch.load(tmp_path / name / stage / "last.ckpt", weights_only=True)
-        return checkpoint["state_dict"][part]  # type: ignore[no-any-return]
+        return load_file(tmp_path / name / stage / "last.safetensors")[f"/state_dict/{part}"]
 
     last = "model.rdn.last.weight"
     plain, unrolled = weights("plain", last), weights("unrolled", last, gradient="unrolled")
@@ -420,12 +261,6 @@ def test_runs_from_before_there_were_rivals_resume(tmp_path: Path) -> None:
         Config.from_json(tmp_path / "config.json")
 
 
-def test_rate_halves() -> None:
-    stage = Stage(10, halve=3)
-    assert [stage.rate_at(k) for k in (0, 2, 3, 6, 9)] == [1, 1, 0.5, 0.25, 0.125]
-    assert Stage(10).rate_at(9) == 1.0
-
-
 # --- misuse ----------------------------------------------------------------------------------------------------------
 def test_a_config_survives_its_file_and_others_do_not(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
@@ -453,7 +288,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
         train_deq_mpi(tmp_path / "run", source(), none)
     with pytest.raises(DataError, match="several angles or channels"):
         train_deq_mpi(tmp_path / "lc", replace(source(), layout=None), replace(none, consistency="learned"))
-    for name in ("pool.npy", "source.safetensors", "denoiser/weights.pt"):
+    for name in ("pool.npy", "source.safetensors", "denoiser/weights.safetensors"):
         path = tmp_path / "run" / name
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
@@ -461,12 +296,6 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
             train_deq_mpi(tmp_path / "run", resume=True)
         path.write_bytes(whole)
     train_deq_mpi(tmp_path / "run", resume=True)
-
-
-def test_missing_lightning_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lightning", None)
-    with pytest.raises(MissingDependency, match=r"pyrecon-imaging\[train\]"):
-        train_deq_mpi(tmp_path, source(), config())
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -481,7 +310,7 @@ def test_command_trains_resumes_and_its_weights_reconstruct(tmp_path: Path) -> N
     assert Config.from_json(run / "config.json").snr_db == 30
     again = CliRunner().invoke(app, ["train", "deq-mpi", "--resume", str(run)])
     assert again.exit_code == 0, again.output
-    for wrong in ([], ["-o", str(run), "--resume", str(run)], ["-o", str(run)]):
+    for wrong in ([], ["-o", str(run), "--resume", str(run)], ["-o", str(run)], ["--resume", str(run), "--snr=25"]):
         with pytest.raises(DataError):
             CliRunner().invoke(app, ["train", "deq-mpi", *wrong], catch_exceptions=False)
 
@@ -551,19 +380,3 @@ def test_command_trains_what_deq_mpi_is_compared_with(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=said):
             command("wrong", *wrong)
-
-
-def test_first_interrupt_is_a_question_the_second_one_an_end(request: pytest.FixtureRequest) -> None:
-    from pyrecon.cli.train import _interruptible
-
-    before = signal.default_int_handler
-    # A process in the background of a shell script begins with interrupts ignored.
-    found = signal.signal(signal.SIGINT, before)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, found))
-    with _interruptible() as stop:
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
