@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pyrecon.experiments.study import Paper
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class System:
-    """A system's title, and import paths ``"module:name"`` of its parts; empty where it has none."""
+    """A system's title, and import paths ``"module:name"`` of its parts; empty where it has none.
+
+    ``paper_name`` is what ``pyrecon reproduce`` calls its paper, where several systems are of one; else as the system.
+    """
 
     title: str
     model_path: str
     methods_path: str = ""
     training_path: str = ""
     paper_path: str = ""
+    paper_name: str = ""
 
     @property
     def model(self) -> type[Any]:
@@ -65,5 +69,12 @@ SYSTEMS: dict[str, System] = {
         methods_path="pyrecon.models.mri:LEARNED",
         training_path="pyrecon.train.de_prox:DEProxTraining",
         paper_path="pyrecon.experiments.ei_deq:PAPER",
+        paper_name="ei-deq",
     ),
 }
+
+
+def having(part: Literal["training", "paper"]) -> dict[str, System]:
+    """Systems that have the part, by the name of their command."""
+    found = {name: system for name, system in SYSTEMS.items() if getattr(system, f"{part}_path")}
+    return {system.paper_name or name if part == "paper" else name: system for name, system in found.items()}

@@ -304,7 +304,8 @@ def test_systems_have_what_their_lines_say(name: str) -> None:
     system = SYSTEMS[name]
     assert isinstance(system.model, type)
     assert system.methods
+    assert system.model.system == name
     training = system.training
-    assert training.name == name == system.paper.name
+    assert (training.name, system.paper.name) == (name, system.paper_name or name)
     assert {task.name for task in training.tasks} == set(training.settings.stage_names())
     assert system.paper.tables

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pyrecon.systems import SYSTEMS
+from pyrecon.systems import having
 
 if TYPE_CHECKING:
     from pyrecon.train.run import Option
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, tuple[Any, Any]]  # by name: annotation with a typer.Option, and the default
 
 
-def group(help: str, part: str, build: Callable[[str], tuple[str, Parameters, Callable[..., None]]]) -> typer.Typer:
+def group(
+    help: str,
+    part: typing.Literal["training", "paper"],
+    build: Callable[[str], tuple[str, Parameters, Callable[..., None]]],
+) -> typer.Typer:
     """A command of a command for every system that has a ``part``; ``build`` gives its help, options and function.
 
     A system is loaded when its command or the list of all of them is asked for.
     """
 
-    def known() -> list[str]:
-        return [name for name, system in SYSTEMS.items() if getattr(system, f"{part}_path")]
-
     class Systems(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
-            return known()
+            return list(having(part))
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
-            return _command(cmd_name, *build(cmd_name)) if cmd_name in known() else None
+            return _command(cmd_name, *build(cmd_name)) if cmd_name in having(part) else None
 
     app = typer.Typer(cls=Systems, help=help, no_args_is_help=True)
     app.callback()(lambda: None)

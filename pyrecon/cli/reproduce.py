@@ -10,7 +10,7 @@ import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _commands, _console
-from pyrecon.systems import SYSTEMS
+from pyrecon.systems import having
 
 
 def _common(
@@ -23,7 +23,7 @@ def _common(
 
 
 def _build(name: str) -> tuple[str, _commands.Parameters, Any]:
-    paper = SYSTEMS[name].paper
+    paper = having("paper")[name].paper
     takes: dict[str, Any] = _commands.parameters(_common)
     for part, known in paper.parts().items():
         if known:
@@ -33,7 +33,7 @@ def _build(name: str) -> tuple[str, _commands.Parameters, Any]:
     takes["scale"] = _commands.choice("--scale", ("quick", "full"), help, show_default="quick")
     takes |= {option.key: _commands.option(option) for option in paper.options}
     parts = ", ".join(f"--{part}" for part, known in paper.parts().items() if known)
-    text = f"{SYSTEMS[name].title}.\n\nWithout {parts} all of them. Each is written when it is done, and left as it is "
+    text = f"{having('paper')[name].title}.\n\nWithout {parts} all of them. Each is written when it is done, and left as it is "
     text += f"when it is there: an interrupted run goes on. {paper.about}"
     return text, takes, lambda **given: _reproduce(name, given)
 
@@ -44,7 +44,7 @@ app = _commands.group("The tables and figures of a paper, ours beside the paper'
 def _reproduce(name: str, given: dict[str, Any]) -> None:
     from pyrecon.experiments.study import reproduce
 
-    paper = SYSTEMS[name].paper
+    paper = having("paper")[name].paper
     chosen = {part: _chosen(part, known, given.get(part) or []) for part, known in paper.parts().items()}
     if not any(chosen.values()):
         chosen = {part: list(known) for part, known in paper.parts().items()}
