@@ -23,7 +23,8 @@ def _common(
 
 
 def _build(name: str) -> tuple[str, _commands.Parameters, Any]:
-    paper = having("paper")[name].paper
+    system = having("paper")[name]
+    paper = system.paper
     takes: dict[str, Any] = _commands.parameters(_common)
     for part, known in paper.parts().items():
         if known:
@@ -33,7 +34,7 @@ def _build(name: str) -> tuple[str, _commands.Parameters, Any]:
     takes["scale"] = _commands.choice("--scale", ("quick", "full"), help, show_default="quick")
     takes |= {option.key: _commands.option(option) for option in paper.options}
     parts = ", ".join(f"--{part}" for part, known in paper.parts().items() if known)
-    text = f"{having('paper')[name].title}.\n\nWithout {parts} all of them. Each is written when it is done, and left as it is "
+    text = f"{system.title}.\n\nWithout {parts} all of them. Each is written when it is done, and left as it is "
     text += f"when it is there: an interrupted run goes on. {paper.about}"
     return text, takes, lambda **given: _reproduce(name, given)
 
