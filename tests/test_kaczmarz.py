@@ -11,7 +11,7 @@ from torch import Tensor
 import pyrecon
 from pyrecon import testing
 from pyrecon.ops import kaczmarz, kaczmarz_order
-from pyrecon.ops._kaczmarz import _uniform
+from pyrecon.ops._kaczmarz_order import _uniform
 
 DTYPES = [torch.float64, torch.complex128]
 

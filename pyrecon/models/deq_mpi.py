@@ -19,8 +19,8 @@ from pyrecon._errors import DataError
 from pyrecon._library import runs_kernel
 from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
-from pyrecon.ops import deq_mpi
 from pyrecon.ops._anderson import join
+from pyrecon.ops._deq_mpi import deq_mpi
 from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
 
 if TYPE_CHECKING:
