@@ -75,6 +75,20 @@ def check_memory(name: str, tensor: Tensor) -> None:
             )
 
 
+def check_radius(name: str, radius: Tensor | float, like: Tensor) -> Tensor:
+    """``radius``, a number or ``(B,)``, as a tensor (B,) of the real dtype of ``like`` (B, ...)."""
+    dtype = REAL_OF[like.dtype]
+    if not isinstance(radius, Tensor):
+        return torch.full(like.shape[:1], check_number(name, radius, finite=False), dtype=dtype, device=like.device)
+    check_dtype(name, radius, (dtype,))
+    if radius.device != like.device:
+        raise ValueError(f"{name}: is on {radius.device}, but the data are on {like.device}")
+    if radius.dim() == 0:
+        return radius.expand(like.shape[:1])
+    check_shape(name, radius, like.shape[:1], "a number or (B,)")
+    return radius
+
+
 def check_out(
     name: str, out: Tensor | None, shape: Sequence[int], like: Tensor, *, inputs: Sequence[Tensor] = ()
 ) -> None:
@@ -85,12 +99,12 @@ def check_out(
     check_shape(name, out, shape, "the result's shape")
     if not out.is_contiguous():
         raise ValueError(f"{name}: must be contiguous, its strides are {out.stride()}")
-    if out.is_conj() or out.is_neg():
-        raise ValueError(f"{name}: is a lazy conjugate or negative of its memory, expected a plain tensor")
     if out.requires_grad:
         raise ValueError(f"{name}: must not require grad; call without {name} to differentiate")
     if torch.compiler.is_compiling():
         return
+    if out.is_conj() or out.is_neg():
+        raise ValueError(f"{name}: is a lazy conjugate or negative of its memory, expected a plain tensor")
     start = out.data_ptr()
     stop = start + out.nbytes
     for tensor in inputs:
@@ -133,6 +147,12 @@ def check_number(name: str, value: float, least: float = 0.0, *, above: bool = F
         limit = "" if least == -math.inf else f" {'>' if above else '>='} {least:g}"
         raise ValueError(f"{name}: {value} does not fit, expected a {'finite ' if finite else ''}number{limit}")
     return value
+
+
+def check_nonneg(nonneg: bool, x: Tensor) -> None:
+    """Raise ValueError for positivity of complex numbers."""
+    if nonneg and x.is_complex():
+        raise ValueError("nonneg: complex numbers have no order; pass real numbers, or nonneg=False")
 
 
 def check_callable(name: str, value: Any) -> None:

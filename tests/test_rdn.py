@@ -218,7 +218,7 @@ def test_misuse_is_named() -> None:
         rdn(image, weights.float())
     with pytest.raises(ValueError, match=r"weights: shape \(58392,\).*58393"):
         rdn(image, weights[1:])
-    with pytest.raises(ValueError, match="numbers >= 1"):
+    with pytest.raises(ValueError, match="blocks: 0 does not fit"):
         rdn(image, weights, blocks=0)
     with pytest.raises(ValueError, match="shares memory"):
         rdn(image, weights, out=image)

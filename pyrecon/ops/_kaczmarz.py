@@ -19,9 +19,20 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    COMPLEX,
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_like,
+    check_number,
+    check_out,
+    check_shape,
+    check_tuple,
+    dense,
+)
 from pyrecon._library import Op, needs_grad
-from pyrecon.ops._kaczmarz_order import check_count, check_rows, rows_of
+from pyrecon.ops._kaczmarz_order import check_rows, rows_of
 from pyrecon.ops._kaczmarz_reference import backward_reference, masked, reference, trace_reference
 
 # --- kernels ---------------------------------------------------------------------------------------------------
@@ -404,8 +415,7 @@ def kaczmarz(
         return (x, dual) if return_dual else x
     inputs = [t for t in (A, y, x0, dual, weight, order) if t is not None]
     if return_dual:
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError("out: expected a pair of tensors (x, dual), because return_dual is set")
+        check_tuple("out", out, "x", "dual")
         check_out("out[0]", out[0], (batch, columns), y, inputs=inputs)
         check_out("out[1]", out[1], (batch, rows), y, inputs=[*inputs, out[0]])
         return _kaczmarz(A, y, x0, dual, weight, order, sweeps, nonneg, out=out)  # type: ignore[no-any-return]
@@ -420,9 +430,7 @@ def _weight(weight: Tensor | float, y: Tensor) -> Tensor:
     """``weight`` as a dense tensor (B,) of the real dtype of ``y``."""
     dtype = y.real.dtype if y.is_complex() else y.dtype
     if not isinstance(weight, Tensor):
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight: {weight} is not possible, expected a finite number >= 0")
-        return torch.full(y.shape[:1], weight, dtype=dtype, device=y.device)
+        return torch.full(y.shape[:1], check_number("weight", weight), dtype=dtype, device=y.device)
     check_like("weight", weight, "y", y, dtype=dtype)
     check_shape("weight", weight, y.shape[:1], "(B,)")
     return dense(weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_shape, dense
+from pyrecon._check import COMPLEX, FLOATING, check_count, check_dtype, check_like, check_shape, dense
 
 
 def _uniform(seed: int, n: int, device: torch.device) -> Tensor:
@@ -47,6 +47,7 @@ def kaczmarz_order(A: Tensor, *, sweeps: int = 1, seed: int = 0) -> Tensor:
     check_dtype("A", A, (*FLOATING, *COMPLEX))
     check_shape("A", A, (None, None), "(M, N)")
     check_count("sweeps", sweeps)
+    check_count("seed", seed, 0, 2**63 - 1)
     reals = torch.view_as_real(dense(A.detach())).flatten(1) if A.is_complex() else A.detach()
     bounds = torch.linalg.vector_norm(reals, dim=1, dtype=torch.float64).square().cumsum(0)
     rows = A.shape[0]
@@ -61,15 +62,13 @@ def rows_of(order: Tensor | str | None, seed: int | None, A: Tensor, sweeps: int
     if seed is not None and not (isinstance(order, str) and order == "random"):
         raise ValueError('seed: has no effect without order="random"')
     if isinstance(order, Tensor):
-        check_dtype("order", order, (torch.int64,))
-        if order.device != A.device:
-            raise ValueError(f"order: is on {order.device}, but A is on {A.device}")
+        check_like("order", order, "A", A, dtype=torch.int64)
         if order.dim() != 1:
             check_shape("order", order, (sweeps, None), "(K,) or (sweeps, K)")
         return dense(order)
-    if order == "random":
+    if isinstance(order, str) and order == "random":
         return kaczmarz_order(A, sweeps=sweeps, seed=seed or 0)
-    if order is None or order == "cyclic":
+    if order is None or (isinstance(order, str) and order == "cyclic"):
         return None
     raise ValueError(f'order: {order!r} is not known, expected "cyclic", "random" or an int64 tensor of row numbers')
 
@@ -79,8 +78,3 @@ def check_rows(order: Tensor, rows: int) -> None:
         low, high = (int(v) for v in torch.aminmax(order))
         if low < 0 or high >= rows:
             raise ValueError(f"order: row {low if low < 0 else high} does not exist, A has rows 0 to {rows - 1}")
-
-
-def check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {value!r} is not possible, expected a whole number of at least 1")

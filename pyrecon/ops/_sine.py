@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, dense
+from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_number, check_out, dense
 from pyrecon._library import Op, _is_traced, needs_grad
 
 
@@ -317,9 +317,7 @@ def _weight(weight: Tensor | float, maps: Tensor, axes: list[int]) -> Tensor:
     """``weight`` as a dense tensor (1,) or (B,)."""
     dtype = REAL_OF[maps.dtype]
     if not isinstance(weight, Tensor):
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight: {weight} does not fit, expected a finite number >= 0")
-        return torch.full((1,), weight, dtype=dtype, device=maps.device)
+        return torch.full((1,), check_number("weight", weight), dtype=dtype, device=maps.device)
     check_like("weight", weight, "maps", maps, dtype=dtype)
     if weight.dim() and (weight.shape != maps.shape[:1] or axes[0] == 0):
         raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_out, dense
+from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_nonneg, check_number, check_out, dense
 from pyrecon._library import Op, needs_grad
 
 
@@ -120,8 +120,7 @@ def soft_threshold(x: Tensor, threshold: Tensor | float, *, nonneg: bool = False
     1e18. Donoho, De-noising by soft-thresholding, IEEE Trans. Inf. Theory 41, 1995.
     """
     check_dtype("x", x, (*FLOATING, *COMPLEX))
-    if nonneg and x.is_complex():
-        raise ValueError("nonneg: complex numbers have no order; pass real numbers, or nonneg=False")
+    check_nonneg(nonneg, x)
     levels = _per_element("threshold", threshold, x)
     check_out("out", out, x.shape, x, inputs=(x, levels))
     rows, levels = _soft_rows(x.shape, levels)
@@ -139,8 +138,7 @@ def _per_element(name: str, value: Tensor | float, x: Tensor) -> Tensor:
     """``value`` as a tensor of the real dtype with the number of axes of ``x``, each of size 1 or that of ``x``."""
     dtype = x.real.dtype if x.is_complex() else x.dtype
     if not isinstance(value, Tensor):
-        if not value >= 0:
-            raise ValueError(f"{name}: {value} does not fit, expected a number >= 0")
+        value = check_number(name, value, finite=False)
         return torch.full((1,) * x.dim(), value, dtype=dtype, device=x.device)
     check_like(name, value, "x", x, dtype=dtype)
     aligned = value.reshape(-1, *[1] * (x.dim() - 1)) if value.dim() < x.dim() and value.dim() <= 1 else value

@@ -29,9 +29,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    COMPLEX,
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_like,
+    check_nonneg,
+    check_number,
+    check_out,
+    check_shape,
+    check_tuple,
+    dense,
+)
 from pyrecon._library import Op, needs_grad
 
+MAX_ITERATIONS = 10**6  # the coefficients of all of them are held
 CERTIFY_EVERY = 5  # iterations between two looks at the duality gap; a look costs two thirds of an iteration
 
 
@@ -387,10 +400,8 @@ def tv_prox(
     J. Fessler, Adaptive restart of the optimized gradient method, J. Optim. Theory Appl. 178, 2018, Eq. 21.
     """
     images, levels, start = _tv_inputs(x, weight, dual, nonneg)
-    if iterations < 1:
-        raise ValueError(f"iterations: {iterations} does not fit, expected at least 1")
-    if not tol >= 0:
-        raise ValueError(f"tol: {tol} does not fit, expected a number >= 0")
+    check_count("iterations", iterations, 1, MAX_ITERATIONS)
+    check_number("tol", tol)
     if out is not None:
         buffers = _tv_buffers(out, return_dual, (x, levels), dual, images.shape)
         _tv(images, levels, start, iterations, tol, isotropic, nonneg, out=buffers)
@@ -420,7 +431,8 @@ def tv_gap(x: Tensor, weight: Tensor | float, dual: Tensor, *, isotropic: bool =
         ``eps * weight * TV(u)``. Plain torch on every device.
     """
     images, levels, q = _tv_inputs(x, weight, dual, nonneg)
-    assert q is not None
+    if q is None:
+        raise TypeError("dual: expected a torch.Tensor, got None")
     return _gap(_image(images, q, nonneg), q, levels[:, None, None, None], isotropic).view(x.shape[:-2])
 
 
@@ -435,8 +447,7 @@ def _tv_inputs(
     check_dtype("x", x, (*FLOATING, *COMPLEX))
     if x.dim() < 2:
         raise ValueError(f"x: shape {tuple(x.shape)} does not fit, expected images (..., H, W)")
-    if nonneg and x.is_complex():
-        raise ValueError("nonneg: complex numbers have no order; pass a real image, or nonneg=False")
+    check_nonneg(nonneg, x)
     lead, size = x.shape[:-2], x.shape[-2:]
     batch = math.prod(lead)
     levels = dense(_per_image("weight", weight, x, lead).reshape(batch))
@@ -451,8 +462,7 @@ def _per_image(name: str, value: Tensor | float, x: Tensor, lead: torch.Size) ->
     """``value`` as a tensor of the real dtype of ``x`` and of the shape ``lead``."""
     dtype = x.real.dtype if x.is_complex() else x.dtype
     if not isinstance(value, Tensor):
-        if not value >= 0:
-            raise ValueError(f"{name}: {value} does not fit, expected a number >= 0")
+        value = check_number(name, value, finite=False)
         return torch.full(lead, value, dtype=dtype, device=x.device)
     check_like(name, value, "x", x, dtype=dtype)
     if value.shape == lead:
@@ -476,8 +486,10 @@ def _tv_buffers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernel writes: u, its dual and the counts."""
     x = inputs[0]
-    if isinstance(out, tuple) != return_dual:
-        raise TypeError("out: expected a pair (u, dual) with return_dual=True and one tensor without")
+    if return_dual:
+        check_tuple("out", out, "u", "dual")
+    elif isinstance(out, tuple):
+        raise TypeError("out: expected one tensor; a pair (u, dual) goes with return_dual=True")
     image, final = out if isinstance(out, tuple) else (out, None)
     sources = inputs if dual is None else (*inputs, dual)
     check_out("out", image, x.shape, x, inputs=sources)
