@@ -17,6 +17,9 @@ COMPLEX = (torch.complex64, torch.complex128)
 REAL_OF = {dtype: dtype.to_real() for dtype in COMPLEX} | {dtype: dtype for dtype in FLOATING}
 
 
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}  # as a table, for Dynamo
+
+
 def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
     """Raise TypeError unless ``tensor`` is a dense tensor with one of the ``allowed`` dtypes, memory behind it."""
     if not isinstance(tensor, Tensor):
@@ -79,7 +82,7 @@ def check_radius(name: str, radius: Tensor | float, like: Tensor) -> Tensor:
     """``radius``, a number or ``(B,)``, as a tensor (B,) of the real dtype of ``like`` (B, ...)."""
     dtype = REAL_OF[like.dtype]
     if not isinstance(radius, Tensor):
-        return torch.full(like.shape[:1], check_number(name, radius, finite=False), dtype=dtype, device=like.device)
+        return filled(name, radius, like.shape[:1], dtype, like.device, finite=False)
     check_dtype(name, radius, (dtype,))
     if radius.device != like.device:
         raise ValueError(f"{name}: is on {radius.device}, but the data are on {like.device}")
@@ -122,22 +125,22 @@ def check_tuple(name: str, value: Any, *names: str) -> None:
         raise TypeError(f"{name}: expected a tuple of {len(names)} tensors ({', '.join(names)}), got {came}")
 
 
-def check_count(name: str, value: int, least: int = 1, most: int | None = None) -> int:
+def check_count(name: str, value: int, least: int = 1, most: int = 2**63 - 1) -> int:
     """``value`` as an int from ``least`` to ``most``; TypeError for what is no whole number, True and 3.0 included."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
-        if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+        if isinstance(value, bool | Tensor | type) or not hasattr(value, "__index__"):
             raise TypeError(f"{name}: {_what(value)}, expected a whole number")
         value = index(value)
-    if value < least or (most is not None and value > most):
-        limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name}: {value} does not fit, expected {limits}")
+    if not least <= value <= most:
+        limits = f"at least {least}" if most >= 2**63 - 1 > value else f"{least} to {most}"
+        raise ValueError(f"{name}: {_what(value)} does not fit, expected {limits}")
     return value
 
 
 def check_number(name: str, value: float, least: float = 0.0, *, above: bool = False, finite: bool = True) -> float:
     """``value`` as a float from ``least`` (``above``: beyond it); TypeError for what is no real number."""
     if type(value) is not float and not isinstance(value, torch.SymFloat | torch.SymInt):
-        if isinstance(value, bool | Tensor | str) or not hasattr(value, "__float__"):
+        if isinstance(value, bool | Tensor | str | type) or not hasattr(value, "__float__"):
             raise TypeError(f"{name}: {_what(value)}, expected a number")
         try:
             value = float(value)
@@ -151,8 +154,35 @@ def check_number(name: str, value: float, least: float = 0.0, *, above: bool = F
 
 def check_nonneg(nonneg: bool, x: Tensor) -> None:
     """Raise ValueError for positivity of complex numbers."""
+    check_flag("nonneg", nonneg)
     if nonneg and x.is_complex():
         raise ValueError("nonneg: complex numbers have no order; pass real numbers, or nonneg=False")
+
+
+def filled(
+    name: str, value: float, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, finite: bool = True
+) -> Tensor:
+    """A tensor of one number from 0, which must be one in ``dtype`` too."""
+    value = check_number(name, value, finite=finite)
+    if value > _LARGEST[dtype] and value != math.inf:
+        raise ValueError(f"{name}: {value} does not fit into {dtype}")
+    return torch.full(shape, value, dtype=dtype, device=device)
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name}: {_what(value)}, expected True or False")
+
+
+def check_size(name: str, shape: Sequence[int], axes: int | None = None) -> tuple[int, ...]:
+    """``shape`` as a tuple of positive sizes, ``axes`` of them if given."""
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"{name}: {_what(shape)}, expected a tuple of sizes")
+    sizes = tuple(check_count(name, n) for n in shape)
+    if not sizes or (axes is not None and len(sizes) != axes):
+        raise ValueError(f"{name}: {sizes} does not fit, expected {axes or 'at least one'} positive sizes")
+    return sizes
 
 
 def check_callable(name: str, value: Any) -> None:

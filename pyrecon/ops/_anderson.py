@@ -23,6 +23,7 @@ from pyrecon._check import (
     REAL_OF,
     check_count,
     check_dtype,
+    check_flag,
     check_like,
     check_number,
     check_out,
@@ -252,6 +253,7 @@ def anderson_mix(
         count = torch.full((1,), count, dtype=torch.int64, device=X.device)
     check_number("beta", beta, -math.inf)
     check_number("ridge", ridge)
+    check_flag("absolute_ridge", absolute_ridge)
     if gram.requires_grad:
         raise ValueError("gram: is written in place and must not require grad")
     check_out("gram", gram if gram.is_contiguous() else None, gram.shape, gram, inputs=(X, G, count))

@@ -24,12 +24,13 @@ from pyrecon._check import (
     FLOATING,
     check_count,
     check_dtype,
+    check_flag,
     check_like,
-    check_number,
     check_out,
     check_shape,
     check_tuple,
     dense,
+    filled,
 )
 from pyrecon._library import Op, needs_grad
 from pyrecon.ops._kaczmarz_order import check_rows, rows_of
@@ -407,6 +408,7 @@ def kaczmarz(
         check_shape("dual", dual, (batch, rows), "(B, M)")
         dual = dense(dual)
     weight = _weight(weight, y)
+    check_flag("nonneg", nonneg)
     check_count("sweeps", sweeps)
     order = rows_of(order, seed, A, sweeps)
     A, y = dense(A), dense(y)
@@ -430,7 +432,7 @@ def _weight(weight: Tensor | float, y: Tensor) -> Tensor:
     """``weight`` as a dense tensor (B,) of the real dtype of ``y``."""
     dtype = y.real.dtype if y.is_complex() else y.dtype
     if not isinstance(weight, Tensor):
-        return torch.full(y.shape[:1], check_number("weight", weight), dtype=dtype, device=y.device)
+        return filled("weight", weight, y.shape[:1], dtype, y.device)
     check_like("weight", weight, "y", y, dtype=dtype)
     check_shape("weight", weight, y.shape[:1], "(B,)")
     return dense(weight)

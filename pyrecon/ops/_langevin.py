@@ -35,10 +35,10 @@ from pyrecon._check import (
     check_dtype,
     check_like,
     check_nonneg,
-    check_number,
     check_out,
     check_shape,
     dense,
+    filled,
 )
 from pyrecon._library import Op, needs_grad
 
@@ -257,6 +257,7 @@ class Moments:
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Take in a sample (Welford's update), in place, in plain torch."""
+        check_dtype("x", x, (*FLOATING, *COMPLEX))
         self._check(x)
         mean, m2 = _take_in(x, self.mean, self.m2, self.count)
         self.mean.copy_(mean)
@@ -389,7 +390,7 @@ def _rows(name: str, value: Tensor | float, x: Tensor) -> Tensor:
     """``value`` as (1,) or (B,) in the real dtype of x, dense."""
     dtype = REAL_OF[x.dtype]
     if not isinstance(value, Tensor):
-        return torch.full((1,), check_number(name, value, finite=False), dtype=dtype, device=x.device)
+        return filled(name, value, (1,), dtype, x.device, finite=False)
     check_like(name, value, "x", x, dtype=dtype)
     if value.dim() and (value.dim() != 1 or not x.dim() or value.shape[0] != x.shape[0]):
         batch = x.shape[0] if x.dim() else "none"
@@ -407,6 +408,7 @@ def _check_buffers(
         check_out("moments.mean", moments.mean, x.shape, x, inputs=(*state, *rows, moments.m2))
         check_out("moments.m2", moments.m2, x.shape, moments.m2, inputs=(*state, *rows))
     if out is not None:
+        check_like("out", out, "x", x)
         others = state
         if not torch.compiler.is_compiling():
             others = tuple(t for t in state if t.data_ptr() != out.data_ptr() or not t.is_contiguous())

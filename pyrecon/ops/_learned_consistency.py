@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import FLOATING, check_count, check_dtype, check_like, check_out, check_radius, check_shape, dense
+from pyrecon._check import (
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_like,
+    check_out,
+    check_radius,
+    check_shape,
+    dense,
+)
 from pyrecon._library import Op, needs_grad, wants_gradient
 
 
@@ -208,7 +218,7 @@ MAX_POINTS = 2**24  # 100 times the longest scan; the kernel holds some 20 numbe
 
 def check_network(sizes: tuple[int, ...], *names: str) -> None:
     """Raise unless points, width, layers and kernel, under these names, are the sizes of a network."""
-    for name, size, most in zip(names, sizes, (MAX_POINTS, None, None, None), strict=True):
+    for name, size, most in zip(names, sizes, (MAX_POINTS, *[2**31] * 3), strict=True):
         check_count(name, size, 1, most)
     if sizes[3] % 2 == 0:
         raise ValueError(f"{names[3]}: {sizes[3]} does not fit, expected an odd number")
@@ -265,6 +275,7 @@ def learned_consistency(
     check_shape("y", y, v.shape, "(B, M)")
     radius = check_radius("radius", radius, v)
     check_network((points, width, layers, kernel), "points", "width", "layers", "kernel")
+    check_flag("released", released)
     check_like("weights", weights, "v", v)
     check_shape("weights", weights, (weights_count(width, layers, kernel),), "all parameters of the network")
     check_like("places", places, "v", v, dtype=torch.int64)

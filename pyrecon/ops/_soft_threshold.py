@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_nonneg, check_number, check_out, dense
+from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_nonneg, check_out, dense, filled
 from pyrecon._library import Op, needs_grad
 
 
@@ -138,8 +138,7 @@ def _per_element(name: str, value: Tensor | float, x: Tensor) -> Tensor:
     """``value`` as a tensor of the real dtype with the number of axes of ``x``, each of size 1 or that of ``x``."""
     dtype = x.real.dtype if x.is_complex() else x.dtype
     if not isinstance(value, Tensor):
-        value = check_number(name, value, finite=False)
-        return torch.full((1,) * x.dim(), value, dtype=dtype, device=x.device)
+        return filled(name, value, (1,) * x.dim(), dtype, x.device, finite=False)
     check_like(name, value, "x", x, dtype=dtype)
     aligned = value.reshape(-1, *[1] * (x.dim() - 1)) if value.dim() < x.dim() and value.dim() <= 1 else value
     if aligned.dim() != x.dim() or any(n not in (1, m) for n, m in zip(aligned.shape, x.shape, strict=True)):

@@ -34,6 +34,7 @@ from pyrecon._check import (
     FLOATING,
     check_count,
     check_dtype,
+    check_flag,
     check_like,
     check_nonneg,
     check_number,
@@ -41,6 +42,7 @@ from pyrecon._check import (
     check_shape,
     check_tuple,
     dense,
+    filled,
 )
 from pyrecon._library import Op, needs_grad
 
@@ -400,8 +402,10 @@ def tv_prox(
     J. Fessler, Adaptive restart of the optimized gradient method, J. Optim. Theory Appl. 178, 2018, Eq. 21.
     """
     images, levels, start = _tv_inputs(x, weight, dual, nonneg)
+    check_flag("isotropic", isotropic)
     check_count("iterations", iterations, 1, MAX_ITERATIONS)
     check_number("tol", tol)
+    check_flag("return_dual", return_dual)
     if out is not None:
         buffers = _tv_buffers(out, return_dual, (x, levels), dual, images.shape)
         _tv(images, levels, start, iterations, tol, isotropic, nonneg, out=buffers)
@@ -462,8 +466,7 @@ def _per_image(name: str, value: Tensor | float, x: Tensor, lead: torch.Size) ->
     """``value`` as a tensor of the real dtype of ``x`` and of the shape ``lead``."""
     dtype = x.real.dtype if x.is_complex() else x.dtype
     if not isinstance(value, Tensor):
-        value = check_number(name, value, finite=False)
-        return torch.full(lead, value, dtype=dtype, device=x.device)
+        return filled(name, value, lead, dtype, x.device, finite=False)
     check_like(name, value, "x", x, dtype=dtype)
     if value.shape == lead:
         return value

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_callable, check_count, check_number, check_returned
+from pyrecon._check import check_callable, check_count, check_flag, check_number, check_returned
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
@@ -68,6 +68,7 @@ def fista(
     """
     check_callable("gradient", gradient)
     check_callable("prox", prox)
+    check_flag("restart", restart)
     check_state("x0", x0)
     step = _positive("step", step, x0)
 
