@@ -206,10 +206,10 @@ def fixed_point_layer(
     return solution if return_solution else solution.value
 
 
-def _checked(f: Map, x0: State, args: tuple[Any, ...] = ()) -> Callable[[State], State]:
+def _checked(f: Map, x0: State, args: tuple[Any, ...] = (), *, name: str = "x0") -> Callable[[State], State]:
     """``z -> f(z, *args)`` that hands f a copy of z, for it may write into it, and checks what it returns."""
     check_callable("f", f)
-    layout = Layout(x0)
+    layout = Layout(x0, name)
 
     def call(z: State) -> State:
         given = _like(tuple(part.clone() for part in _parts(z)), z)
@@ -242,11 +242,13 @@ def jacobian_penalty(f: Map, z: State, *, probes: int = 1, generator: torch.Gene
     regularization, ICML 2021). Differentiable.
     """
     check_count("probes", probes)
-    call = _checked(f, z)
+    call = _checked(f, z, name="z")
     parts = tuple(part.detach().requires_grad_() for part in _parts(z))
     with torch.enable_grad():
         values = _parts(call(_like(parts, z)))
     total = parts[0].new_zeros(len(parts[0]), dtype=parts[0].real.dtype if parts[0].is_complex() else parts[0].dtype)
+    if not any(value.requires_grad for value in values):  # a constant f
+        return total
     for _ in range(probes):
         probe = [torch.randn(v.shape, dtype=v.dtype, generator=generator).to(v.device) for v in values]
         pulled = torch.autograd.grad(
@@ -294,7 +296,7 @@ def contraction(f: Map, z: State, *, steps: int = 20, seed: int = 0) -> Tensor:
     Below 1 the map contracts there, and plain iteration converges nearby.
     """
     check_count("steps", steps)
-    call = _checked(f, z)
+    call = _checked(f, z, name="z")
     parts = tuple(part.detach().requires_grad_() for part in _parts(z))
     generator = torch.Generator().manual_seed(check_count("seed", seed, 0))
     v = tuple(torch.randn(p.shape, dtype=p.dtype, generator=generator).to(p.device) for p in parts)
@@ -329,7 +331,7 @@ def _difference(a: State, b: State) -> tuple[Tensor, ...]:
 
 def _norms(parts: Sequence[Tensor]) -> Tensor:
     """|state| per sample."""
-    squares = torch.stack([part.detach().abs().flatten(1).square().sum(1) for part in parts])
+    squares = torch.stack([part.detach().abs().square().reshape(len(part), -1).sum(1) for part in parts])
     return squares.sum(0).sqrt()
 
 

@@ -150,6 +150,18 @@ def with_parts(change: Callable[[Tensor], Any]) -> Callable[..., Any]:
     return lambda x, *_: tuple(map(change, x)) if isinstance(x, tuple) else change(x)
 
 
+def blamed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What goes wrong in a user's callable is the user's."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise Boom from error
+
+    return call
+
+
 CALLABLES: dict[str, Callable[..., Any]] = {
     "raises": boom,
     "returns None": lambda *_: None,
@@ -186,7 +198,7 @@ def misuses(valid: Any, others: dict[str, Any]) -> st.SearchStrategy[tuple[str, 
         return st.one_of(made, foreign, st.just(("twice the same", (valid[0],) * len(valid))))
     if callable(valid):
         names = st.sampled_from(sorted(CALLABLES))
-        return st.one_of(names.map(lambda name: (name, CALLABLES[name])), foreign)
+        return st.one_of(names.map(lambda name: (name, blamed(CALLABLES[name]))), foreign)
     return foreign
 
 

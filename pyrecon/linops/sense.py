@@ -126,12 +126,18 @@ class SoftSense(LinearOperator):
         return self._combine(sense_normal(coils.flatten(0, 1), one, self.mask).view_as(coils))
 
     def _seen(self, x: Tensor) -> Tensor:
+        self._check_batch(len(x))
         return (self.maps * x[:, :, None]).sum(dim=1)
 
     def _combine(self, coils: Tensor) -> Tensor:
         return (self.maps.conj() * coils[:, None]).sum(dim=2)
 
+    def _check_batch(self, batch: int) -> None:
+        if len(self.maps) not in (1, batch):
+            raise ValueError(f"x, y: a batch of {batch} does not fit maps {tuple(self.maps.shape)}")
+
     def _ones(self, batch: int) -> Tensor:
+        self._check_batch(batch)
         return self.maps.new_ones(batch, *self.range_shape[1:])
 
 

@@ -190,15 +190,16 @@ def _squares(g: Tensor, fx: Tensor) -> Tensor:
 class Layout:
     """A state of one or several tensors as rows of one workspace."""
 
-    def __init__(self, x0: State) -> None:
+    def __init__(self, x0: State, name: str = "x0") -> None:
         self.is_tuple = isinstance(x0, tuple | list)
         parts = tuple(x0) if isinstance(x0, tuple | list) else (x0,)
         for i, part in enumerate(parts):
-            check_state(f"x0[{i}]" if self.is_tuple else "x0", part)
+            check_state(f"{name}[{i}]" if self.is_tuple else name, part)
         if not parts or any(part.shape[0] != parts[0].shape[0] for part in parts):
-            raise ValueError(f"x0: expected tensors with one batch size, got shapes {[tuple(p.shape) for p in parts]}")
+            shapes = [tuple(p.shape) for p in parts]
+            raise ValueError(f"{name}: expected tensors with one batch size, got shapes {shapes}")
         if len({(part.dtype, part.device) for part in parts}) > 1:
-            raise ValueError("x0: the tensors of a state must share their dtype and device")
+            raise ValueError(f"{name}: the tensors of a state must share their dtype and device")
         self.shapes = [part.shape[1:] for part in parts]
         self.sizes = [math.prod(shape) for shape in self.shapes]
 
@@ -442,4 +443,6 @@ def check_args(args: Any) -> tuple[Any, ...]:
 def _is_batched(value: Any, batch: int) -> bool:
     if isinstance(value, nn.Parameter):  # a matrix of weights: samples' own parameters are rare, and work as well
         return False
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.dim() > 0 and value.shape[0] == batch
