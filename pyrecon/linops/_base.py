@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyrecon._check import check_count, check_memory, check_number, check_size
+from pyrecon._check import COMPLEX, FLOATING, check_count, check_dtype, check_memory, check_number, check_size
 
 Scalar = float | complex | Tensor
 
@@ -90,6 +90,7 @@ class LinearOperator(nn.Module, ABC):
         """
         from pyrecon.solvers import conjugate_gradient  # solvers know no operator; this one knows a solver
 
+        check_dtype("y", y, (*FLOATING, *COMPLEX))
         check_number("rtol", rtol)
         check_count("max_iter", max_iter, 0)
         return conjugate_gradient(self.gram, self.adjoint(y), rtol=rtol, max_iter=max_iter).value

@@ -64,7 +64,7 @@ class RDN(nn.Module):
         return copy
 
     def forward(self, image: Tensor) -> Tensor:
-        weights = packable(self._convolutions(), image)
+        weights = packable(self._convolutions(), image, op="rdn")
         if weights is None:
             return self._by_modules(image)
         return rdn(image, _flatten_dense_tensors(weights), **self.config)  # type: ignore[arg-type]
