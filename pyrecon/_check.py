@@ -1,8 +1,11 @@
-"""Argument checks shared by every op: an error names the argument, what came and what was expected."""
+"""Argument checks shared by every op and solver: an error names the argument, what came and what was expected."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,19 +17,24 @@ COMPLEX = (torch.complex64, torch.complex128)
 REAL_OF = {dtype: dtype.to_real() for dtype in COMPLEX} | {dtype: dtype for dtype in FLOATING}
 
 
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}  # as a table, for Dynamo
+
+
 def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
-    """Raise TypeError unless ``tensor`` is a tensor with one of the ``allowed`` dtypes."""
+    """Raise TypeError unless ``tensor`` is a dense tensor with one of the ``allowed`` dtypes, memory behind it."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {_what(tensor)}")
     if tensor.dtype not in allowed:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise TypeError(f"{name}: dtype {str(tensor.dtype).removeprefix('torch.')} is not supported, expected {names}")
+    if not torch.compiler.is_compiling():
+        check_memory(name, tensor)
 
 
 def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dtype: torch.dtype | None = None) -> None:
-    """Raise unless ``tensor`` has the dtype (``dtype`` if given) and the device of ``other``."""
+    """Raise unless ``tensor`` has the dtype (``dtype`` if given) and the device of ``other``, memory behind it."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {_what(tensor)}")
     expected = other.dtype if dtype is None else dtype
     if tensor.dtype != expected:
         raise TypeError(
@@ -34,6 +42,8 @@ def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dty
         )
     if tensor.device != other.device:
         raise ValueError(f"{name}: is on {tensor.device}, but {other_name} is on {other.device}")
+    if not torch.compiler.is_compiling():
+        check_memory(name, tensor)
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], meaning: str) -> None:
@@ -44,6 +54,42 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], meani
     if len(shape) != len(expected) or any(e is not None and e != s for s, e in zip(shape, expected, strict=True)):
         wanted = ", ".join("?" if e is None else str(e) for e in expected)
         raise ValueError(f"{name}: shape {tuple(shape)} does not fit, expected {meaning} = ({wanted})")
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Raise unless all that a strided tensor describes exists: a kernel that reads a freed storage ends the process.
+
+    Sharded training frees parameters by ``untyped_storage().resize_(0)``. 0.2 us where the tensor is its whole storage.
+    """
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):  # sparse, or the stand-in of a functional transform
+        if tensor.layout != torch.strided:
+            kind = str(tensor.layout).removeprefix("torch.")
+            raise TypeError(f"{name}: has the layout {kind}, expected a dense tensor; call .to_dense()") from None
+        return
+    if held != tensor.nbytes and tensor.numel():
+        last = tensor.storage_offset()
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            last += (size - 1) * stride
+        if (last + 1) * tensor.itemsize > held and not tensor.is_meta:
+            raise ValueError(
+                f"{name}: its storage of {held} bytes was freed or cut, shape {tuple(tensor.shape)} is gone"
+            )
+
+
+def check_radius(name: str, radius: Tensor | float, like: Tensor) -> Tensor:
+    """``radius``, a number or ``(B,)``, as a tensor (B,) of the real dtype of ``like`` (B, ...)."""
+    dtype = REAL_OF[like.dtype]
+    if not isinstance(radius, Tensor):
+        return filled(name, radius, like.shape[:1], dtype, like.device, finite=False)
+    check_dtype(name, radius, (dtype,))
+    if radius.device != like.device:
+        raise ValueError(f"{name}: is on {radius.device}, but the data are on {like.device}")
+    if radius.dim() == 0:
+        return radius.expand(like.shape[:1])
+    check_shape(name, radius, like.shape[:1], "a number or (B,)")
+    return radius
 
 
 def check_out(
@@ -60,6 +106,8 @@ def check_out(
         raise ValueError(f"{name}: must not require grad; call without {name} to differentiate")
     if torch.compiler.is_compiling():
         return
+    if out.is_conj() or out.is_neg():
+        raise ValueError(f"{name}: is a lazy conjugate or negative of its memory, expected a plain tensor")
     start = out.data_ptr()
     stop = start + out.nbytes
     for tensor in inputs:
@@ -67,7 +115,102 @@ def check_out(
             continue  # dense() reads it into a copy before anything is written
         other = tensor.data_ptr()
         if start < other + tensor.nbytes and other < stop:
-            raise ValueError(f"{name}: shares memory with an input; give it a buffer of its own")
+            raise ValueError(f"{name}: shares memory with an input or another output; give it a buffer of its own")
+
+
+def check_tuple(name: str, value: Any, *names: str) -> None:
+    """Raise TypeError unless ``value`` is a tuple of as many tensors as there are ``names``."""
+    if not isinstance(value, tuple) or len(value) != len(names):
+        came = f"{len(value)} values" if isinstance(value, tuple) else _what(value)
+        raise TypeError(f"{name}: expected a tuple of {len(names)} tensors ({', '.join(names)}), got {came}")
+
+
+def check_count(name: str, value: int, least: int = 1, most: int = 2**63 - 1) -> int:
+    """``value`` as an int from ``least`` to ``most``; TypeError for what is no whole number, True and 3.0 included."""
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        if isinstance(value, bool | Tensor | type) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name}: {_what(value)}, expected a whole number")
+        value = index(value)
+    if not least <= value <= most:
+        limits = f"at least {least}" if most >= 2**63 - 1 > value else f"{least} to {most}"
+        raise ValueError(f"{name}: {_what(value)} does not fit, expected {limits}")
+    return value
+
+
+def check_number(name: str, value: float, least: float = 0.0, *, above: bool = False, finite: bool = True) -> float:
+    """``value`` as a float from ``least`` (``above``: beyond it); TypeError for what is no real number."""
+    if type(value) is not float and not isinstance(value, torch.SymFloat | torch.SymInt):
+        if isinstance(value, bool | Tensor | str | type) or not hasattr(value, "__float__"):
+            raise TypeError(f"{name}: {_what(value)}, expected a number")
+        try:
+            value = float(value)
+        except (OverflowError, TypeError, ValueError):
+            raise TypeError(f"{name}: {_what(value)}, expected a number") from None
+    if not (value > least if above else value >= least) or (finite and value == math.inf):
+        limit = "" if least == -math.inf else f" {'>' if above else '>='} {least:g}"
+        raise ValueError(f"{name}: {value} does not fit, expected a {'finite ' if finite else ''}number{limit}")
+    return value
+
+
+def check_nonneg(nonneg: bool, x: Tensor) -> None:
+    """Raise ValueError for positivity of complex numbers."""
+    check_flag("nonneg", nonneg)
+    if nonneg and x.is_complex():
+        raise ValueError("nonneg: complex numbers have no order; pass real numbers, or nonneg=False")
+
+
+def filled(
+    name: str, value: float, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, finite: bool = True
+) -> Tensor:
+    """A tensor of one number from 0, which must be one in ``dtype`` too."""
+    value = check_number(name, value, finite=finite)
+    if value > _LARGEST[dtype] and value != math.inf:
+        raise ValueError(f"{name}: {value} does not fit into {dtype}")
+    return torch.full(shape, value, dtype=dtype, device=device)
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name}: {_what(value)}, expected True or False")
+
+
+def check_size(name: str, shape: Sequence[int], axes: int | None = None) -> tuple[int, ...]:
+    """``shape`` as a tuple of positive sizes, ``axes`` of them if given."""
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"{name}: {_what(shape)}, expected a tuple of sizes")
+    sizes = tuple(check_count(name, n) for n in shape)
+    if not sizes or (axes is not None and len(sizes) != axes):
+        raise ValueError(f"{name}: {sizes} does not fit, expected {axes or 'at least one'} positive sizes")
+    return sizes
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise TypeError for what cannot be called, and for a class where its instance or a function belongs."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{name}: expected a function or a module, got {_what(value)}")
+
+
+def check_returned(name: str, value: Any, like: Tensor, what: str = "its argument", rows: int | None = None) -> Tensor:
+    """What a user's callable ``name`` returned, as a tensor like ``like``: its shape, dtype and device.
+
+    Autocast makes a float32 function return half precision; the dtype of ``like`` holds, so that is cast back. ``rows``
+    is the expected first size where it differs from that of ``like``.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: returned {_what(value)}, expected a tensor like {what}")
+    expected = like.shape if rows is None else (rows, *like.shape[1:])
+    if value.shape != expected:
+        raise ValueError(f"{name}: returned shape {tuple(value.shape)}, expected {tuple(expected)}, that of {what}")
+    if value.device != like.device:
+        raise ValueError(f"{name}: returned a tensor on {value.device}, but {what} is on {like.device}")
+    check_memory(name, value)
+    if value.dtype != like.dtype:
+        cast = torch.is_autocast_enabled(value.device.type) and value.is_floating_point() and like.is_floating_point()
+        if not cast:
+            raise TypeError(f"{name}: returned {value.dtype}, but {what} is {like.dtype}; cast the result")
+        value = value.to(like.dtype)
+    return value
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -76,3 +219,13 @@ def dense(tensor: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
         return tensor
     return tensor.resolve_conj().resolve_neg().contiguous()
+
+
+def _what(value: Any) -> str:
+    """A value in a few words: ``the class Anderson``, ``ndarray``, ``-1``."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    return type(value).__name__

@@ -135,13 +135,17 @@ class Op:
                 have = ", ".join(self.kernels) or "none"
                 raise RuntimeError(f"backend({wanted!r}): {self.name} has no such kernel (it has: {have})")
             return wanted
-        if inputs[0].is_cuda:
+        return self.kernel_for(inputs[0]) or "reference"
+
+    def kernel_for(self, tensor: Tensor) -> str | None:
+        """The kernel that tensors of this device get by themselves; None where it has none."""
+        if tensor.is_cuda:
             for name in ("triton", "cuda"):
                 if name in self.kernels and _GPU_AVAILABLE[name]():
                     return name
-        elif inputs[0].is_cpu and "cpp" in self.kernels:
+        elif tensor.is_cpu and "cpp" in self.kernels:
             return "cpp"
-        return "reference"
+        return None
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -167,15 +171,23 @@ def wants_gradient(ctx: Any, index: int) -> bool:
         return True
 
 
-def runs_kernel(*tensors: Tensor) -> bool:
+def runs_kernel(*tensors: Tensor, op: str | None = None) -> bool:
     """Whether a network on these tensors runs as one op: on a CPU, where it has a kernel and a gradient.
 
-    Functional transforms would call it slice by slice, and it has no derivatives in forward mode.
+    On a GPU the kernel of ``op``, if named and there, has no gradient: it serves inference, in the precision of its
+    inputs, so that under autocast the modules run. Functional transforms would call an op slice by slice, and it has no
+    derivatives in forward mode.
     """
     first = tensors[0]
+    if not first.is_cpu and (
+        op is None
+        or _OPS[op].kernel_for(first) is None
+        or needs_grad(*tensors)
+        or torch.is_autocast_enabled(first.device.type)
+    ):
+        return False
     return (
-        first.is_cpu
-        and first.dtype in (torch.float32, torch.float64)
+        first.dtype in (torch.float32, torch.float64)
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
     )

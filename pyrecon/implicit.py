@@ -14,7 +14,6 @@ so the backward pass is a fixed-point problem of its own, linear in u, and no it
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,8 +21,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pyrecon.solvers import Anderson, ConvergenceWarning, FixedPointMethod, Solution, Status, fixed_point
-from pyrecon.solvers._fixed_point import State
+from pyrecon._check import check_callable, check_count, check_number
+from pyrecon.solvers import Anderson, FixedPointMethod, Solution, Status
+from pyrecon.solvers._fixed_point import Layout, State, bare, check_args, iterate
 
 Map = Callable[..., State]
 
@@ -32,7 +32,10 @@ class Gradient(Protocol):
     """How gradients pass through a fixed point."""
 
     def attach(self, f: Map, start: State, solve: Callable[[], Solution[State]]) -> Solution[State]:
-        """Run ``solve`` and return its solution with a value that gradients can pass; ``start`` is x0."""
+        """Run ``solve`` and return its solution with a value that gradients can pass; ``start`` is x0.
+
+        ``f(z)`` may be called as often as need be: it works on a copy of z, and its result is checked against z.
+        """
         ...
 
 
@@ -76,9 +79,12 @@ class ImplicitGradient:
 
         index = torch.arange(batch, device=grads[0].device)
         with torch.enable_grad():
-            solution = fixed_point(step, grads, (index,), solver=self.solver, tol=self.tol, max_iter=self.max_iter)
+            solution = iterate(step, grads, (index,), self.solver, self.tol, self.max_iter)
         self.last = Solution(None, solution.status, solution.iterations, solution.residual)
-        _warn(solution, "the backward solve of fixed_point_layer", "the gradient is inexact to about that much")
+        if self.tol > 0:
+            solution.warn_unless_converged(
+                "the backward solve of fixed_point_layer", "The gradient is inexact to about that much.", stacklevel=5
+            )
         return solution.value
 
 
@@ -105,10 +111,9 @@ class PhantomGradient:
     damping: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.damping <= 1:
-            raise ValueError(
-                f"PhantomGradient: steps={self.steps}, damping={self.damping}; expected >= 1 and in (0, 1]"
-            )
+        check_count("PhantomGradient: steps", self.steps)
+        if not check_number("PhantomGradient: damping", self.damping, above=True) <= 1:
+            raise ValueError(f"PhantomGradient: damping={self.damping}, expected a number in (0, 1]")
 
     def attach(self, f: Map, start: State, solve: Callable[[], Solution[State]]) -> Solution[State]:
         solution = solve()
@@ -130,8 +135,7 @@ class Unrolled:
     steps: int = 5
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"Unrolled: steps={self.steps}, expected at least 1")
+        check_count("Unrolled: steps", self.steps)
 
     def attach(self, f: Map, start: State, solve: Callable[[], Solution[State]]) -> Solution[State]:
         z = before = start
@@ -168,7 +172,8 @@ def fixed_point_layer(
     x0
         Start: a tensor ``(B, ...)`` or a tuple of tensors.
     args
-        Further arguments; tensors whose first size is B are indexed along with the samples.
+        Further arguments; tensors whose first size is B are indexed along with the samples, other than parameters and
+        what is marked :class:`pyrecon.solvers.Shared`: see :func:`pyrecon.solvers.fixed_point`.
     solver, tol, max_iter
         Of the forward solve: see :func:`pyrecon.solvers.fixed_point`.
     gradient
@@ -182,20 +187,36 @@ def fixed_point_layer(
         The state like ``x0``. A solve that ends at its limit warns and says what to try.
     """
     gradient = gradient if gradient is not None else ImplicitGradient()
-    recording = torch.is_grad_enabled()
+    if isinstance(gradient, type) or not callable(getattr(gradient, "attach", None)):
+        name = f"the class {gradient.__name__}" if isinstance(gradient, type) else type(gradient).__name__
+        raise TypeError(f"gradient: expected an instance such as ImplicitGradient(), got {name}")
+    args = check_args(args)
+    recorded = _checked(f, x0, bare(args))
+    recording = torch.is_grad_enabled() or isinstance(gradient, Unrolled)
 
     def solve() -> Solution[State]:
         start = _like(tuple(part.detach() for part in _parts(x0)), x0)
-        solution = fixed_point(f, start, args, solver=solver, tol=tol, max_iter=max_iter)
-        advice = "raise max_iter, lower Anderson's beta, or make f contract (spectral norms, Jacobian regularisation)"
-        _warn(solution, "fixed_point_layer", advice)
+        solution = iterate(f, start, args, solver, tol, max_iter)
+        if tol > 0:
+            advice = "Raise max_iter, lower Anderson's beta, or make f contract (spectral norms, Jacobian penalty)."
+            solution.warn_unless_converged("fixed_point_layer", advice, stacklevel=5 if recording else 4)
         return solution
 
-    if recording or isinstance(gradient, Unrolled):
-        solution = gradient.attach(lambda z: f(z, *args), x0, solve)
-    else:
-        solution = solve()
+    solution = gradient.attach(recorded, x0, solve) if recording else solve()
     return solution if return_solution else solution.value
+
+
+def _checked(f: Map, x0: State, args: tuple[Any, ...] = (), *, name: str = "x0") -> Callable[[State], State]:
+    """``z -> f(z, *args)`` that hands f a copy of z, for it may write into it, and checks what it returns."""
+    check_callable("f", f)
+    layout = Layout(x0, name)
+
+    def call(z: State) -> State:
+        given = _like(tuple(part.clone() for part in _parts(z)), z)
+        value: State = _like(tuple(layout.returned(f(given, *args), z)), z)
+        return value
+
+    return call
 
 
 class _Adjoint(torch.autograd.Function):
@@ -220,13 +241,20 @@ def jacobian_penalty(f: Map, z: State, *, probes: int = 1, generator: torch.Gene
     Added to the loss it keeps f a contraction (Bai, Koltun and Kolter, Stabilizing equilibrium models by Jacobian
     regularization, ICML 2021). Differentiable.
     """
+    check_count("probes", probes)
+    call = _checked(f, z, name="z")
     parts = tuple(part.detach().requires_grad_() for part in _parts(z))
-    values = _parts(f(_like(parts, z)))
+    with torch.enable_grad():
+        values = _parts(call(_like(parts, z)))
     total = parts[0].new_zeros(len(parts[0]), dtype=parts[0].real.dtype if parts[0].is_complex() else parts[0].dtype)
+    if not any(value.requires_grad for value in values):  # a constant f
+        return total
     for _ in range(probes):
         probe = [torch.randn(v.shape, dtype=v.dtype, generator=generator).to(v.device) for v in values]
-        pulled = torch.autograd.grad(values, parts, probe, create_graph=torch.is_grad_enabled(), retain_graph=True)
-        total = total + sum(p.abs().square().flatten(1).sum(1) for p in pulled)
+        pulled = torch.autograd.grad(
+            values, parts, probe, create_graph=torch.is_grad_enabled(), retain_graph=True, materialize_grads=True
+        )
+        total = total + sum(p.abs().square().reshape(len(p), -1).sum(1) for p in pulled)
     return total / (probes * sum(part[0].numel() for part in parts))
 
 
@@ -238,12 +266,14 @@ def residual_curve(
     ``(max_iter, B)`` float64; nothing stops a sample but a NaN, after which its column is NaN. A straight line on a
     logarithmic scale is linear convergence, a plateau an equilibrium that plain or mixed steps do not reach.
     """
+    check_count("max_iter", max_iter)
+    Layout(x0)
     curve = torch.full((max_iter, len(_parts(x0)[0])), float("nan"), dtype=torch.float64)
 
     def observe(step: int, rows: Tensor, residual: Tensor) -> None:
         curve[step - 1, rows.cpu()] = residual.double().cpu()
 
-    fixed_point(f, x0, args, solver=solver, tol=0.0, max_iter=max_iter, observe=observe)
+    iterate(f, x0, args, solver, 0.0, max_iter, observe=observe)
     return curve
 
 
@@ -265,16 +295,18 @@ def contraction(f: Map, z: State, *, steps: int = 20, seed: int = 0) -> Tensor:
 
     Below 1 the map contracts there, and plain iteration converges nearby.
     """
+    check_count("steps", steps)
+    call = _checked(f, z, name="z")
     parts = tuple(part.detach().requires_grad_() for part in _parts(z))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, 0))
     v = tuple(torch.randn(p.shape, dtype=p.dtype, generator=generator).to(p.device) for p in parts)
     sigma = _norms(v)
     with torch.enable_grad():
         for _ in range(steps):
             v = tuple(p / _spread(_norms(v).clamp_min(1e-30), p) for p in v)
-            _, pushed = torch.autograd.functional.jvp(lambda *a: f(_like(a, z)), parts, v)
+            _, pushed = torch.autograd.functional.jvp(lambda *a: call(_like(a, z)), parts, v)
             sigma = _norms(_parts(pushed))
-            _, pulled = torch.autograd.functional.vjp(lambda *a: f(_like(a, z)), parts, pushed)
+            _, pulled = torch.autograd.functional.vjp(lambda *a: call(_like(a, z)), parts, pushed)
             v = _parts(pulled)
     return sigma
 
@@ -299,7 +331,7 @@ def _difference(a: State, b: State) -> tuple[Tensor, ...]:
 
 def _norms(parts: Sequence[Tensor]) -> Tensor:
     """|state| per sample."""
-    squares = torch.stack([part.detach().abs().flatten(1).square().sum(1) for part in parts])
+    squares = torch.stack([part.detach().abs().square().reshape(len(part), -1).sum(1) for part in parts])
     return squares.sum(0).sqrt()
 
 
@@ -309,15 +341,3 @@ def _spread(scalars: Tensor, like: Tensor) -> Tensor:
 
 def _with_value(solution: Solution[State], value: Any) -> Solution[State]:
     return Solution(value, solution.status, solution.iterations, solution.residual)
-
-
-def _warn(solution: Solution[Any], what: str, advice: str) -> None:
-    bad = int((solution.status != Status.CONVERGED).sum())
-    if bad:
-        worst = float(solution.residual.nan_to_num(nan=float("inf")).max())
-        of = f"{bad} of {solution.status.numel()} samples"
-        warnings.warn(
-            f"{what}: {of} did not converge (largest residual {worst:.2e}); {advice}",
-            ConvergenceWarning,
-            stacklevel=4,
-        )

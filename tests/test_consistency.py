@@ -219,7 +219,7 @@ def _negative_radius(arguments: list[Any]) -> None:
         (_wide_image, ValueError, r"x: shape \(3, 99\) does not fit, expected \(B, N\) = \(\?, 21\)"),
         (_complex_image, TypeError, "x: dtype torch.complex64 does not match A"),
         (_integers, TypeError, "A: dtype int32 is not supported"),
-        (_negative_radius, ValueError, "radius: -1.0 is not a radius"),
+        (_negative_radius, ValueError, "radius: -1.0 does not fit"),
     ],
 )
 def test_errors_name_the_argument(spoil: Any, error: type[Exception], words: str) -> None:
@@ -232,7 +232,7 @@ def test_errors_name_the_argument(spoil: Any, error: type[Exception], words: str
 def test_buffers_are_checked() -> None:
     A, x, d, y, radius = problem(3)
     z, r, product = sm_consistency(A, x, d, y, radius)
-    with pytest.raises(TypeError, match="out: expected a tuple of three tensors"):
+    with pytest.raises(TypeError, match="out: expected a tuple of 3 tensors"):
         sm_consistency(A, x, d, y, radius, out=z)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"out\[0\]: shares memory with an input"):
         sm_consistency(A, x, d, y, radius, out=(d, r, product))

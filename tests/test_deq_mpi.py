@@ -17,7 +17,7 @@ from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import _released_name
 from pyrecon.models.mpi.system import Problem
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
-from pyrecon.ops import deq_mpi
+from pyrecon.ops._deq_mpi import deq_mpi
 from pyrecon.solvers import Anderson, ConvergenceWarning, Picard, Status, fixed_point
 from pyrecon.testing import record_calls
 

@@ -173,7 +173,7 @@ def test_the_backward_solve_is_reported_and_warns() -> None:
     loss_gradient(gradient, **EXACT)
     assert gradient.last is not None
     assert gradient.last.converged.all()
-    with pytest.warns(ConvergenceWarning, match=r"fixed_point_layer: 3 of 3 .* raise max_iter"):
+    with pytest.warns(ConvergenceWarning, match=r"fixed_point_layer: 3 of 3 .* Raise max_iter"):
         loss_gradient(JacobianFree(), tol=1e-12, max_iter=2)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import pyrecon
 from pyrecon import testing
 from pyrecon.ops import kaczmarz, kaczmarz_order
-from pyrecon.ops._kaczmarz import _uniform
+from pyrecon.ops._kaczmarz_order import _uniform
 
 DTYPES = [torch.float64, torch.complex128]
 
@@ -254,7 +254,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weight": torch.ones(3)}, ValueError, "weight: shape"),
     ({"weight": torch.ones(2, dtype=torch.float64)}, TypeError, "weight: dtype"),
     ({"sweeps": 0}, ValueError, "sweeps: 0"),
-    ({"sweeps": 1.5}, ValueError, r"sweeps: 1\.5"),
+    ({"sweeps": 1.5}, TypeError, r"sweeps: 1\.5"),
     ({"order": "shuffled"}, ValueError, "order: 'shuffled'"),
     ({"order": torch.tensor([0.0])}, TypeError, "order: dtype"),
     ({"order": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, "order: shape"),
@@ -263,7 +263,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": 1}, ValueError, "seed: has no effect"),
     ({"out": torch.ones(3, 2)}, ValueError, "out: shape"),
     ({"out": (torch.ones(2, 2), torch.ones(2, 3))}, TypeError, "out: expected a torch.Tensor, got tuple"),
-    ({"out": torch.ones(2, 2), "return_dual": True}, TypeError, "out: expected a pair"),
+    ({"out": torch.ones(2, 2), "return_dual": True}, TypeError, "out: expected a tuple of 2"),
 ]
 
 

@@ -197,7 +197,7 @@ def test_misuse_is_named() -> None:
     weights, places = torch.zeros(354, dtype=v.dtype), layout().places
     with pytest.raises(ValueError, match="y: shape"):
         learned_consistency(v, y[:2], radius, weights, places, 35)
-    with pytest.raises(ValueError, match="the kernel odd"):
+    with pytest.raises(ValueError, match="kernel: 2 does not fit, expected an odd number"):
         learned_consistency(v, y, radius, weights, places, 35, kernel=2)
     with pytest.raises(ValueError, match=r"weights: shape \(353,\)"):
         learned_consistency(v, y, radius, weights[1:], places, 35)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.raw import MRIScan
-from pyrecon.linops import SystemMatrix
 from pyrecon.models import DEQMPI
 from pyrecon.models.mpi import (
     ART,
@@ -238,11 +237,6 @@ def test_a_singular_value_decomposition_is_made_once_for_learned_weights(monkeyp
         sizes.clear()
         Reconstructor(A, method, shape=SHAPE)(frames(A), noise_std=0.01)
         assert sizes == [(60, 20)]
-
-
-def test_least_squares_of_a_system_matrix_has_no_iterations() -> None:
-    with pytest.raises(TypeError, match="max_iter"):
-        SystemMatrix(matrix()).pinv(frames(matrix()), max_iter=3)  # type: ignore[call-arg]
 
 
 _SHORT = struct.pack("<Q", 2) + b"{}"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pyrecon
-from pyrecon.nn import RDN
+from pyrecon import _library
+from pyrecon.nn import RDN, _convolutions
 from pyrecon.ops import rdn
 from pyrecon.ops._rdn import _backward, _recorded, filters, weights_count
 from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, poisoned_memory, record_calls
@@ -52,6 +53,49 @@ def test_inference_takes_the_op_and_sees_new_weights() -> None:
             result = net(image)
         assert [(call.op, call.backend) for call in calls] == [("rdn", "cpp")]
         assert_close_to_reference(result, by_modules(net, image), k=24)
+
+
+class OnAGPU:
+    """As much of a CUDA tensor as the choice of a kernel looks at."""
+
+    is_cpu, is_cuda, dtype, device = False, True, torch.float32, torch.device("cuda")
+
+    def __init__(self, requires_grad: bool = False) -> None:
+        self.requires_grad = requires_grad
+
+
+def test_inference_on_a_gpu_takes_the_triton_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatch only: there may be no GPU. With gradients, which the kernel has not, or under autocast modules run."""
+    monkeypatch.setitem(_library._GPU_AVAILABLE, "triton", lambda: True)
+    still, learning = OnAGPU(), OnAGPU(requires_grad=True)
+    assert _library._OPS["rdn"]._choose((still,)) == "triton"
+    assert _library.runs_kernel(still, still, op="rdn")
+    assert not _library.runs_kernel(still, learning, op="rdn")
+    with torch.no_grad():
+        assert _library.runs_kernel(still, learning, op="rdn")
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+        assert not _library.runs_kernel(still, op="rdn")
+        monkeypatch.undo()
+        monkeypatch.setitem(_library._GPU_AVAILABLE, "triton", lambda: True)
+    assert not _library.runs_kernel(still, op="learned_consistency")  # no kernel there
+    assert not _library.runs_kernel(still)
+    monkeypatch.setitem(_library._GPU_AVAILABLE, "triton", lambda: False)
+    assert not _library.runs_kernel(still, op="rdn")
+
+
+def test_the_network_asks_for_its_kernel_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What RDN.forward asks is what is answered on a GPU; a yes runs the registered op."""
+    asked: list[str | None] = []
+
+    def ask(*tensors: Tensor, op: str | None = None) -> bool:
+        asked.append(op)
+        return True
+
+    monkeypatch.setattr(_convolutions, "runs_kernel", ask)
+    with torch.no_grad(), record_calls() as calls:
+        network()(draw(2, 9, 7))
+    assert asked == ["rdn"]
+    assert [call.op for call in calls] == ["rdn"]
 
 
 def test_transforms_of_functions_take_the_modules() -> None:
@@ -218,7 +262,7 @@ def test_misuse_is_named() -> None:
         rdn(image, weights.float())
     with pytest.raises(ValueError, match=r"weights: shape \(58392,\).*58393"):
         rdn(image, weights[1:])
-    with pytest.raises(ValueError, match="numbers >= 1"):
+    with pytest.raises(ValueError, match="blocks: 0 does not fit"):
         rdn(image, weights, blocks=0)
     with pytest.raises(ValueError, match="shares memory"):
         rdn(image, weights, out=image)

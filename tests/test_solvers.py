@@ -182,12 +182,12 @@ def test_no_tape_without_need() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"b": torch.ones(2, 3, dtype=torch.int64)}, "b: expected a real or complex"),
+        ({"b": torch.ones(2, 3, dtype=torch.int64)}, "b: dtype int64 is not supported"),
         ({"b": torch.tensor(1.0)}, "b: has no batch axis"),
         ({"x0": torch.ones(2, 4)}, "x0:"),
         ({"rtol": -1.0}, "rtol"),
         ({"max_iter": -1}, "max_iter"),
-        ({"A": lambda x: x[:1]}, "A: maps"),
+        ({"A": lambda x: x[:1]}, "A: returned shape"),
     ],
 )
 def test_errors_name_the_argument(options: dict[str, object], message: str) -> None:
@@ -373,11 +373,11 @@ def test_sparse_sense_beats_least_squares_on_undersampled_data() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step": 0.0}, "step: 0.0, expected positive"),
+        ({"step": 0.0}, "step: 0.0.*expected positive"),
         ({"step": torch.ones(3)}, r"step: shape \(3,\)"),
         ({"tol": -1.0}, "tol"),
         ({"max_iter": -1}, "max_iter"),
-        ({"prox": lambda v, t: v[:1]}, "prox, gradient"),
+        ({"prox": lambda v, t: v[:1]}, "prox: returned shape"),
     ],
 )
 def test_proximal_errors_name_the_argument(options: dict[str, object], message: str) -> None:

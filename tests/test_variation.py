@@ -298,7 +298,7 @@ def test_asking_for_second_derivatives_is_an_error() -> None:
         (lambda x: tv_prox(x + 0j, 0.1, nonneg=True), ValueError, "nonneg"),
         (lambda x: tv_prox(x, 0.1, out=x), ValueError, "out: shares memory"),
         (lambda x: tv_prox(x, 0.1, out=torch.empty(2, 5, 4, dtype=x.dtype)), ValueError, "out: shape"),
-        (lambda x: tv_prox(x, 0.1, return_dual=True, out=torch.empty_like(x)), TypeError, "out: expected a pair"),
+        (lambda x: tv_prox(x, 0.1, return_dual=True, out=torch.empty_like(x)), TypeError, "out: expected a tuple of 2"),
         (lambda x: soft_threshold(x.int(), 0.1), TypeError, "x: dtype int32"),
         (lambda x: soft_threshold(x, -1.0), ValueError, "threshold: -1.0"),
         (lambda x: soft_threshold(x, torch.ones(3, dtype=x.dtype)), ValueError, r"threshold: shape \(3,\)"),

@@ -1,1 +1,5 @@
 """Raw-data containers, preprocessing, phantoms and datasets."""
+
+from pyrecon._lazy import submodules
+
+__getattr__, __dir__ = submodules(__name__, "coil_maps", "fourier", "mpi", "mri", "phantoms", "raw", "vessels")

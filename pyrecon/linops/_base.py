@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pyrecon._check import COMPLEX, FLOATING, check_count, check_dtype, check_memory, check_number, check_size
+
 Scalar = float | complex | Tensor
+
+
+def _guarded(method: Callable[..., Tensor], name: str, shape: str) -> Callable[..., Tensor]:
+    """A method of one tensor that checks it first: a batch of samples of the operator's ``shape``."""
+
+    @functools.wraps(method)
+    def checked(self: LinearOperator, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            kind = f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
+            raise TypeError(f"{name}: expected a torch.Tensor, got {kind}")
+        if not (x.is_floating_point() or x.is_complex()):
+            raise TypeError(
+                f"{name}: dtype {x.dtype} is not supported, expected real or complex floating-point numbers"
+            )
+        expected = getattr(self, shape, None)  # None while a constructor finds it out
+        if expected is not None and x.shape[1:] != expected:
+            raise ValueError(f"{name}: shape {tuple(x.shape)} does not fit, expected (B, *{expected})")
+        if not torch.compiler.is_compiling():
+            check_memory(name, x)
+        return method(self, x)
+
+    return checked
 
 
 class LinearOperator(nn.Module, ABC):
     """A linear map between batched tensors: ``A(x)``, ``A.H(y)``, ``A.gram(x) = A.H(A(x))``.
 
     A subclass implements :meth:`forward` and :meth:`adjoint` and sets ``domain_shape`` and ``range_shape``, the shapes
-    of one sample without the batch axis. Buffers and parameters behave as in any ``nn.Module``.
+    of one sample without the batch axis. Buffers and parameters behave as in any ``nn.Module``. What its methods are
+    given is checked before they see it: tensors, batch first, of samples of these shapes.
 
-    Operators combine as matrices do: ``A @ B``, ``A + B``, ``A - B``, ``-A``, ``c * A`` and :class:`Stack`. The result
-    is an operator that holds its parts as submodules, so ``.to(device)``, ``state_dict`` and gradients go through.
+    Operators combine as matrices do: ``A @ B``, ``A + B``, ``A - B``, ``-A``, ``c * A``, ``A / c`` and :class:`Stack`.
+    The result is an operator that holds its parts as submodules, so ``.to(device)``, ``state_dict`` and gradients go
+    through. ``repr`` tells the shapes.
     """
 
     domain_shape: tuple[int, ...]
@@ -30,6 +57,12 @@ class LinearOperator(nn.Module, ABC):
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor) -> Tensor: ...
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, argument, space in (("forward", "x", "domain"), ("adjoint", "y", "range"), ("gram", "x", "domain")):
+            if name in cls.__dict__:
+                setattr(cls, name, _guarded(cls.__dict__[name], argument, f"{space}_shape"))
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +90,23 @@ class LinearOperator(nn.Module, ABC):
         """
         from pyrecon.solvers import conjugate_gradient  # solvers know no operator; this one knows a solver
 
+        check_dtype("y", y, (*FLOATING, *COMPLEX))
+        check_number("rtol", rtol)
+        check_count("max_iter", max_iter, 0)
         return conjugate_gradient(self.gram, self.adjoint(y), rtol=rtol, max_iter=max_iter).value
+
+    def as_matrix(self) -> Tensor:
+        """The operator as a matrix, ``(prod(range_shape), prod(domain_shape))``: column i is A times unit vector i.
+
+        For small problems and tests: every column takes a product.
+        """
+        x = torch.zeros_like(self._random(self.domain_shape, 0, 1))
+        columns = []
+        for i in range(x.numel()):
+            x.view(-1)[i] = 1
+            columns.append(self(x.clone()).reshape(-1))
+            x.view(-1)[i] = 0
+        return torch.stack(columns, dim=1) if columns else x.new_zeros(prod(self.range_shape), 0)
 
     def norm(self, *, rtol: float = 1e-3, max_iter: int = 200, batch: int = 1, seed: int = 0) -> Tensor:
         """Largest singular value, ``(batch,)`` real, by power iteration on ``A^H A``.
@@ -66,6 +115,8 @@ class LinearOperator(nn.Module, ABC):
         ``max_iter`` steps. A step size of ``1 / norm^2`` wants a few per cent of safety. ``batch`` must fit operators
         that hold something per sample.
         """
+        check_number("rtol", rtol)
+        check_count("max_iter", max_iter)
         x = self._random(self.domain_shape, seed, batch)
         before = torch.zeros(1)
         with torch.no_grad():
@@ -105,7 +156,8 @@ class LinearOperator(nn.Module, ABC):
         dtype, device = torch.float32, held[0].device if held else torch.device("cpu")
         for tensor in held:
             dtype = torch.promote_types(dtype, tensor.dtype)
-        generator = torch.Generator().manual_seed(seed)
+        check_count("batch", batch)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, 0))
         return torch.randn((batch, *shape), dtype=dtype, generator=generator).to(device)
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
@@ -122,6 +174,16 @@ class LinearOperator(nn.Module, ABC):
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: Scalar) -> LinearOperator:
+        if not isinstance(divisor, int | float | complex | Tensor):
+            return NotImplemented
+        if not isinstance(divisor, Tensor) and divisor == 0:
+            raise ZeroDivisionError("A / 0: an operator divided by zero")
+        return _Scaled(self, 1 / divisor)
+
+    def extra_repr(self) -> str:
+        return f"{getattr(self, 'domain_shape', '?')} -> {getattr(self, 'range_shape', '?')}"
+
     def __neg__(self) -> LinearOperator:
         return _Scaled(self, -1.0)
 
@@ -131,7 +193,7 @@ class Identity(LinearOperator):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.domain_shape = self.range_shape = tuple(shape)
+        self.domain_shape = self.range_shape = check_size("shape", shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -149,6 +211,8 @@ class Stack(LinearOperator):
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         super().__init__()
+        if not isinstance(operators, Sequence) or not all(isinstance(part, LinearOperator) for part in operators):
+            raise TypeError("operators: expected a list of linear operators")
         if not operators:
             raise ValueError("operators: an empty stack has no domain")
         for i, operator in enumerate(operators):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyrecon._check import FLOATING, check_dtype, check_size
 from pyrecon.linops._base import LinearOperator
 from pyrecon.ops import sense_adjoint, sense_forward, sense_normal
 
@@ -24,6 +25,8 @@ class Fourier(LinearOperator):
 
     def __init__(self, mask: Tensor, shape: tuple[int, int]) -> None:
         super().__init__()
+        shape = check_size("shape", shape, 2)  # type: ignore[assignment]  # two of them
+        check_dtype("mask", mask, (torch.bool, *FLOATING))
         if mask.dim() != 4 or any(m not in (1, n) for m, n in zip(mask.shape[2:], shape, strict=True)):
             raise ValueError(
                 f"mask: shape {tuple(mask.shape)} does not fit, expected (B | 1, 1, H | 1, W | 1) of {shape}"

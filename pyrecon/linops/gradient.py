@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_size
 from pyrecon.linops._base import LinearOperator
 
 
@@ -22,10 +23,8 @@ class Gradient(LinearOperator):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        if not shape or min(shape) < 1:
-            raise ValueError(f"shape: {shape} does not fit, expected positive sizes")
-        self.domain_shape = tuple(shape)
-        self.range_shape = (len(shape), *shape)
+        self.domain_shape = check_size("shape", shape)
+        self.range_shape = (len(self.domain_shape), *self.domain_shape)
 
     @property
     def norm_bound(self) -> float:

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from pyrecon._check import COMPLEX, FLOATING, check_dtype
 from pyrecon.linops._base import LinearOperator
 from pyrecon.ops import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 
@@ -32,13 +33,19 @@ class Sense(LinearOperator):
 
     def __init__(self, maps: Tensor, mask: Tensor) -> None:
         super().__init__()
+        check_dtype("maps", maps, COMPLEX)
         if maps.dim() < 4:
             raise ValueError(f"maps: shape {tuple(maps.shape)} does not fit, expected (B | 1, *other, C, H, W)")
         _check_axes("mask", mask, maps.dim())
         self.register_buffer("maps", maps)
         self.register_buffer("mask", mask)
-        plane = torch.broadcast_shapes(maps.shape[-2:], mask.shape[-2:])
-        self.other = tuple(torch.broadcast_shapes(maps.shape[1:-3], mask.shape[1:-3]))
+        try:
+            plane = torch.broadcast_shapes(maps.shape[-2:], mask.shape[-2:])
+            self.other = tuple(torch.broadcast_shapes(maps.shape[1:-3], mask.shape[1:-3]))
+        except RuntimeError:
+            raise ValueError(f"mask: shape {tuple(mask.shape)} does not fit maps {tuple(maps.shape)}") from None
+        if 0 in (*plane, maps.shape[-3]):
+            raise ValueError(f"maps: shape {tuple(maps.shape)} has no coil or no pixels")
         self.domain_shape = (*self.other, *plane)
         self.range_shape = (*self.other, maps.shape[-3], *plane)
 
@@ -66,7 +73,7 @@ class Sense(LinearOperator):
             return op(x, self.maps, self.mask)
         if x.dim() != axes + len(self.other) or x.shape[1 : 1 + len(self.other)] != self.other:
             expected = self.domain_shape if axes == 3 else self.range_shape
-            raise ValueError(f"shape {tuple(x.shape)} does not fit, expected a batch of {expected}")
+            raise ValueError(f"x, y: shape {tuple(x.shape)} does not fit, expected a batch of {expected}")
         count = (len(x), *self.other)
         images = x.flatten(0, len(self.other))
         result = op(images, _per_image(self.maps, count), _per_image(self.mask, count))
@@ -92,9 +99,14 @@ class SoftSense(LinearOperator):
 
     def __init__(self, maps: Tensor, mask: Tensor) -> None:
         super().__init__()
+        check_dtype("maps", maps, COMPLEX)
         if maps.dim() != 5:
             raise ValueError(f"maps: shape {tuple(maps.shape)} does not fit, expected (B | 1, S, C, H, W)")
         _check_axes("mask", mask, 4)
+        if mask.shape[1] != 1 or any(m not in (1, n) for m, n in zip(mask.shape[2:], maps.shape[3:], strict=True)):
+            raise ValueError(f"mask: shape {tuple(mask.shape)} does not fit maps {tuple(maps.shape)}")
+        if 0 in maps.shape[1:]:
+            raise ValueError(f"maps: shape {tuple(maps.shape)} has no coil or no pixels")
         self.register_buffer("maps", maps)
         self.register_buffer("mask", mask)
         _, sets, coils, rows, cols = maps.shape
@@ -114,12 +126,18 @@ class SoftSense(LinearOperator):
         return self._combine(sense_normal(coils.flatten(0, 1), one, self.mask).view_as(coils))
 
     def _seen(self, x: Tensor) -> Tensor:
+        self._check_batch(len(x))
         return (self.maps * x[:, :, None]).sum(dim=1)
 
     def _combine(self, coils: Tensor) -> Tensor:
         return (self.maps.conj() * coils[:, None]).sum(dim=2)
 
+    def _check_batch(self, batch: int) -> None:
+        if len(self.maps) not in (1, batch):
+            raise ValueError(f"x, y: a batch of {batch} does not fit maps {tuple(self.maps.shape)}")
+
     def _ones(self, batch: int) -> Tensor:
+        self._check_batch(batch)
         return self.maps.new_ones(batch, *self.range_shape[1:])
 
 
@@ -142,6 +160,7 @@ class Sense3D(LinearOperator):
 
     def __init__(self, maps: Tensor, mask: Tensor) -> None:
         super().__init__()
+        check_dtype("maps", maps, COMPLEX)
         if maps.dim() != 5:
             raise ValueError(f"maps: shape {tuple(maps.shape)} does not fit, expected (B | 1, C, D, H, W)")
         _check_axes("mask", mask, 5)
@@ -150,6 +169,8 @@ class Sense3D(LinearOperator):
                 f"mask: shape {tuple(mask.shape)} does not fit maps {tuple(maps.shape)}, "
                 "expected (B | 1, 1, D | 1, H | 1, W | 1)"
             )
+        if 0 in maps.shape[1:]:
+            raise ValueError(f"maps: shape {tuple(maps.shape)} has no coil or no pixels")
         self.domain_shape, self.range_shape = tuple(maps.shape[2:]), tuple(maps.shape[1:])
         constant = [axis for axis in (2, 3, 4) if mask.shape[axis] == 1]
         # The axis of the slices; a mask that varies along all three is applied after all of them.
@@ -201,7 +222,7 @@ def _per_image(held: Tensor, count: tuple[int, ...]) -> Tensor:
     """
     lead = held.shape[: len(count)]
     if any(n not in (1, m) for n, m in zip(lead, count, strict=True)):
-        raise ValueError(f"shape {tuple(held.shape)} does not fit images {count}, expected sizes of 1 or equal")
+        raise ValueError(f"maps, mask: shape {tuple(held.shape)} does not fit images {count}, expected 1 or equal")
     own = max((i + 1 for i, n in enumerate(lead) if n > 1), default=0)
     size = prod(count[:own])
     return held.expand(*count[:own], *held.shape[own:]).reshape(size, *held.shape[len(count) :])
@@ -215,5 +236,6 @@ def _along(transform: Callable[..., Tensor], x: Tensor, axis: int) -> Tensor:
 
 
 def _check_axes(name: str, tensor: Tensor, count: int) -> None:
+    check_dtype(name, tensor, (torch.bool, *FLOATING))
     if tensor.dim() != count:
         raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not fit, expected {count} axes")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_shape
+from pyrecon._check import COMPLEX, FLOATING, check_count, check_dtype, check_number, check_shape
 from pyrecon.linops._base import LinearOperator
 from pyrecon.linops.sharded import ShardedSystemMatrix, shard
 from pyrecon.ops import sm_consistency
@@ -84,8 +84,8 @@ class SystemMatrix(LinearOperator):
         """All ``min(M, N)`` singular values, largest first, float64."""
         return self.derived("svd", self._svd)[1]
 
-    def pinv(  # type: ignore[override]  # exact: a rank in place of a number of iterations
-        self, y: Tensor, *, rtol: float | None = None, rank: int | None = None
+    def pinv(
+        self, y: Tensor, *, rtol: float | None = None, max_iter: int | None = None, rank: int | None = None
     ) -> Tensor:
         """Least squares by the truncated singular value decomposition: ``sum_i v_i <u_i, y> / s_i``.
 
@@ -96,6 +96,8 @@ class SystemMatrix(LinearOperator):
         rtol
             Singular values up to ``rtol`` times the largest are left out. Default: ``max(M, N) * eps`` of the matrix's
             dtype, its numerical rank; for noisy data something above the inverse of their signal-to-noise ratio.
+        max_iter
+            As in :meth:`LinearOperator.pinv`, and without effect: the decomposition is exact.
         rank
             At most so many singular values are kept (220 to 250 of 338 in DEQ-MPI).
 
@@ -104,11 +106,14 @@ class SystemMatrix(LinearOperator):
         Tensor
             ``(B, N)``. Differentiable in ``y``; the factors, computed once in float64, are constants.
         """
+        check_dtype("y", y, (*FLOATING, *COMPLEX))
         check_shape("y", y, (None, *self.range_shape), "(B, M)")
-        if rtol is not None and not 0 <= rtol < 1:
+        if rtol is not None and not check_number("rtol", rtol) < 1:
             raise ValueError(f"rtol: {rtol} is not a fraction of the largest singular value, expected 0 <= rtol < 1")
-        if rank is not None and rank < 0:
-            raise ValueError(f"rank: {rank} is not a number of singular values")
+        if max_iter is not None:
+            check_count("max_iter", max_iter, 0)
+        if rank is not None:
+            check_count("rank", rank, 0)
         u, s, vh = self.derived("svd", self._svd)
         if rtol is None:
             rtol = max(self.matrix.shape) * torch.finfo(self.matrix.dtype).eps

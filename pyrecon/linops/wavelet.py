@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_count, check_size
 from pyrecon.linops._base import LinearOperator
 
 # Daubechies' extremal-phase filters with 1 to 4 vanishing moments, by spectral factorisation in 40 digits.
@@ -45,14 +46,12 @@ class Wavelet(LinearOperator):
 
     def __init__(self, shape: tuple[int, int], *, wavelet: str = "db4", levels: int | None = None) -> None:
         super().__init__()
-        if wavelet not in _FILTERS:
+        if not isinstance(wavelet, str) or wavelet not in _FILTERS:
             raise ValueError(f"wavelet: {wavelet!r} is not known, expected one of {', '.join(_FILTERS)}")
-        if len(shape) != 2 or min(shape) < 1:
-            raise ValueError(f"shape: {shape} does not fit, expected (H, W)")
+        shape = check_size("shape", shape, 2)  # type: ignore[assignment]  # two of them
         if levels is None:
             levels = max((k for k in range(5) if min(shape) >> k >= len(_FILTERS[wavelet])), default=0)
-        if levels < 0:
-            raise ValueError(f"levels: {levels}, expected a number >= 0")
+        check_count("levels", levels, 0, 16)
         self.levels = levels
         self._low = _FILTERS[wavelet]
         self._high = tuple((-1) ** i * value for i, value in enumerate(reversed(self._low)))

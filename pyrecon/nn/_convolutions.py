@@ -14,9 +14,11 @@ def runs_as_op(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
 
 
-def packable(convs: Iterable[nn.Module], *inputs: Tensor) -> list[Tensor] | None:
-    """Weights and biases of convolutions in turn, or None where modules must run: on other devices, for transforms,
-    hooks and parametrizations. Looked up afresh each time: nothing that a program does to the modules is missed.
+def packable(convs: Iterable[nn.Module], *inputs: Tensor, op: str | None = None) -> list[Tensor] | None:
+    """Weights and biases of convolutions in turn, or None where modules must run: on a device without a kernel of
+    ``op``, for transforms, hooks and parametrizations.
+
+    Looked up afresh each time: nothing that a program does to the modules is missed.
     """
     weights: list[Tensor] = []
     for conv in convs:
@@ -25,4 +27,4 @@ def packable(convs: Iterable[nn.Module], *inputs: Tensor) -> list[Tensor] | None
         if weight is None or bias is None or conv._forward_hooks or conv._forward_pre_hooks or len(own) != 2:
             return None
         weights += (weight, bias)
-    return weights if runs_kernel(*inputs, *weights) else None
+    return weights if runs_kernel(*inputs, *weights, op=op) else None

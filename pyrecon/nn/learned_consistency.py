@@ -88,7 +88,7 @@ class BallConsistency(nn.Module):
         return project_l2_ball(v, y, radius)
 
     def operands(self, y: Tensor) -> dict[str, Any] | None:
-        """What :func:`pyrecon.ops.deq_mpi` takes of the step for data y, or None where its module must run."""
+        """What the op ``deq_mpi`` takes of the step for data y, or None where its module must run."""
         return {"data": "ball"} if runs_as_op(self, BallConsistency) else None
 
 

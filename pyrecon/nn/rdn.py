@@ -45,7 +45,7 @@ class RDN(nn.Module):
         return _flatten_dense_tensors(list(self.parameters()))  # type: ignore[no-any-return]
 
     def operands(self) -> dict[str, Any] | None:
-        """What :func:`pyrecon.ops.deq_mpi` takes of the network, or None where its modules must run."""
+        """What the op ``deq_mpi`` takes of the network, or None where its modules must run."""
         weights = packable(self._convolutions()) if runs_as_op(self, RDN) else None
         return None if weights is None else {"weights": _flatten_dense_tensors(weights), **self.config}
 
@@ -64,7 +64,7 @@ class RDN(nn.Module):
         return copy
 
     def forward(self, image: Tensor) -> Tensor:
-        weights = packable(self._convolutions(), image)
+        weights = packable(self._convolutions(), image, op="rdn")
         if weights is None:
             return self._by_modules(image)
         return rdn(image, _flatten_dense_tensors(weights), **self.config)  # type: ignore[arg-type]

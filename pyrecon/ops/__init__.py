@@ -2,19 +2,19 @@
 
 from pyrecon.ops._anderson import anderson_mix
 from pyrecon.ops._consistency import project_l2_ball, sm_consistency
-from pyrecon.ops._deq_mpi import deq_mpi
-from pyrecon.ops._kaczmarz import kaczmarz, kaczmarz_order
+from pyrecon.ops._kaczmarz import kaczmarz
+from pyrecon.ops._kaczmarz_order import kaczmarz_order
 from pyrecon.ops._langevin import Moments, langevin_step
 from pyrecon.ops._learned_consistency import learned_consistency
 from pyrecon.ops._rdn import rdn
 from pyrecon.ops._sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 from pyrecon.ops._sine import dst1, prox_smooth_maps
-from pyrecon.ops._variation import soft_threshold, tv_gap, tv_prox
+from pyrecon.ops._soft_threshold import soft_threshold
+from pyrecon.ops._variation import tv_gap, tv_prox
 
 __all__ = [
     "Moments",
     "anderson_mix",
-    "deq_mpi",
     "dst1",
     "kaczmarz",
     "kaczmarz_order",

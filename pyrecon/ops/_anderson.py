@@ -11,11 +11,25 @@ reals, so the weights a are real.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    COMPLEX,
+    FLOATING,
+    REAL_OF,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_like,
+    check_number,
+    check_out,
+    check_shape,
+    dense,
+)
 from pyrecon._library import Op, needs_grad
 
 MAX_MEMORY = 32  # the small solve lives on the kernel's stack
@@ -235,10 +249,15 @@ def anderson_mix(
         check_like("count", count, "X", X, dtype=torch.int64)
         check_shape("count", count, (batch,), "(B,)")
     else:
-        if count < 1:
-            raise ValueError(f"count: {count} iterates are stored, expected at least 1")
+        count = check_count("count", count)
         count = torch.full((1,), count, dtype=torch.int64, device=X.device)
-    check_out("out", out, (batch, n), X, inputs=(X, G, gram))
+    check_number("beta", beta, -math.inf)
+    check_number("ridge", ridge)
+    check_flag("absolute_ridge", absolute_ridge)
+    if gram.requires_grad:
+        raise ValueError("gram: is written in place and must not require grad")
+    check_out("gram", gram if gram.is_contiguous() else None, gram.shape, gram, inputs=(X, G, count))
+    check_out("out", out, (batch, n), X, inputs=(X, G, gram, count))
     if out is None and needs_grad(X, G):
         with torch.no_grad():
             _refresh(G, gram, count)

@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    COMPLEX,
+    FLOATING,
+    REAL_OF,
+    check_dtype,
+    check_like,
+    check_out,
+    check_radius,
+    check_shape,
+    check_tuple,
+    dense,
+)
 from pyrecon._library import Op, needs_grad
 from pyrecon.ops._product import product
 
@@ -198,7 +209,7 @@ def project_l2_ball(v: Tensor, center: Tensor, radius: Tensor | float, *, out: T
     check_shape("v", v, (None, None), "(B, M)")
     check_like("center", center, "v", v)
     check_shape("center", center, v.shape, "(B, M)")
-    radius = _radius("radius", radius, v)
+    radius = check_radius("radius", radius, v)
     check_out("out", out, v.shape, v, inputs=(v, center, radius))
     if out is None and needs_grad(v, center, radius):
         return _Project.apply(dense(v), dense(center), dense(radius))  # type: ignore[no-any-return, no-untyped-call]
@@ -270,14 +281,13 @@ def sm_consistency(
     for name, tensor in (("d", d), ("y", y)) if Ax is None else (("d", d), ("y", y), ("Ax", Ax)):
         check_like(name, tensor, "A", A)
         check_shape(name, tensor, shape, "(B, M)")
-    radius = _radius("radius", radius, d)
+    radius = check_radius("radius", radius, d)
     if out is None:
         inputs = dense(A), dense(x), dense(d), dense(y), dense(radius), Ax if Ax is None else dense(Ax)
         call = _Step.apply if needs_grad(A, x, d, y, radius, Ax) else _step
         z, r, product = call(*inputs)
         return z, r, product if Ax is None else Ax
-    if not isinstance(out, tuple) or len(out) != 3:
-        raise TypeError(f"out: expected a tuple of three tensors (z, r, Ax), got {type(out).__name__}")
+    check_tuple("out", out, "z", "r", "Ax")
     tensors = (A, x, d, y, radius) if Ax is None else (A, x, d, y, radius, Ax)
     check_out("out[0]", out[0], shape, d, inputs=tensors)
     check_out("out[1]", out[1], x.shape, x, inputs=(*tensors, out[0]))
@@ -290,15 +300,3 @@ def sm_consistency(
         if out[2] is not Ax:
             out[2].copy_(Ax)
     return out
-
-
-def _radius(name: str, radius: Tensor | float, like: Tensor) -> Tensor:
-    """``radius`` as a tensor (B,) of the real dtype of ``like``."""
-    dtype = REAL_OF[like.dtype]
-    if not isinstance(radius, Tensor):
-        if not radius >= 0:
-            raise ValueError(f"{name}: {radius} is not a radius, expected a number >= 0")
-        return torch.full(like.shape[:1], radius, dtype=dtype, device=like.device)
-    check_like(name, radius, "v", like, dtype=dtype)
-    check_shape(name, radius, like.shape[:1], "(B,)")
-    return radius

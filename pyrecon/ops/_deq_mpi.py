@@ -20,10 +20,22 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import FLOATING, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_like,
+    check_number,
+    check_out,
+    check_radius,
+    check_shape,
+    check_tuple,
+    dense,
+)
 from pyrecon._library import Op, needs_grad
 from pyrecon.ops._anderson import MAX_MEMORY, _advance_reference
 from pyrecon.ops._learned_consistency import _reference as _learned
+from pyrecon.ops._learned_consistency import check_network
 from pyrecon.ops._learned_consistency import weights_count as learned_count
 from pyrecon.ops._product import product
 from pyrecon.ops._rdn import _reference as _rdn
@@ -140,7 +152,7 @@ def deq_mpi(
     inverse: Tensor,
     state: Tensor,
     y: Tensor,
-    radius: Tensor,
+    radius: Tensor | float,
     weights: Tensor,
     learned: Tensor | None = None,
     places: Tensor | None = None,
@@ -171,7 +183,7 @@ def deq_mpi(
     state
         ``(B, 2 n + M)``: image, its dual and the data's dual, side by side; where the iteration starts.
     y, radius
-        ``(B, M)`` data and ``(B,)`` norm of their noise.
+        ``(B, M)`` data and the norm of their noise, a number or ``(B,)``.
     weights, shape, features, growth, blocks, layers
         The network, as in :func:`rdn`, and the size ``(H, W)`` of an image, H W = n.
     data
@@ -200,24 +212,26 @@ def deq_mpi(
     20-25.
     """
     check_dtype("state", state, FLOATING)
+    check_like("matrix", matrix, "state", state)
     check_shape("matrix", matrix, (None, None), "(M, n)")
     rows, n = matrix.shape
-    if min(shape) < 1 or shape[0] * shape[1] != n:
+    if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] != n:
         raise ValueError(f"shape: images of {shape} do not have the {n} voxels of the matrix")
     check_shape("state", state, (None, 2 * n + rows), "(B, 2 n + M)")
     batch = state.shape[0]
     if data not in _DATA_STEPS:
         raise ValueError(f"data: {data!r}, expected one of {', '.join(_DATA_STEPS)}")
     config = features, growth, blocks, layers
-    if min(config) < 1 or steps < 1 or not 0 <= memory <= MAX_MEMORY:
-        raise ValueError(
-            f"features, growth, blocks, layers: {config}, steps: {steps}, memory: {memory}; expected numbers >= 1, a "
-            f"memory of 0 to {MAX_MEMORY}"
-        )
-    if not (penalty > 0 and tol >= 0 and ridge >= 0):
-        raise ValueError(f"penalty: {penalty}, tol: {tol}, ridge: {ridge}; expected above 0, from 0, from 0")
+    counts = ("features", features), ("growth", growth), ("blocks", blocks), ("layers", layers), ("steps", steps)
+    for name, count in counts:
+        check_count(name, count)
+    check_count("memory", memory, 0, MAX_MEMORY)
+    check_number("penalty", penalty, above=True)
+    check_number("tol", tol)
+    check_number("ridge", ridge)
+    check_dtype("y", y, FLOATING)
+    radius = check_radius("radius", radius, y)
     for name, value, expected, text in (
-        ("matrix", matrix, matrix.shape, "(M, n)"),
         ("inverse", inverse, (n, n), "(n, n)"),
         ("y", y, (batch, rows), "(B, M)"),
         ("radius", radius, (batch,), "(B,)"),
@@ -230,8 +244,9 @@ def deq_mpi(
     if needs_grad(*tensors):
         raise ValueError("deq_mpi: has no gradient; call it under torch.no_grad(), or train with pyrecon.models.DEQMPI")
     if out is not None:
+        check_tuple("out", out, "states", "report")
         check_out("out[0]", out[0], state.shape, state, inputs=(*tensors, places))
-        check_out("out[1]", out[1], torch.Size((batch, 3)), state, inputs=(*tensors, places))
+        check_out("out[1]", out[1], torch.Size((batch, 3)), state, inputs=(*tensors, places, out[0]))
     sizes = points, learned_width, learned_layers, kernel
     result: tuple[Tensor, Tensor] = _deq_mpi(
         *(dense(tensor) for tensor in (*tensors, places)), *shape, *config, _DATA_STEPS.index(data), *sizes, steps,
@@ -249,11 +264,9 @@ def _checked(
         return state.new_empty(0), torch.empty(0, dtype=torch.int64, device=state.device)
     if learned is None or places is None:
         raise ValueError(f"learned, places: data={data!r} needs weights and where the rows lie")
-    if rows % 2 or min(sizes) < 1 or sizes[3] % 2 == 0:
-        raise ValueError(
-            f"points, learned_width, learned_layers, kernel: {sizes}, {rows} rows of the matrix; expected numbers >= "
-            "1, an odd kernel, and real and imaginary parts"
-        )
+    check_network(sizes, "points", "learned_width", "learned_layers", "kernel")
+    if rows % 2:
+        raise ValueError(f"matrix: {rows} rows are no real and imaginary parts")
     check_like("learned", learned, "state", state)
     check_shape("learned", learned, (learned_count(*sizes[1:]),), "all parameters of the network")
     check_like("places", places, "state", state, dtype=torch.int64)

@@ -19,116 +19,25 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    COMPLEX,
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_like,
+    check_out,
+    check_shape,
+    check_tuple,
+    dense,
+    filled,
+)
 from pyrecon._library import Op, needs_grad
-
-
-# --- the reference ---------------------------------------------------------------------------------------------
-def _rows(order: Tensor | None, A: Tensor, sweep: int) -> list[int]:
-    """The rows that a sweep visits; ``order`` is ``(K,)`` for every sweep, ``(sweeps, K)`` or None: each row once."""
-    if order is None:
-        return list(range(A.shape[0]))
-    _check_rows(order, A.shape[0])
-    rows: list[int] = (order if order.dim() == 1 else order[sweep]).tolist()
-    return rows
-
-
-def _positive(x: Tensor) -> Tensor:
-    return torch.complex(x.real.clamp(min=0), torch.zeros_like(x.real)) if x.is_complex() else x.clamp(min=0)
-
-
-def _step_size(numerator: Tensor, a: Tensor, weight: Tensor) -> Tensor:
-    norm = (a * a.conj()).real.sum() + weight
-    return torch.where(norm != 0, numerator / torch.where(norm != 0, norm, 1), 0)  # a zero row is skipped
-
-
-def _history(
-    A: Tensor,
-    y: Tensor,
-    x0: Tensor | None,
-    dual: Tensor | None,
-    weight: Tensor,
-    order: Tensor | None,
-    sweeps: int,
-    nonneg: bool,
-) -> tuple[Tensor, Tensor, list[list[tuple[int, Tensor, Tensor, Tensor]]], list[Tensor]]:
-    """x, dual, for each step of each sweep its row, x before it, multiplier and dual after it; x before positivity."""
-    x = y.new_zeros(y.shape[0], A.shape[1]) if x0 is None else x0.clone()
-    w = list((torch.zeros_like(y) if dual is None else dual).unbind(1))
-    history, unclipped = [], []
-    for sweep in range(sweeps):
-        steps = []
-        for i in _rows(order, A, sweep):
-            a = A[i]
-            alpha = _step_size(y[:, i] - x @ a - weight * w[i], a, weight)
-            w[i] = w[i] + alpha
-            steps.append((i, x, alpha, w[i]))
-            x = x + alpha[:, None] * a.conj()
-        history.append(steps)
-        unclipped.append(x)
-        if nonneg:
-            x = _positive(x)
-    return x, torch.stack(w, dim=1) if w else torch.zeros_like(y), history, unclipped
-
-
-def _reference(*arguments: Any) -> tuple[Tensor, Tensor]:
-    x, dual, _, _ = _history(*arguments)
-    return x, dual
-
-
-def _trace_reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, nonneg = arguments[1], arguments[-1]
-    x, dual, history, unclipped = _history(*arguments)
-    multipliers = [torch.stack([s[2] for s in steps], 1) if steps else y.new_empty(y.shape[0], 0) for steps in history]
-    active = [(u.real >= 0).to(u.real.dtype) for u in unclipped] if nonneg else []
-    return x, dual, torch.stack(multipliers), torch.stack(active) if active else y.real.new_empty(0, *x.shape)
-
-
-def _backward_reference(
-    A: Tensor,
-    y: Tensor,
-    x0: Tensor | None,
-    dual: Tensor | None,
-    weight: Tensor,
-    order: Tensor | None,
-    multipliers: Tensor,
-    active: Tensor,
-    gx: Tensor,
-    gdual: Tensor,
-    sweeps: int,
-    nonneg: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to A, y, x0, dual and weight, step by step in reverse; differentiable, and needs no ``multipliers``."""
-    _, _, history, unclipped = _history(A, y, x0, dual, weight, order, sweeps, nonneg)
-    gA, gy, gw = (list(torch.zeros_like(t).unbind(d)) for t, d in ((A, 0), (y, 1), (y, 1)))
-    gw = list(gdual.unbind(1))
-    gweight = torch.zeros_like(weight)
-    for steps, end in zip(reversed(history), reversed(unclipped), strict=True):
-        if nonneg:
-            gx = _mask(gx, (end.real >= 0).to(weight.dtype))
-        for i, x, alpha, w in reversed(steps):
-            a = A[i]
-            beta = _step_size(gx @ a + gw[i], a, weight)  # the gradient of the numerator
-            direct = alpha @ gx.conj() - beta @ x.conj()
-            gA[i] = gA[i] + direct - 2 * (alpha * beta.conj()).real.sum() * a
-            gweight = gweight - (beta.conj() * w).real
-            gx = gx - beta[:, None] * a.conj()
-            gw[i] = gw[i] - weight * beta
-            gy[i] = gy[i] + beta
-    if not gA:
-        return torch.zeros_like(A), torch.zeros_like(y), gx, gdual.clone(), gweight
-    return torch.stack(gA), torch.stack(gy, 1), gx, torch.stack(gw, 1), gweight
-
+from pyrecon.ops._kaczmarz_order import check_rows, rows_of
+from pyrecon.ops._kaczmarz_reference import backward_reference, masked, reference, trace_reference
 
 # --- kernels ---------------------------------------------------------------------------------------------------
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.complex64: "c64", torch.complex128: "c128"}
-
-
-def _check_rows(order: Tensor, rows: int) -> None:
-    if order.numel():
-        low, high = (int(v) for v in torch.aminmax(order))
-        if low < 0 or high >= rows:
-            raise ValueError(f"order: row {low if low < 0 else high} does not exist, A has rows 0 to {rows - 1}")
 
 
 def _steps(A: Tensor, order: Tensor | None) -> int:
@@ -156,7 +65,7 @@ def _cpp(
     *outs: Tensor,
 ) -> None:
     if order is not None:
-        _check_rows(order, A.shape[0])
+        check_rows(order, A.shape[0])
     suffix, sizes, threads = _SUFFIX[A.dtype], _sizes(A, y, order, sweeps, nonneg), torch.get_num_threads()
     workspace = weight.new_empty(getattr(_core, f"kaczmarz_workspace_{suffix}")(sizes, threads))
     addresses = _addresses((A, y, x0, dual, weight, order), outs, workspace)
@@ -199,7 +108,7 @@ _ARGUMENTS = "Tensor A, Tensor y, Tensor? x0, Tensor? dual, Tensor weight, Tenso
 _kaczmarz = Op(
     f"kaczmarz({_ARGUMENTS}, int sweeps, bool nonneg) -> (Tensor, Tensor)",
     outputs=_outputs,
-    reference=_reference,
+    reference=reference,
     kernels={"cpp": _cpp, "cuda": _cuda},
 )
 
@@ -207,7 +116,7 @@ _kaczmarz = Op(
 _trace = Op(
     f"kaczmarz_trace({_ARGUMENTS}, int sweeps, bool nonneg) -> (Tensor, Tensor, Tensor, Tensor)",
     outputs=_trace_outputs,
-    reference=_trace_reference,
+    reference=trace_reference,
     kernels={"cpp": _cpp, "cuda": _cuda},
 )
 
@@ -217,11 +126,6 @@ _trace = Op(
 #     beta = (<a_i, g> + h_i) / (|a_i|^2 + lambda),   g -= beta conj(a_i),   h_i -= lambda beta,   gy_i += beta:
 # the step of the law itself for y = -h, started from g and a zero dual u, with alpha = -beta; at its end gy = -u and
 # the gradient of w0 is h + lambda u. So the kernels of the forward run the backward, in reverse order.
-def _mask(g: Tensor, active: Tensor) -> Tensor:
-    """The gradient through positivity."""
-    return torch.complex(g.real * active, torch.zeros_like(active)) if g.is_complex() else g * active
-
-
 def _reversed(A: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return torch.arange(A.shape[0] - 1, -1, -1, device=A.device)
@@ -242,7 +146,7 @@ def _adjoint(
         return -u, gx, h + weight[:, None] * u
     gy = torch.zeros_like(h)
     for sweep in reversed(range(sweeps)):
-        gx, u = _run(A, -h, _mask(gx, active[sweep]), None, weight, _of_sweep(back, sweeps - 1 - sweep), 1, False)
+        gx, u = _run(A, -h, masked(gx, active[sweep]), None, weight, _of_sweep(back, sweeps - 1 - sweep), 1, False)
         gy, h = gy - u, h + weight[:, None] * u
     return gy, gx, h
 
@@ -278,7 +182,7 @@ def _backward_into(
     back = _reversed(A, order)
     betas, starts, h = [], [], gdual
     for sweep in reversed(range(sweeps)):
-        g = _mask(gx, active[sweep]) if nonneg else gx
+        g = masked(gx, active[sweep]) if nonneg else gx
         rows = _of_sweep(back, sweeps - 1 - sweep)
         gx, u, minus_beta, _ = _trace(A, -h, g, None, weight, rows, 1, False)
         betas.append(-minus_beta[0].flip(1))
@@ -306,7 +210,7 @@ def _backward_into(
             x += alpha @ a.conj()
             g = g + beta @ a.conj()
         if nonneg:
-            x = _mask(x, active[sweep])
+            x = masked(x, active[sweep])
 
 
 _backward = Op(
@@ -319,7 +223,7 @@ _backward = Op(
         torch.empty_like(y),
         torch.empty_like(weight),
     ),
-    reference=_backward_reference,
+    reference=backward_reference,
     kernels={"cpp": _backward_into, "cuda": _backward_into},
 )
 
@@ -355,7 +259,7 @@ class _Kaczmarz(torch.autograd.Function):
         gx, gdual = dense(gx), dense(gdual)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[4]:
             # Differentiated twice, the step-by-step form is recorded: as slow as any loop over rows in torch.
-            all_gradients = _backward_reference if torch.is_grad_enabled() else _backward
+            all_gradients = backward_reference if torch.is_grad_enabled() else _backward
             gA, gy, gx0, gw, gweight = all_gradients(
                 A, y, x0, dual, weight, order, multipliers, active, gx, gdual, ctx.sweeps, ctx.nonneg
             )
@@ -380,55 +284,6 @@ def _run(
         x, dual, *_ = _Kaczmarz.apply(A, y, x0, dual, weight, order, sweeps, nonneg, trace)  # type: ignore[no-untyped-call]
         return x, dual
     return _kaczmarz(A, y, x0, dual, weight, order, sweeps, nonneg)  # type: ignore[no-any-return]
-
-
-# --- the random order ------------------------------------------------------------------------------------------
-def _uniform(seed: int, n: int, device: torch.device) -> Tensor:
-    """``n`` float64 numbers in (0, 1), the same everywhere: Philox 4x32-10 with key ``seed``, counters 0, 1, ..."""
-    word = 0xFFFFFFFF
-    zero = torch.zeros((n + 3) // 4, dtype=torch.int64, device=device)
-    c = [torch.arange((n + 3) // 4, dtype=torch.int64, device=device), zero, zero, zero]
-    key = [seed & word, seed >> 32 & word]
-    for _ in range(10):
-        even, odd = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57  # modulo 2^64; the shifted sign is masked away
-        c = [odd >> 32 & word ^ c[1] ^ key[0], odd & word, even >> 32 & word ^ c[3] ^ key[1], even & word]
-        key = [key[0] + 0x9E3779B9 & word, key[1] + 0xBB67AE85 & word]
-    return (torch.stack(c, dim=1).flatten()[:n].double() + 0.5) / 2**32
-
-
-def kaczmarz_order(A: Tensor, *, sweeps: int = 1, seed: int = 0) -> Tensor:
-    """Rows drawn with probability proportional to their energy ``|a_i|^2``: what ``kaczmarz(order="random")`` visits.
-
-    Parameters
-    ----------
-    A
-        ``(M, N)``, float32, float64, complex64 or complex128.
-    sweeps
-        Every sweep gets M draws of its own, with replacement.
-    seed
-        The same seed gives the same rows on every device and backend: the numbers are counter-based (Philox 4x32-10)
-        and the energies are summed in float64.
-
-    Returns
-    -------
-    Tensor
-        ``(sweeps, M)`` int64 on the device of ``A``. Rows of zeros never occur.
-
-    Notes
-    -----
-    Strohmer and Vershynin, "A randomized Kaczmarz algorithm with exponential convergence", J. Fourier Anal. Appl. 15
-    (2009) 262. Make it once where the same order serves many calls.
-    """
-    check_dtype("A", A, (*FLOATING, *COMPLEX))
-    check_shape("A", A, (None, None), "(M, N)")
-    _check_count("sweeps", sweeps)
-    reals = torch.view_as_real(dense(A.detach())).flatten(1) if A.is_complex() else A.detach()
-    bounds = torch.linalg.vector_norm(reals, dim=1, dtype=torch.float64).square().cumsum(0)
-    rows = A.shape[0]
-    if rows == 0:
-        return torch.empty(sweeps, 0, dtype=torch.int64, device=A.device)
-    drawn = torch.searchsorted(bounds, _uniform(seed, sweeps * rows, A.device) * bounds[-1], right=True)
-    return drawn.clamp(max=rows - 1).view(sweeps, rows)
 
 
 # --- the public function ---------------------------------------------------------------------------------------
@@ -553,16 +408,16 @@ def kaczmarz(
         check_shape("dual", dual, (batch, rows), "(B, M)")
         dual = dense(dual)
     weight = _weight(weight, y)
-    _check_count("sweeps", sweeps)
-    order = _order(order, seed, A, sweeps)
+    check_flag("nonneg", nonneg)
+    check_count("sweeps", sweeps)
+    order = rows_of(order, seed, A, sweeps)
     A, y = dense(A), dense(y)
     if out is None:
         x, dual = _run(A, y, x0, dual, weight, order, sweeps, nonneg)
         return (x, dual) if return_dual else x
     inputs = [t for t in (A, y, x0, dual, weight, order) if t is not None]
     if return_dual:
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError("out: expected a pair of tensors (x, dual), because return_dual is set")
+        check_tuple("out", out, "x", "dual")
         check_out("out[0]", out[0], (batch, columns), y, inputs=inputs)
         check_out("out[1]", out[1], (batch, rows), y, inputs=[*inputs, out[0]])
         return _kaczmarz(A, y, x0, dual, weight, order, sweeps, nonneg, out=out)  # type: ignore[no-any-return]
@@ -573,36 +428,11 @@ def kaczmarz(
     return out
 
 
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {value!r} is not possible, expected a whole number of at least 1")
-
-
 def _weight(weight: Tensor | float, y: Tensor) -> Tensor:
     """``weight`` as a dense tensor (B,) of the real dtype of ``y``."""
     dtype = y.real.dtype if y.is_complex() else y.dtype
     if not isinstance(weight, Tensor):
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight: {weight} is not possible, expected a finite number >= 0")
-        return torch.full(y.shape[:1], weight, dtype=dtype, device=y.device)
+        return filled("weight", weight, y.shape[:1], dtype, y.device)
     check_like("weight", weight, "y", y, dtype=dtype)
     check_shape("weight", weight, y.shape[:1], "(B,)")
     return dense(weight)
-
-
-def _order(order: Tensor | str | None, seed: int | None, A: Tensor, sweeps: int) -> Tensor | None:
-    """The order as a dense tensor ``(K,)`` or ``(sweeps, K)``; None for every row once."""
-    if seed is not None and not (isinstance(order, str) and order == "random"):
-        raise ValueError('seed: has no effect without order="random"')
-    if isinstance(order, Tensor):
-        check_dtype("order", order, (torch.int64,))
-        if order.device != A.device:
-            raise ValueError(f"order: is on {order.device}, but A is on {A.device}")
-        if order.dim() != 1:
-            check_shape("order", order, (sweeps, None), "(K,) or (sweeps, K)")
-        return dense(order)
-    if order == "random":
-        return kaczmarz_order(A, sweeps=sweeps, seed=seed or 0)
-    if order is None or order == "cyclic":
-        return None
-    raise ValueError(f'order: {order!r} is not known, expected "cyclic", "random" or an int64 tensor of row numbers')

@@ -27,7 +27,19 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    COMPLEX,
+    FLOATING,
+    REAL_OF,
+    check_count,
+    check_dtype,
+    check_like,
+    check_nonneg,
+    check_out,
+    check_shape,
+    dense,
+    filled,
+)
 from pyrecon._library import Op, needs_grad
 
 
@@ -245,6 +257,7 @@ class Moments:
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Take in a sample (Welford's update), in place, in plain torch."""
+        check_dtype("x", x, (*FLOATING, *COMPLEX))
         self._check(x)
         mean, m2 = _take_in(x, self.mean, self.m2, self.count)
         self.mean.copy_(mean)
@@ -338,8 +351,9 @@ def langevin_step(
     check_dtype("x", x, (*FLOATING, *COMPLEX))
     check_like("grad", grad, "x", x)
     check_shape("grad", grad, x.shape, "the shape of x")
-    if nonneg and x.is_complex():
-        raise ValueError("nonneg: complex numbers have no order; pass real numbers, or nonneg=False")
+    check_nonneg(nonneg, x)
+    if moments is not None and not isinstance(moments, Moments):
+        raise TypeError(f"moments: expected a Moments, got {type(moments).__name__}")
     steps = _rows("step", step, x)
     if noise_std is None:
         stds = steps.sqrt()
@@ -353,10 +367,7 @@ def langevin_step(
         check_shape("counter", counter, (), "a number")
         clock, counter = counter, 0
     for name, value in (("seed", seed), ("counter", counter), ("offset", offset)):
-        if not isinstance(value, int | torch.SymInt):
-            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-        if not 0 <= value < 2**63:
-            raise ValueError(f"{name}: {value} does not fit, expected 0 to 2^63 - 1")
+        check_count(name, value, 0, 2**63 - 1)
     _check_buffers(x, grad, (steps, stds), moments, out)
     inputs = dense(x), dense(grad), steps, stds
     stream = seed, counter, offset, clock, nonneg
@@ -379,9 +390,7 @@ def _rows(name: str, value: Tensor | float, x: Tensor) -> Tensor:
     """``value`` as (1,) or (B,) in the real dtype of x, dense."""
     dtype = REAL_OF[x.dtype]
     if not isinstance(value, Tensor):
-        if not value >= 0:
-            raise ValueError(f"{name}: {value} does not fit, expected a number >= 0")
-        return torch.full((1,), value, dtype=dtype, device=x.device)
+        return filled(name, value, (1,), dtype, x.device, finite=False)
     check_like(name, value, "x", x, dtype=dtype)
     if value.dim() and (value.dim() != 1 or not x.dim() or value.shape[0] != x.shape[0]):
         batch = x.shape[0] if x.dim() else "none"
@@ -399,6 +408,7 @@ def _check_buffers(
         check_out("moments.mean", moments.mean, x.shape, x, inputs=(*state, *rows, moments.m2))
         check_out("moments.m2", moments.m2, x.shape, moments.m2, inputs=(*state, *rows))
     if out is not None:
+        check_like("out", out, "x", x)
         others = state
         if not torch.compiler.is_compiling():
             others = tuple(t for t in state if t.data_ptr() != out.data_ptr() or not t.is_contiguous())

@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import FLOATING, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_like,
+    check_out,
+    check_radius,
+    check_shape,
+    dense,
+)
 from pyrecon._library import Op, needs_grad, wants_gradient
 
 
@@ -203,10 +213,21 @@ class _Pullback(torch.autograd.Function):
 
 
 # --- the public function ---------------------------------------------------------------------------------------
+MAX_POINTS = 2**24  # 100 times the longest scan; the kernel holds some 20 numbers of each
+
+
+def check_network(sizes: tuple[int, ...], *names: str) -> None:
+    """Raise unless points, width, layers and kernel, under these names, are the sizes of a network."""
+    for name, size, most in zip(names, sizes, (MAX_POINTS, *[2**31] * 3), strict=True):
+        check_count(name, size, 1, most)
+    if sizes[3] % 2 == 0:
+        raise ValueError(f"{names[3]}: {sizes[3]} does not fit, expected an odd number")
+
+
 def learned_consistency(
     v: Tensor,
     y: Tensor,
-    radius: Tensor,
+    radius: Tensor | float,
     weights: Tensor,
     places: Tensor,
     points: int,
@@ -224,7 +245,7 @@ def learned_consistency(
     v, y
         ``(B, M)`` point to move and data, float32 or float64: M/2 real parts, then as many imaginary parts.
     radius
-        ``(B,)`` of the ball around the data.
+        Of the ball around the data, a number or ``(B,)``.
     weights
         ``(P,)`` weights (outputs, inputs, kernel) and biases of every convolution; 354 with the defaults.
     places
@@ -252,13 +273,9 @@ def learned_consistency(
     check_shape("v", v, (None, None), "(B, M)")
     check_like("y", y, "v", v)
     check_shape("y", y, v.shape, "(B, M)")
-    check_like("radius", radius, "v", v)
-    check_shape("radius", radius, v.shape[:1], "(B,)")
-    if min(points, width, layers, kernel) < 1 or kernel % 2 == 0:
-        raise ValueError(
-            f"points, width, layers, kernel: {(points, width, layers, kernel)} do not fit, expected numbers >= 1, the "
-            "kernel odd"
-        )
+    radius = check_radius("radius", radius, v)
+    check_network((points, width, layers, kernel), "points", "width", "layers", "kernel")
+    check_flag("released", released)
     check_like("weights", weights, "v", v)
     check_shape("weights", weights, (weights_count(width, layers, kernel),), "all parameters of the network")
     check_like("places", places, "v", v, dtype=torch.int64)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from pyrecon import _core
-from pyrecon._check import FLOATING, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import FLOATING, check_count, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad, wants_gradient
 
 
@@ -278,8 +278,8 @@ def rdn(
     if image.shape[1] < 1 or image.shape[2] < 1:
         raise ValueError(f"image: shape {tuple(image.shape)} has no pixels")
     config = features, growth, blocks, layers
-    if min(config) < 1:
-        raise ValueError(f"features, growth, blocks, layers: {config} do not fit, expected numbers >= 1")
+    for name, count in zip(("features", "growth", "blocks", "layers"), config, strict=True):
+        check_count(name, count)
     check_like("weights", weights, "image", image)
     check_shape("weights", weights, (weights_count(*config),), "all parameters of the network")
     check_out("out", out, image.shape, image, inputs=(image, weights))

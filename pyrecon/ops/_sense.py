@@ -82,9 +82,9 @@ def _cpp(name: str, reference: Callable[..., Tensor]) -> Callable[..., None]:
     """The kernel ``name`` of csrc/cpu/sense.cpp, and its law with SciPy's FFT for sizes that its own does not take."""
 
     def kernel(first: Tensor, second: Tensor, mask: Tensor, out: Tensor) -> None:
-        plans = [_plan(n, out.dtype) for n in first.shape[-2:]]
         if out.numel() == 0:
             return
+        plans = [_plan(n, out.dtype) for n in first.shape[-2:]]
         if any(plan is None for plan in plans):
             out.copy_(reference(first, second, mask, _pocketfft))
             return
@@ -267,6 +267,7 @@ def sense_forward(image: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | No
     """
     check_dtype("image", image, COMPLEX)
     check_shape("image", image, (None, None, None), "(B, H, W)")
+    _check_pixels("image", image)
     batch, rows, cols = image.shape
     maps = _maps(maps, "image", image, batch, None, rows, cols)
     mask = _mask(mask, "image", image, batch, rows, cols)
@@ -291,6 +292,7 @@ def sense_adjoint(kspace: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | N
     """
     check_dtype("kspace", kspace, COMPLEX)
     check_shape("kspace", kspace, (None, None, None, None), "(B, C, H, W)")
+    _check_pixels("kspace", kspace)
     batch, coils, rows, cols = kspace.shape
     maps = _maps(maps, "kspace", kspace, batch, coils, rows, cols)
     mask = _mask(mask, "kspace", kspace, batch, rows, cols)
@@ -316,6 +318,7 @@ def sense_normal(image: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | Non
     """
     check_dtype("image", image, COMPLEX)
     check_shape("image", image, (None, None, None), "(B, H, W)")
+    _check_pixels("image", image)
     batch, rows, cols = image.shape
     maps = _maps(maps, "image", image, batch, None, rows, cols)
     mask = _mask(mask, "image", image, batch, rows, cols)
@@ -344,6 +347,7 @@ def sense_maps_adjoint(kspace: Tensor, image: Tensor, mask: Tensor, *, out: Tens
     """
     check_dtype("kspace", kspace, COMPLEX)
     check_shape("kspace", kspace, (None, None, None, None), "(B, C, H, W)")
+    _check_pixels("kspace", kspace)
     batch, _, rows, cols = kspace.shape
     check_like("image", image, "kspace", kspace)
     check_shape("image", image, (batch, rows, cols), "(B, H, W)")
@@ -359,6 +363,11 @@ def _call(
         return _taped(function, first, second, mask)
     result: Tensor = op(dense(first), dense(second), dense(mask), out=out)
     return result
+
+
+def _check_pixels(name: str, tensor: Tensor) -> None:
+    if tensor.shape[-1] == 0 or tensor.shape[-2] == 0:
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)} has no pixels")
 
 
 def _maps(maps: Tensor, name: str, like: Tensor, batch: int, coils: int | None, rows: int, cols: int) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, dense
+from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_count, check_dtype, check_like, check_out, dense, filled
 from pyrecon._library import Op, _is_traced, needs_grad
 from pyrecon.ops._product import product
 
@@ -305,7 +305,9 @@ def _smooth_last(x: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
 
 def _axes(name: str, dims: int | Sequence[int], x: Tensor) -> list[int]:
     """The axes as sorted numbers from 0."""
-    given = (dims,) if isinstance(dims, int) else tuple(dims)
+    given = tuple(dims) if isinstance(dims, tuple | list) else (dims,)
+    for d in given:
+        check_count(name, d, -x.dim(), x.dim() - 1)
     rank = x.dim()
     # No sort and no `in`: traced with dynamic shapes, Dynamo holds these integers for sizes, which it only compares.
     axes = [a for a in range(rank) if any(d == a or d == a - rank for d in given)]
@@ -318,9 +320,7 @@ def _weight(weight: Tensor | float, maps: Tensor, axes: list[int]) -> Tensor:
     """``weight`` as a dense tensor (1,) or (B,)."""
     dtype = REAL_OF[maps.dtype]
     if not isinstance(weight, Tensor):
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight: {weight} does not fit, expected a finite number >= 0")
-        return torch.full((1,), weight, dtype=dtype, device=maps.device)
+        return filled("weight", weight, (1,), dtype, maps.device)
     check_like("weight", weight, "maps", maps, dtype=dtype)
     if weight.dim() and (weight.shape != maps.shape[:1] or axes[0] == 0):
         raise ValueError(

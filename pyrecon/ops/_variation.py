@@ -1,10 +1,9 @@
-"""Proximal maps of sparsity: total variation and the soft threshold.
+"""The proximal map of total variation.
 
-The laws. With D u = (u[i+1, j] - u[i, j], u[i, j+1] - u[i, j]), zero past the last row and column, and
+The law. With D u = (u[i+1, j] - u[i, j], u[i, j+1] - u[i, j]), zero past the last row and column, and
 TV(u) the sum over pixels of |D u| (isotropic) or of the absolute values of its two parts (anisotropic)::
 
-    tv_prox(x, weight)          = argmin_u 1/2 |u - x|^2 + weight TV(u)         (over u >= 0 with nonneg)
-    soft_threshold(x, t)        = argmin_u 1/2 |u - x|^2 + t |u|_1              (over u >= 0 with nonneg)
+    tv_prox(x, weight) = argmin_u 1/2 |u - x|^2 + weight TV(u)         (over u >= 0 with nonneg)
 
 tv_prox works on the dual: u = P(x - D^T q) for a field q with |q| <= weight at every pixel, P clipping at 0 with
 nonneg (Beck and Teboulle 2009, Eqs. 4.1-4.5). The dual function has a gradient of Lipschitz constant |D|^2 <= 8, and q
@@ -30,13 +29,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyrecon import _core
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_out, check_shape, dense
+from pyrecon._check import (
+    COMPLEX,
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_like,
+    check_nonneg,
+    check_number,
+    check_out,
+    check_shape,
+    check_tuple,
+    dense,
+    filled,
+)
 from pyrecon._library import Op, needs_grad
 
+MAX_ITERATIONS = 10**6  # the coefficients of all of them are held
 CERTIFY_EVERY = 5  # iterations between two looks at the duality gap; a look costs two thirds of an iteration
 
 
-# --- tv_prox: the reference ------------------------------------------------------------------------------------
+# --- the reference ---------------------------------------------------------------------------------------------
 @lru_cache(maxsize=32)
 def _schedule(iterations: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None) -> Tensor:
     """The five coefficients of each iteration, (iterations, 5): of q, D u and, for the next s, of z, q, D u."""
@@ -205,7 +219,7 @@ def _tv_backward_reference(
     return grad_x, grad_weight + gw, _inner(grad_start)
 
 
-# --- tv_prox: kernels and autograd -----------------------------------------------------------------------------
+# --- kernels and autograd --------------------------------------------------------------------------------------
 def _tv_cpp(
     x: Tensor,
     weight: Tensor,
@@ -223,21 +237,10 @@ def _tv_cpp(
     threads = torch.get_num_threads()
     scratch = weight.new_empty(_core.tv_prox_scratch(*sizes, threads, weight.element_size()))
     kernel(
-        x.data_ptr(),
-        weight.data_ptr(),
-        0 if dual is None else dual.data_ptr(),
-        u.data_ptr(),
-        dual_out.data_ptr(),
-        count.data_ptr(),
-        scratch.data_ptr(),
-        _schedule(iterations).data_ptr(),
-        *sizes,
-        iterations,
-        tol,
-        isotropic,
-        nonneg,
-        threads,
-    )
+        x.data_ptr(), weight.data_ptr(), 0 if dual is None else dual.data_ptr(), u.data_ptr(), dual_out.data_ptr(),
+        count.data_ptr(), scratch.data_ptr(), _schedule(iterations).data_ptr(), *sizes, iterations, tol, isotropic,
+        nonneg, threads,
+    )  # fmt: skip
 
 
 def _tv_triton(
@@ -310,7 +313,7 @@ class _TVProx(torch.autograd.Function):
         return grad_x, grad_weight, None if dual is None else grad_start, None, None, None, None
 
 
-# --- tv_prox: the public function ------------------------------------------------------------------------------
+# --- the public functions --------------------------------------------------------------------------------------
 @overload
 def tv_prox(
     x: Tensor,
@@ -399,10 +402,10 @@ def tv_prox(
     J. Fessler, Adaptive restart of the optimized gradient method, J. Optim. Theory Appl. 178, 2018, Eq. 21.
     """
     images, levels, start = _tv_inputs(x, weight, dual, nonneg)
-    if iterations < 1:
-        raise ValueError(f"iterations: {iterations} does not fit, expected at least 1")
-    if not tol >= 0:
-        raise ValueError(f"tol: {tol} does not fit, expected a number >= 0")
+    check_flag("isotropic", isotropic)
+    check_count("iterations", iterations, 1, MAX_ITERATIONS)
+    check_number("tol", tol)
+    check_flag("return_dual", return_dual)
     if out is not None:
         buffers = _tv_buffers(out, return_dual, (x, levels), dual, images.shape)
         _tv(images, levels, start, iterations, tol, isotropic, nonneg, out=buffers)
@@ -432,7 +435,8 @@ def tv_gap(x: Tensor, weight: Tensor | float, dual: Tensor, *, isotropic: bool =
         ``eps * weight * TV(u)``. Plain torch on every device.
     """
     images, levels, q = _tv_inputs(x, weight, dual, nonneg)
-    assert q is not None
+    if q is None:
+        raise TypeError("dual: expected a torch.Tensor, got None")
     return _gap(_image(images, q, nonneg), q, levels[:, None, None, None], isotropic).view(x.shape[:-2])
 
 
@@ -447,8 +451,7 @@ def _tv_inputs(
     check_dtype("x", x, (*FLOATING, *COMPLEX))
     if x.dim() < 2:
         raise ValueError(f"x: shape {tuple(x.shape)} does not fit, expected images (..., H, W)")
-    if nonneg and x.is_complex():
-        raise ValueError("nonneg: complex numbers have no order; pass a real image, or nonneg=False")
+    check_nonneg(nonneg, x)
     lead, size = x.shape[:-2], x.shape[-2:]
     batch = math.prod(lead)
     levels = dense(_per_image("weight", weight, x, lead).reshape(batch))
@@ -463,9 +466,7 @@ def _per_image(name: str, value: Tensor | float, x: Tensor, lead: torch.Size) ->
     """``value`` as a tensor of the real dtype of ``x`` and of the shape ``lead``."""
     dtype = x.real.dtype if x.is_complex() else x.dtype
     if not isinstance(value, Tensor):
-        if not value >= 0:
-            raise ValueError(f"{name}: {value} does not fit, expected a number >= 0")
-        return torch.full(lead, value, dtype=dtype, device=x.device)
+        return filled(name, value, lead, dtype, x.device, finite=False)
     check_like(name, value, "x", x, dtype=dtype)
     if value.shape == lead:
         return value
@@ -488,8 +489,10 @@ def _tv_buffers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernel writes: u, its dual and the counts."""
     x = inputs[0]
-    if isinstance(out, tuple) != return_dual:
-        raise TypeError("out: expected a pair (u, dual) with return_dual=True and one tensor without")
+    if return_dual:
+        check_tuple("out", out, "u", "dual")
+    elif isinstance(out, tuple):
+        raise TypeError("out: expected one tensor; a pair (u, dual) goes with return_dual=True")
     image, final = out if isinstance(out, tuple) else (out, None)
     sources = inputs if dual is None else (*inputs, dual)
     check_out("out", image, x.shape, x, inputs=sources)
@@ -500,155 +503,3 @@ def _tv_buffers(
         check_out("out[1]", final, _dual_shape(x), x, inputs=(*inputs, image) if in_place else (*sources, image))
     count = x.new_empty(shape[0], dtype=torch.int32)
     return image.view(shape), final.view(shape[0], 2, *shape[1:]), count
-
-
-# --- soft_threshold: reference, kernels, autograd --------------------------------------------------------------
-def _soft_reference(x: Tensor, threshold: Tensor, nonneg: bool) -> Tensor:
-    if x.is_complex():
-        length = x.abs()
-        return x * torch.where(length <= threshold, 0, 1 - threshold / length)
-    return x - (torch.minimum(x, threshold) if nonneg else torch.maximum(torch.minimum(x, threshold), -threshold))
-
-
-def _soft_cpp(x: Tensor, threshold: Tensor, nonneg: bool, out: Tensor) -> None:
-    kernel = _core.soft_threshold_f32 if threshold.dtype == torch.float32 else _core.soft_threshold_f64
-    rows, n = x.shape
-    kernel(
-        x.data_ptr(),
-        threshold.data_ptr(),
-        out.data_ptr(),
-        rows,
-        n,
-        2 if x.is_complex() else 1,
-        *_soft_strides(threshold),
-        nonneg,
-        torch.get_num_threads(),
-    )
-
-
-def _soft_strides(threshold: Tensor) -> tuple[int, int]:
-    """How far the threshold moves from row to row and from column to column."""
-    rows, n = threshold.shape
-    return (n if rows > 1 else 0), (1 if n > 1 else 0)
-
-
-def _soft_triton(x: Tensor, threshold: Tensor, nonneg: bool, out: Tensor) -> None:
-    from pyrecon.kernels.variation import soft_threshold as launch
-
-    launch(x, threshold, nonneg, out)
-
-
-_soft = Op(
-    "soft_threshold(Tensor x, Tensor threshold, bool nonneg) -> Tensor",
-    outputs=lambda x, threshold, nonneg: torch.empty_like(x),
-    reference=_soft_reference,
-    kernels={"cpp": _soft_cpp, "triton": _soft_triton},
-)
-
-
-class _SoftThreshold(torch.autograd.Function):
-    """With u = x/|x| and t = Re<u, g>, where |x| > threshold: dx = g - threshold/|x| (g - u t), dthreshold = -t."""
-
-    @staticmethod
-    def forward(x: Tensor, threshold: Tensor, nonneg: bool) -> Tensor:
-        return _soft(x, threshold, nonneg)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.nonneg = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, threshold = ctx.saved_tensors
-        length = x if ctx.nonneg else x.abs()
-        outside = length > threshold
-        unit = x / torch.where(outside, length, 1.0) if x.is_complex() else x.sign()
-        along = (unit.conj() * g).real if x.is_complex() else unit * g
-        dx = g
-        if x.is_complex():
-            dx = g - threshold / torch.where(outside, length, 1.0) * (g - unit * along)
-        return torch.where(outside, dx, 0), torch.where(outside, -along, 0.0).sum_to_size(threshold.shape), None
-
-
-# --- soft_threshold: the public function -----------------------------------------------------------------------
-def soft_threshold(x: Tensor, threshold: Tensor | float, *, nonneg: bool = False, out: Tensor | None = None) -> Tensor:
-    """Shrink every number towards zero by ``threshold``: ``argmin_u 1/2 |u - x|^2 + threshold * |u|_1``.
-
-    ``sign(x) * max(|x| - threshold, 0)``; for complex numbers the magnitude shrinks and the phase stays; with
-    ``nonneg`` the minimum over ``u >= 0``, ``max(x - threshold, 0)``.
-
-    Parameters
-    ----------
-    x
-        Any shape, float32, float64, complex64 or complex128.
-    threshold
-        A float, ``(B,)`` with B the first axis of ``x``, or a tensor with as many axes as ``x`` that broadcasts to it;
-        of the real dtype, not negative.
-    nonneg
-        Real ``x`` only.
-    out
-        Buffer for the result, like ``x``, dense, sharing no memory with the inputs. Not differentiable.
-
-    Returns
-    -------
-    Tensor
-        Like ``x``; NaN stays NaN. Differentiable (twice) in ``x`` and ``threshold``; at ``|x| = threshold`` the
-        gradient is that of the inside, zero.
-
-    Notes
-    -----
-    CPU (C++) and GPU (Triton), one pass. Squares of complex ``x`` must be representable: in float32 between 1e-18 and
-    1e18. Donoho, De-noising by soft-thresholding, IEEE Trans. Inf. Theory 41, 1995.
-    """
-    check_dtype("x", x, (*FLOATING, *COMPLEX))
-    if nonneg and x.is_complex():
-        raise ValueError("nonneg: complex numbers have no order; pass real numbers, or nonneg=False")
-    levels = _per_element("threshold", threshold, x)
-    check_out("out", out, x.shape, x, inputs=(x, levels))
-    rows, levels = _soft_rows(x.shape, levels)
-    flat = dense(x).view(rows)
-    levels = dense(levels)
-    if out is not None:
-        _soft(flat, levels, nonneg, out=out.view(rows))
-        return out
-    if needs_grad(x, levels):
-        return _SoftThreshold.apply(flat, levels, nonneg).view(x.shape)  # type: ignore[no-any-return, no-untyped-call]
-    return _soft(flat, levels, nonneg).view(x.shape)  # type: ignore[no-any-return]
-
-
-def _per_element(name: str, value: Tensor | float, x: Tensor) -> Tensor:
-    """``value`` as a tensor of the real dtype with the number of axes of ``x``, each of size 1 or that of ``x``."""
-    dtype = x.real.dtype if x.is_complex() else x.dtype
-    if not isinstance(value, Tensor):
-        if not value >= 0:
-            raise ValueError(f"{name}: {value} does not fit, expected a number >= 0")
-        return torch.full((1,) * x.dim(), value, dtype=dtype, device=x.device)
-    check_like(name, value, "x", x, dtype=dtype)
-    aligned = value.reshape(-1, *[1] * (x.dim() - 1)) if value.dim() < x.dim() and value.dim() <= 1 else value
-    if aligned.dim() != x.dim() or any(n not in (1, m) for n, m in zip(aligned.shape, x.shape, strict=True)):
-        raise ValueError(
-            f"{name}: shape {tuple(value.shape)} does not fit, expected (B,) or one that broadcasts to {tuple(x.shape)}"
-        )
-    return aligned
-
-
-def _soft_rows(shape: torch.Size, levels: Tensor) -> tuple[tuple[int, int], Tensor]:
-    """x as (rows, n) and the threshold as (rows | 1, n | 1): all that the kernels know of broadcasting."""
-    total = math.prod(shape)
-    if levels.numel() == 1:  # one threshold for all: the common case, 3 us sooner
-        return (1, total), levels.reshape(1, 1)
-    split = len(shape)
-    while split and levels.shape[split - 1] == 1:
-        split -= 1
-    if split < len(shape) or not split:  # constant over the last axes: one per row
-        rows = math.prod(shape[:split])
-        n = math.prod(shape[split:])
-        return (rows, n), levels.expand((*shape[:split], *levels.shape[split:])).reshape(rows, 1)
-    first = 0
-    while first < len(shape) and levels.shape[first] == 1:
-        first += 1
-    if levels.shape[first:] == shape[first:]:  # constant over the first axes: one per column
-        n = math.prod(shape[first:])
-        return (math.prod(shape[:first]), n), levels.reshape(1, n)
-    return (1, total), levels.expand(shape).reshape(1, total)

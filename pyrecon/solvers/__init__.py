@@ -1,18 +1,20 @@
 """Iterative solvers: they take callables, know no operator class, and return a :class:`Solution` with a status."""
 
 from pyrecon.solvers._conjugate_gradient import conjugate_gradient
-from pyrecon.solvers._fixed_point import Anderson, Broyden, FixedPointMethod, Picard, fixed_point
+from pyrecon.solvers._fixed_point import Anderson, Broyden, FixedPointMethod, Picard, Shared, fixed_point
 from pyrecon.solvers._langevin import Chain, langevin
 from pyrecon.solvers._proximal import fista, primal_dual
-from pyrecon.solvers._solution import ConvergenceWarning, Solution, Status
+from pyrecon.solvers._solution import ConvergenceError, ConvergenceWarning, Solution, Status
 
 __all__ = [
     "Anderson",
     "Broyden",
     "Chain",
+    "ConvergenceError",
     "ConvergenceWarning",
     "FixedPointMethod",
     "Picard",
+    "Shared",
     "Solution",
     "Status",
     "conjugate_gradient",

@@ -1,12 +1,37 @@
-"""Per-sample arithmetic of batched solvers: scalars are (B,), states (B, ...) real or complex."""
+"""Per-sample arithmetic of batched solvers, scalars (B,), states (B, ...); and how they call what a user gave them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_returned
+
 # A look at a stop test waits for the GPU; a few steps too many cost less than waiting after each.
 GPU_STOP_TEST_EVERY = 8
+
+
+def check_state(name: str, x: Any) -> None:
+    """Raise unless ``x`` is a real or complex floating-point tensor ``(B, ...)``."""
+    check_dtype(name, x, (*FLOATING, *COMPLEX))
+    if x.dim() == 0:
+        raise ValueError(f"{name}: has no batch axis, expected (B, ...)")
+
+
+def applied(name: str, f: Callable[..., Any], x: Tensor, *others: Any, like: Tensor | None = None) -> Tensor:
+    """``f(x, *others)`` checked like an argument, ``like`` or else x; ValueError where f writes into x.
+
+    A solver goes on with x after the call, and what f does to it would be a wrong answer without a word.
+    """
+    given = x.clone() if x.is_inference() else x  # inference tensors do not tell who wrote into them
+    version = -1 if x.is_inference() else x._version
+    result = check_returned(name, f(given, *others), x if like is None else like)
+    if not x.is_inference() and x._version != version:
+        raise ValueError(f"{name}: writes into its argument; make a new tensor, x * 2 in place of x.mul_(2)")
+    return result
 
 
 def dot(u: Tensor, v: Tensor) -> Tensor:

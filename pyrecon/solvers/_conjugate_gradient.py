@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm, real_dtype, select
+from pyrecon._check import check_callable, check_count, check_like, check_number, check_shape
+from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
 _ADVICE = (
@@ -67,18 +68,14 @@ def conjugate_gradient(
     ConvergenceWarning
         If a sample does not converge, in the solution or in the backward pass.
     """
-    if not isinstance(b, Tensor) or not (b.is_floating_point() or b.is_complex()):
-        raise TypeError(f"b: expected a real or complex floating-point tensor, got {getattr(b, 'dtype', type(b))}")
-    if b.dim() == 0:
-        raise ValueError("b: has no batch axis, expected (B, ...)")
-    if x0 is not None and (x0.shape != b.shape or x0.dtype != b.dtype or x0.device != b.device):
-        raise ValueError(
-            f"x0: {tuple(x0.shape)} {x0.dtype} on {x0.device}, expected {tuple(b.shape)} {b.dtype} on {b.device} as b"
-        )
-    if not (rtol >= 0 and atol >= 0):
-        raise ValueError(f"rtol, atol: {rtol} and {atol}, expected numbers >= 0")
-    if max_iter < 0:
-        raise ValueError(f"max_iter: {max_iter}, expected a number >= 0")
+    check_callable("A", A)
+    check_state("b", b)
+    if x0 is not None:
+        check_like("x0", x0, "b", b)
+        check_shape("x0", x0, b.shape, "the shape of b")
+    check_number("rtol", rtol)
+    check_number("atol", atol)
+    check_count("max_iter", max_iter, 0)
 
     with torch.no_grad():
         size = norm(b)
@@ -87,7 +84,7 @@ def conjugate_gradient(
     solution.warn_unless_converged("conjugate_gradient", _ADVICE)
     if not torch.is_grad_enabled():
         return solution
-    residual = b - A(solution.value)
+    residual = b - applied("A", A, solution.value)
     if not residual.requires_grad:
         return solution
 
@@ -119,7 +116,7 @@ def _iterate(
 ) -> Solution[Tensor]:
     """The recursion; ``limit`` (B,) is the residual norm at which a sample stops. Scalars per sample are double."""
     x = torch.zeros_like(b) if x0 is None else x0.clone()
-    r = b.clone() if x0 is None else b - _applied(A, x)
+    r = b.clone() if x0 is None else b - applied("A", A, x)
     p = r
     rr = dot(r, r)
     limit = limit.square()
@@ -134,7 +131,7 @@ def _iterate(
         if k % every == 0 and not active.any():
             break
         p = select(active, p, 0)  # a NaN of a sample that has stopped must not come back as 0 * NaN
-        Ap = _applied(A, p)
+        Ap = applied("A", A, p)
         curvature = dot(p, Ap)
         iterations += active
         status = torch.where(active & (curvature <= 0), Status.DIVERGED, status)
@@ -151,10 +148,3 @@ def _iterate(
         p = r + like(rr_new / rr, b) * p
         rr = rr_new
     return Solution(x, status, iterations, rr.sqrt().to(real_dtype(b)))
-
-
-def _applied(A: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    result = A(x)
-    if result.shape != x.shape:
-        raise ValueError(f"A: maps {tuple(x.shape)} to {tuple(result.shape)}, expected the same shape")
-    return result

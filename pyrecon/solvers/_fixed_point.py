@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyrecon.ops._anderson import anderson_advance, join
+from pyrecon._check import check_callable, check_count, check_number, check_returned
+from pyrecon.ops._anderson import MAX_MEMORY, anderson_advance, join
+from pyrecon.solvers._batch import check_state
 from pyrecon.solvers._solution import Solution, Status
 
 State = Tensor | tuple[Tensor, ...]
+
+ADVICE = (
+    "MAX_ITER, DIVERGED: raise max_iter or tol, lower the solver's beta or damping, or make f contract. NONFINITE: x0, "
+    "args or f hold NaN or Inf."
+)
 
 
 class Stepper(Protocol):
@@ -53,10 +61,11 @@ class Anderson:
     safeguard: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.memory <= 32:
-            raise ValueError(f"Anderson: memory={self.memory} is not supported, expected 1 to 32")
-        if self.ridge < 0 or self.safeguard < 0:
-            raise ValueError("Anderson: ridge and safeguard must not be negative")
+        if not 1 <= check_count("Anderson: memory", self.memory, 0) <= MAX_MEMORY:
+            raise ValueError(f"Anderson: memory={self.memory} is not supported, expected 1 to {MAX_MEMORY}")
+        check_number("Anderson: beta", self.beta, -math.inf)
+        check_number("Anderson: ridge", self.ridge)
+        check_number("Anderson: safeguard", self.safeguard)
 
     def start(self, batch: int, like: Tensor) -> Stepper:
         return _AndersonRun(self, batch, like)
@@ -68,8 +77,15 @@ class Picard:
 
     damping: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_number("Picard: damping", self.damping, -math.inf)
+
     def start(self, batch: int, like: Tensor) -> Stepper:
-        return _AndersonRun(Anderson(memory=1, beta=self.damping), batch, like)
+        # On a CPU the kernel of Anderson mixing does it in one pass over memory, 0.3 of the time of torch's five: its
+        # Gram matrix is one number then, the norm that the stop test needs anyway.
+        if like.is_cpu:
+            return _AndersonRun(Anderson(memory=1, beta=self.damping), batch, like)
+        return _PicardRun(self.damping)
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,7 @@ class Broyden:
     memory: int = 10
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(f"Broyden: memory={self.memory} is not supported, expected at least 1")
+        check_count("Broyden: memory", self.memory)
 
     def start(self, batch: int, like: Tensor) -> Stepper:
         return _BroydenRun(self, batch, like)
@@ -108,6 +123,20 @@ class _AndersonRun:
         )
 
 
+class _PicardRun:
+    """No history and no Gram matrix: the step and two norms."""
+
+    def __init__(self, damping: float) -> None:
+        self.damping = damping
+
+    def advance(self, x: Tensor, parts: list[Tensor], rows: Tensor) -> Tensor:
+        fx = join(parts)
+        g = fx - x
+        norms = _squares(g, fx)
+        x += torch.where((norms.sum(1) < 1e300)[:, None], self.damping * g, 0.0)
+        return norms
+
+
 class _BroydenRun:
     """Inverse Jacobian of g(x) = f(x) - x as -I + sum_i u_i v_i^T, per sample."""
 
@@ -123,7 +152,7 @@ class _BroydenRun:
     def advance(self, x: Tensor, parts: list[Tensor], rows: Tensor) -> Tensor:
         fx = join(parts)
         g = fx - x
-        norms = torch.stack([(v.abs().double() ** 2).sum(1) for v in (g, fx)], dim=1)
+        norms = _squares(g, fx)
         finite = (norms.sum(1) < 1e300)[:, None]
         U, V, step, count = self.U[rows], self.V[rows], self.step[rows], self.count[rows]
         change = g - self.g[rows]
@@ -154,22 +183,29 @@ class _BroydenRun:
         return norms
 
 
-class _Layout:
+def _squares(g: Tensor, fx: Tensor) -> Tensor:
+    return torch.stack([(v.abs().double() ** 2).sum(1) for v in (g, fx)], dim=1)
+
+
+class Layout:
     """A state of one or several tensors as rows of one workspace."""
 
-    def __init__(self, x0: State) -> None:
-        self.is_tuple = isinstance(x0, tuple)
-        parts = x0 if isinstance(x0, tuple) else (x0,)
-        if not parts or any(part.dim() < 1 or part.shape[0] != parts[0].shape[0] for part in parts):
-            raise ValueError(f"x0: expected tensors with one batch size, got shapes {[tuple(p.shape) for p in parts]}")
+    def __init__(self, x0: State, name: str = "x0") -> None:
+        self.is_tuple = isinstance(x0, tuple | list)
+        parts = tuple(x0) if isinstance(x0, tuple | list) else (x0,)
+        for i, part in enumerate(parts):
+            check_state(f"{name}[{i}]" if self.is_tuple else name, part)
+        if not parts or any(part.shape[0] != parts[0].shape[0] for part in parts):
+            shapes = [tuple(p.shape) for p in parts]
+            raise ValueError(f"{name}: expected tensors with one batch size, got shapes {shapes}")
         if len({(part.dtype, part.device) for part in parts}) > 1:
-            raise ValueError("x0: the tensors of a state must share their dtype and device")
+            raise ValueError(f"{name}: the tensors of a state must share their dtype and device")
         self.shapes = [part.shape[1:] for part in parts]
-        self.sizes = [part[0].numel() for part in parts] if parts[0].shape[0] else [0 for _ in parts]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
 
     def pack(self, x: State) -> Tensor:
         """A copy in one row per sample."""
-        return join(self.parts(x))
+        return join(list(x) if isinstance(x, tuple | list) else [x])
 
     def unpack(self, rows: Tensor) -> State:
         """Views of the rows."""
@@ -179,13 +215,90 @@ class _Layout:
         )
         return views if self.is_tuple else views[0]
 
-    def parts(self, x: State) -> list[Tensor]:
-        """The tensors of ``f(x)``, checked against the state's shapes."""
-        parts = list(x) if isinstance(x, tuple | list) else [x]
-        if [part.shape[1:] for part in parts] != self.shapes:
-            expected, got = [tuple(s) for s in self.shapes], [tuple(part.shape[1:]) for part in parts]
-            raise ValueError(f"f: returned per-sample shapes {got}, the state has {expected}")
-        return parts
+    def returned(self, value: Any, x: State) -> list[Tensor]:
+        """The tensors of ``value = f(x)``, checked like arguments: a kernel reads them."""
+        state = x if isinstance(x, tuple) else (x,)
+        parts = list(value) if isinstance(value, tuple | list) else [value]
+        if isinstance(value, tuple | list) != self.is_tuple or len(parts) != len(state):
+            came = f"{len(parts)} tensors" if isinstance(value, tuple | list) else type(value).__name__
+            expected = f"a tuple of {len(state)} tensors" if self.is_tuple else "one tensor"
+            raise TypeError(f"f: returned {came}, expected {expected} like its state")
+        if all(isinstance(part, Tensor) for part in parts) and [part.shape[1:] for part in parts] != self.shapes:
+            shapes, got = [tuple(s) for s in self.shapes], [tuple(part.shape[1:]) for part in parts]
+            raise ValueError(f"f: returned per-sample shapes {got}, the state has {shapes}")
+        return [check_returned("f", part, old, "its state") for part, old in zip(parts, state, strict=True)]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An argument of :func:`fixed_point` that belongs to all samples, whatever its first size: ``args=(y, Shared(W))``.
+
+    f is given the value itself.
+    """
+
+    value: Any
+
+
+def bare(args: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments as f gets them."""
+    return tuple(a.value if isinstance(a, Shared) else a for a in args)
+
+
+class _Calls:
+    """f on the samples that are still iterated, its results checked, its state guarded.
+
+    f may close over a tensor of the whole batch, ``lambda x: a * x + b``: then it cannot take a part of the samples,
+    and from the first time that shows it is given all of them.
+    """
+
+    def __init__(self, f: Callable[..., State], layout: Layout, x0: State, args: tuple[Any, ...], batch: int) -> None:
+        self.f, self.layout, self.x0, self.batch = f, layout, x0, batch
+        self.args, self.part = bare(args), bare(args)
+        # Decided once: fewer samples may match another size by chance.
+        self.leads = [_is_batched(a, batch) for a in args]
+        self.in_parts, self.guarded, self.first = True, torch.is_inference_mode_enabled(), True
+
+    def keep(self, kept: Tensor) -> None:
+        """Fewer samples from now on: those where ``kept`` of the last ones."""
+        if self.in_parts:
+            self.part = tuple(a[kept] if leads else a for a, leads in zip(self.part, self.leads, strict=True))
+
+    def __call__(self, x: Tensor, rows: Tensor, ended: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The iterates ``x`` of the samples ``rows`` and f of them; ``ended`` (B, n) has those of the others."""
+        if len(rows) == self.batch:
+            return self._guarded(x)
+        if self.in_parts:
+            version = -1 if self.guarded else x._version
+            try:
+                return self._guarded(x)
+            except Exception:
+                if not self.guarded and x._version != version:
+                    raise
+                self.in_parts = False
+        whole = ended.index_copy(0, rows, x)
+        state = self.layout.unpack(whole)
+        return x, [part[rows] for part in self.layout.returned(self.f(state, *self.args), state)]
+
+    def _guarded(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """f may write into its state or return it; both would be taken for an equilibrium, as x is the state."""
+        state = self.layout.unpack(x.clone() if self.guarded else x)
+        version = -1 if self.guarded else x._version
+        parts = self.layout.returned(self.f(state, *self.part), state)
+        if self.guarded:
+            return x, parts
+        written, first = x._version != version, self.first
+        self.first = False
+        if written and not first:
+            raise ValueError("f: writes into its state in some steps; make a new tensor, x * 2 in place of x.mul_(2)")
+        memory = x.untyped_storage().data_ptr()
+        if written or any(part.untyped_storage().data_ptr() == memory for part in parts):
+            # What f wrote is f(x) and stays; x starts again from x0, and f works on copies from now on (one pass over
+            # the state per step).
+            self.guarded = True
+            if first:
+                return self.layout.pack(self.x0), parts
+            parts = [part.clone() for part in parts]
+        return x, parts
 
 
 def fixed_point(
@@ -207,15 +320,20 @@ def fixed_point(
     Parameters
     ----------
     f
-        ``f(x, *args)`` returns the next state, of the same shapes. It must treat samples independently.
+        ``f(x, *args)`` returns the next state, of the same shapes, dtype and device (under autocast what comes back in
+        half precision is cast). It must treat samples independently. It may write into x. Where it closes over tensors
+        of the whole batch and so cannot take fewer samples, it is given all of them to the end: pass such tensors in
+        ``args``, and samples leave.
     x0
         Start: a tensor ``(B, ...)`` or a tuple of tensors (float32, float64, complex64 or complex128).
     args
-        Further arguments. Tensors whose first size is B are batch-leading and are indexed along with the samples.
+        Further arguments. Tensors whose first size is B are taken for batch-leading and are indexed along with the
+        samples, except an ``nn.Parameter``. A matrix that belongs to all samples may have that size by chance, which
+        cannot be told: say :class:`Shared` of it.
     solver
         :class:`Anderson` (default), :class:`Picard` or :class:`Broyden`.
     tol, max_iter
-        Stop test and limit.
+        Stop test and limit. With ``tol=0`` all iterations are run, and nothing is warned of.
     check_every
         Steps between stop tests. Each test waits for the device, so the default is 5 on a GPU and 1 on a CPU, where a
         sample that stops at once costs nothing more.
@@ -228,47 +346,63 @@ def fixed_point(
     Solution
         ``value`` is ``f(x)`` at the last iterate (the last finite ``x`` where that is not finite), ``residual`` what
         the stop test saw there. Status DIVERGED: the limit came with a residual above the first one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument does not fit, or what f returned.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a sample does not converge.
     """
-    if max_iter < 1:
-        raise ValueError(f"max_iter: {max_iter}, expected at least 1")
-    if check_every is not None and check_every < 1:
-        raise ValueError(f"check_every: {check_every}, expected at least 1")
-    with torch.no_grad():
-        return _solve(f, x0, tuple(args), solver or Anderson(), tol, max_iter, check_every, observe)
+    solution = iterate(f, x0, args, solver, tol, max_iter, check_every, observe)
+    return solution.warn_unless_converged("fixed_point", ADVICE) if tol > 0 else solution
 
 
-def _is_batched(value: Any, batch: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-
-
-def _solve(
+@torch.no_grad()
+def iterate(
     f: Callable[..., State],
     x0: State,
-    args: tuple[Any, ...],
-    solver: FixedPointMethod,
+    args: Sequence[Any],
+    solver: FixedPointMethod | None,
     tol: float,
     max_iter: int,
-    check_every: int | None,
-    observe: Callable[[int, Tensor, Tensor], None] | None,
+    check_every: int | None = None,
+    observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Solution[State]:
-    layout = _Layout(x0)
+    """:func:`fixed_point` for callers that have a warning of their own."""
+    check_callable("f", f)
+    check_number("tol", tol)
+    check_count("max_iter", max_iter)
+    if check_every is not None:
+        check_count("check_every", check_every)
+    if observe is not None:
+        check_callable("observe", observe)
+    args = check_args(args)
+    solver = Anderson() if solver is None else solver
+    if isinstance(solver, type) or not callable(getattr(solver, "start", None)):
+        name = f"the class {solver.__name__}" if isinstance(solver, type) else type(solver).__name__
+        raise TypeError(f"solver: expected an instance such as Anderson(), Picard() or Broyden(), got {name}")
+
+    layout = Layout(x0)
     x = layout.pack(x0)
     batch, device = x.shape[0], x.device
     if check_every is None:
         check_every = 5 if x.is_cuda else 1
     run = solver.start(batch, x)
+    calls = _Calls(f, layout, x0, args, batch)
     value = x.clone()
     status = torch.full((batch,), int(Status.MAX_ITER), dtype=torch.int8, device=device)
     iterations = torch.zeros(batch, dtype=torch.int32, device=device)
     residual = torch.full((batch,), float("inf"), dtype=torch.float64, device=device)
     first: Tensor | None = None
     rows = torch.arange(batch, device=device)
-    batched = [_is_batched(a, batch) for a in args]  # decided once: fewer samples may match another size by chance
-    current = args
     for iteration in range(1, max_iter + 1):
         if rows.numel() == 0:
             break
-        parts = layout.parts(f(layout.unpack(x), *current))
+        x, parts = calls(x, rows, value)
         norms = run.advance(x, parts, rows)
         error = norms[:, 0].sqrt() / (norms[:, 1].sqrt() + 1e-5)
         finite = norms.sum(1) < 1e300
@@ -282,7 +416,7 @@ def _solve(
         stop = done | ~finite
         if iteration < max_iter and not bool(stop.any()):
             continue
-        fx = layout.pack(tuple(parts) if layout.is_tuple else parts[0])
+        fx = join(parts)
         leaving = stop if iteration < max_iter else torch.ones_like(stop)
         good = leaving & finite
         value[rows[good]] = fx[good]
@@ -294,6 +428,21 @@ def _solve(
             worse = good & ~done & (error > first[rows])
             status[rows[worse]] = int(Status.DIVERGED)
         keep = ~leaving
-        current = tuple(a[keep] if leads else a for a, leads in zip(current, batched, strict=True))
+        calls.keep(keep)
         rows, x = rows[keep], x[keep]
     return Solution(layout.unpack(value), status, iterations, residual.to(x.real.dtype if x.is_complex() else x.dtype))
+
+
+def check_args(args: Any) -> tuple[Any, ...]:
+    """``args`` as a tuple; a bare tensor, whose rows would be taken for so many arguments, is refused."""
+    if not isinstance(args, tuple | list):
+        raise TypeError(f"args: expected a tuple of further arguments of f, got {type(args).__name__}")
+    return tuple(args)
+
+
+def _is_batched(value: Any, batch: int) -> bool:
+    if isinstance(value, nn.Parameter):  # a matrix of weights: samples' own parameters are rare, and work as well
+        return False
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.dim() > 0 and value.shape[0] == batch

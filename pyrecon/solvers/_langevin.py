@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_callable, check_count
 from pyrecon.ops._langevin import Moments, langevin_step
-from pyrecon.solvers._batch import select
+from pyrecon.solvers._batch import applied, check_state, select
+from pyrecon.solvers._fixed_point import check_args
 from pyrecon.solvers._solution import ConvergenceWarning, Status
 
 LOOK_EVERY = 64  # steps between two looks whether any sample is still finite: on a GPU a look waits
@@ -114,17 +116,15 @@ def langevin(
         start is not tested. A :class:`ConvergenceWarning` tells of samples that became NaN or Inf; the others go on.
     """
     for name, value, least in (("iterations", iterations, 0), ("burn_in", burn_in, 0), ("thinning", thinning, 1)):
-        if value < least:
-            raise ValueError(f"{name}: {value} does not fit, expected at least {least}")
+        check_count(name, value, least)
+    check_callable("gradient", gradient)
+    args = check_args(args)
     chain = _start(x0, seed, first_sample)
     x, moments = chain.x, chain.moments
     offset = chain.first_sample * (x.numel() // max(len(x), 1))
     failed = chain.status == Status.NONFINITE
     for k in range(chain.steps, chain.steps + iterations):
-        g = gradient(x, *args)
-        if not isinstance(g, Tensor) or g.shape != x.shape:
-            came = tuple(g.shape) if isinstance(g, Tensor) else type(g).__name__
-            raise ValueError(f"gradient: gives {came} for x {tuple(x.shape)}, expected the same shape")
+        g = applied("gradient", gradient, x, *args)
         kept = k >= burn_in and (k - burn_in + 1) % thinning == 0
         langevin_step(
             x,
@@ -161,8 +161,11 @@ def _start(x0: Tensor | Chain, seed: int | None, first_sample: int | None) -> Ch
             raise ValueError("seed, first_sample: a chain has its own, expected None when x0 is a Chain")
         moments = Moments(x0.moments.mean.clone(), x0.moments.m2.clone(), x0.moments.count.clone())
         return Chain(x0.x.clone(), moments, x0.steps, x0.seed, x0.first_sample, x0.status.clone())
-    if x0.dim() == 0:
-        raise ValueError("x0: a number has no batch axis, expected (B, ...)")
+    check_state("x0", x0)
+    if seed is not None:
+        check_count("seed", seed, 0, 2**63 - 1)
+    if first_sample is not None:
+        check_count("first_sample", first_sample, 0)
     x = x0.detach().clone(memory_format=torch.contiguous_format).resolve_conj().resolve_neg()
     status = torch.full((len(x),), Status.MAX_ITER, dtype=torch.int8, device=x.device)
     return Chain(x, Moments.zeros_like(x), 0, seed or 0, first_sample or 0, status)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm, real_dtype, select
+from pyrecon._check import check_callable, check_count, check_flag, check_number, check_returned
+from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
 State = tuple[Tensor, ...]
@@ -65,13 +66,15 @@ def fista(
         ``residual`` is ``|x_new - z| / |x_new|``. No gradient flows through. Status DIVERGED: the change grew a
         million times over that of the first step.
     """
+    check_callable("gradient", gradient)
+    check_callable("prox", prox)
+    check_flag("restart", restart)
+    check_state("x0", x0)
     step = _positive("step", step, x0)
 
     def advance(state: State) -> tuple[State, Tensor, Tensor]:
         x, z, t = state
-        x_new = prox(z - step * gradient(z), step)
-        if x_new.shape != x.shape:
-            raise ValueError(f"prox, gradient: make {tuple(x_new.shape)} of {tuple(x.shape)}, expected the same shape")
+        x_new = check_returned("prox", prox(z - step * applied("gradient", gradient, z), step), x)
         moved = z - x_new
         if restart:
             uphill = dot(moved, x_new - x) > 0
@@ -127,24 +130,32 @@ def primal_dual(
     Solution
         ``value`` is x, ``residual`` the larger of the two relative changes. No gradient flows through.
     """
+    for name, given in (("gradient", gradient), ("K", K), ("K_adjoint", K_adjoint), ("dual_prox", dual_prox)):
+        check_callable(name, given)
+    if prox is not None:
+        check_callable("prox", prox)
+    check_state("x0", x0)
     step, dual_step = _positive("step", step, x0), _positive("dual_step", dual_step, x0)
 
     def advance(state: State) -> tuple[State, Tensor, Tensor]:
         x, u = state
-        x_new = x - step * (gradient(x) + K_adjoint(u))
-        x_new = x_new if prox is None else prox(x_new, step)
+        x_new = x - step * (applied("gradient", gradient, x) + applied("K_adjoint", K_adjoint, u, like=x))
+        x_new = x_new if prox is None else check_returned("prox", prox(x_new, step), x)
         sigma = like(dual_step.flatten(), u)
-        u_new = dual_prox(u + sigma * K(2 * x_new - x), sigma)
-        if x_new.shape != x.shape or u_new.shape != u.shape:
-            raise ValueError(
-                f"gradient, prox, K: make {tuple(x_new.shape)} of x {tuple(x.shape)} and {tuple(u_new.shape)} of the "
-                f"dual {tuple(u.shape)}, expected the same shapes"
-            )
+        forward = check_returned("K", K(2 * x_new - x), u, "the dual")
+        u_new = check_returned("dual_prox", dual_prox(u + sigma * forward, sigma), u, "the dual")
         change, dual_change = norm(x_new - x), norm(u_new - u)
         return (x_new, u_new), change, torch.maximum(_ratio(change, x_new), _ratio(dual_change, u_new))
 
     with torch.no_grad():
-        start = (x0.detach().clone(), torch.zeros_like(K(x0)))
+        dual = K(x0.detach().clone())
+        check_state("K: what it returned", dual)
+        if len(dual) != len(x0) or dual.device != x0.device:
+            raise ValueError(
+                f"K: returned {tuple(dual.shape)} on {dual.device} for x0 {tuple(x0.shape)} on {x0.device}, expected "
+                "the same batch and device"
+            )
+        start = (x0.detach().clone(), torch.zeros_like(dual))
     solution = _iterate(advance, start, max_iter, tol)
     return solution.warn_unless_converged("primal_dual", _ADVICE)
 
@@ -154,8 +165,8 @@ def _iterate(
     advance: Callable[[State], tuple[State, Tensor, Tensor]], state: State, max_iter: int, tol: float
 ) -> Solution[Tensor]:
     """Repeat ``state, change, residual = advance(state)``, freezing each sample at its end."""
-    if max_iter < 0 or not tol >= 0:
-        raise ValueError(f"max_iter, tol: {max_iter} and {tol}, expected numbers >= 0")
+    check_count("max_iter", max_iter, 0)
+    check_number("tol", tol)
     batch, device = len(state[0]), state[0].device
     status = torch.full((batch,), Status.MAX_ITER, dtype=torch.int8, device=device)
     iterations = torch.zeros(batch, dtype=torch.int32, device=device)
@@ -182,11 +193,15 @@ def _iterate(
 
 def _positive(name: str, step: float | Tensor, x0: Tensor) -> Tensor:
     """``step`` as (B, 1, ...) in the real dtype of x0."""
-    steps = torch.as_tensor(step, dtype=real_dtype(x0), device=x0.device)
+    if not isinstance(step, Tensor):
+        step = torch.tensor(check_number(name, step))
+    elif step.is_complex() or step.dtype == torch.bool:
+        raise TypeError(f"{name}: dtype {step.dtype} is not supported, expected real numbers")
+    steps = step.to(dtype=real_dtype(x0), device=x0.device)
     if steps.dim() > 1 or (steps.dim() == 1 and len(steps) != len(x0)):
         raise ValueError(f"{name}: shape {tuple(steps.shape)} does not fit, expected a number or (B,) = ({len(x0)},)")
     if not bool((steps > 0).all()):
-        raise ValueError(f"{name}: {step}, expected positive numbers")
+        raise ValueError(f"{name}: {step.tolist()}, expected positive numbers")
     return like(steps.expand(len(x0)), x0)
 
 

@@ -14,16 +14,33 @@ Value = TypeVar("Value")
 
 
 class Status(IntEnum):
-    """How a sample's run ended."""
+    """How a sample's run ended; ``status.message`` says it in words."""
 
     CONVERGED = 0
     MAX_ITER = 1
     DIVERGED = 2
     NONFINITE = 3
 
+    @property
+    def message(self) -> str:
+        """What happened, in a sentence."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "The stop test was met.",
+    Status.MAX_ITER: "The limit of iterations came before the stop test was met.",
+    Status.DIVERGED: "The iteration moved away from a solution.",
+    Status.NONFINITE: "A NaN or an infinite number came up.",
+}
+
 
 class ConvergenceWarning(UserWarning):
     """A solver stopped without reaching its tolerance; the message says what to try."""
+
+
+class ConvergenceError(RuntimeError):
+    """Raised by :meth:`Solution.throw` where a sample did not converge."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +74,26 @@ class Solution(Generic[Value]):
         values, counts = torch.unique(self.status, return_counts=True)
         return {Status(int(v)).name: int(c) for v, c in zip(values, counts, strict=True)}
 
-    def warn_unless_converged(self, solver: str, advice: str) -> Solution[Value]:
-        """Issue one :class:`ConvergenceWarning` if any sample did not converge; returns self."""
-        bad = {name: n for name, n in self.counts().items() if name != Status.CONVERGED.name}
-        if bad:
-            worst = float(self.residual.nan_to_num(nan=float("inf")).max())
-            summary = ", ".join(f"{n} {name}" for name, n in bad.items())
-            warnings.warn(
-                f"{solver}: {sum(bad.values())} of {self.status.numel()} samples did not converge ({summary}; "
-                f"largest residual {worst:.2e}). {advice}",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+    def throw(self) -> Solution[Value]:
+        """Raise :class:`ConvergenceError` if any sample did not converge; returns self, so that calls chain."""
+        if bad := self._failures():
+            words = " ".join(Status[name].message for name in bad)
+            raise ConvergenceError(f"{self._summary(bad)}. {words}")
         return self
+
+    def warn_unless_converged(self, solver: str, advice: str, *, stacklevel: int = 3) -> Solution[Value]:
+        """Issue one :class:`ConvergenceWarning` if any sample did not converge; returns self."""
+        if bad := self._failures():
+            warnings.warn(f"{solver}: {self._summary(bad)}. {advice}", ConvergenceWarning, stacklevel=stacklevel)
+        return self
+
+    def _failures(self) -> dict[str, int]:
+        return {name: n for name, n in self.counts().items() if name != Status.CONVERGED.name}
+
+    def _summary(self, bad: dict[str, int]) -> str:
+        worst = float(self.residual.nan_to_num(nan=float("inf")).max())
+        listed = ", ".join(f"{n} {name}" for name, n in bad.items())
+        return (
+            f"{sum(bad.values())} of {self.status.numel()} samples did not converge ({listed}; largest residual "
+            f"{worst:.2e})"
+        )

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from pyrecon.ops import deq_mpi
-from pyrecon.ops._deq_mpi import DataStep
+from pyrecon.ops._deq_mpi import DataStep, deq_mpi
 from pyrecon.testing.cases._case import Case, Make, randn
 from pyrecon.testing.cases.learned_consistency import consistency_weights
 from pyrecon.testing.cases.rdn import network_weights

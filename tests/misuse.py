@@ -1,0 +1,551 @@
+"""Wrong uses of the public functions, made by hypothesis: run by test_misuse.py in a process of its own.
+
+A function is drawn from a table, with arguments that work, of which one to three are replaced: by another dtype, shape,
+layout or device, freed or shared memory, foreign types, numbers that mean nothing, callables that return nonsense. The
+call may give a result, or raise an error that names an argument. Anything else is a fault, and so is a signal.
+
+``python tests/misuse.py EXAMPLES LOG [SEED [NAME]]`` writes each case to LOG before it is run, so that the last line
+tells what ended the process.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pyrecon
+from pyrecon import implicit, linops, ops, solvers
+from pyrecon.models import DEQMPI, mpi
+from pyrecon.models.mpi import system as mpi_system
+
+SECONDS = 20  # for one case; SIGALRM then ends the process, whatever it is in
+
+
+class Boom(Exception):
+    """What a user's callable raises reaches the user as it is."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A call, and for every argument a maker of a value that works."""
+
+    call: Callable[..., Any]
+    arguments: dict[str, Callable[[], Any]]
+    names: tuple[str, ...] = ()  # further words that an error may name
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+    return lambda: torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def value(fixed: Any) -> Callable[[], Any]:
+    return lambda: fixed
+
+
+def map_(function: Callable[..., Any]) -> Callable[[], Any]:
+    return lambda: function
+
+
+C = torch.complex64
+B, M, N, H, W = 3, 6, 4, 2, 2
+
+
+# --- what is tried in place of an argument that works ------------------------------------------------------------
+def freed(t: Tensor) -> Tensor:
+    t = t.clone()
+    t.untyped_storage().resize_(0)
+    return t
+
+
+def cut(t: Tensor) -> Tensor:
+    t = t.clone()
+    t.untyped_storage().resize_(t.nbytes // 2)
+    return t
+
+
+def cut_view(t: Tensor) -> Tensor:
+    t = torch.cat([t, t]).mT if t.dim() == 2 else torch.cat([t, t])
+    t.untyped_storage().resize_(t.nbytes // 2)
+    return t
+
+
+TENSORS: dict[str, Callable[[Tensor], Any]] = {
+    "double": lambda t: t.to(torch.complex128 if t.is_complex() else torch.float64),
+    "half": lambda t: t.real.half() if t.is_complex() else t.half(),
+    "bfloat16": lambda t: t.real.bfloat16() if t.is_complex() else t.bfloat16(),
+    "int": lambda t: torch.ones(t.shape, dtype=torch.int64),
+    "far ints": lambda t: torch.full(t.shape, 2**62, dtype=torch.int64),
+    "low ints": lambda t: torch.full(t.shape, -(2**63), dtype=torch.int64),
+    "bool": lambda t: torch.ones(t.shape, dtype=torch.bool),
+    "complex": lambda t: t.to(torch.complex64),
+    "real": lambda t: t.real,
+    "meta": lambda t: t.to("meta"),
+    "numpy": lambda t: t.numpy(),
+    "list": lambda t: t.tolist(),
+    "class": lambda t: Tensor,
+    "sparse": lambda t: t.to_sparse(),
+    "csr": lambda t: t.to_sparse_csr() if t.dim() == 2 else t.to_sparse(),
+    "quantised": lambda t: torch.quantize_per_tensor(torch.ones(t.shape), 0.1, 0, torch.qint8),
+    "no rows": lambda t: t[:0],
+    "no columns": lambda t: t[..., :0],
+    "no axis 1": lambda t: t[:, :0] if t.dim() > 1 else t[:0],
+    "fewer rows": lambda t: t[:1],
+    "more rows": lambda t: torch.cat([t, t]) if t.dim() else t,
+    "an axis more": lambda t: t[None],
+    "an axis less": lambda t: t[0] if t.dim() and len(t) else t,
+    "number": lambda t: torch.zeros((), dtype=t.dtype),
+    "NaN": lambda t: torch.full_like(t, float("nan")) if t.is_floating_point() or t.is_complex() else t,
+    "infinite": lambda t: torch.full_like(t, float("inf")) if t.is_floating_point() or t.is_complex() else t,
+    "huge": lambda t: torch.full_like(t, 1e38) if t.is_floating_point() or t.is_complex() else t,
+    "negative": lambda t: -t.abs() - 1 if t.is_floating_point() else t,
+    "zero": torch.zeros_like,
+    "strided": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+    "expanded": lambda t: t[:1].expand(t.shape) if t.dim() else t,
+    "conjugate": lambda t: t.conj(),
+    "needs grad": lambda t: t.clone().requires_grad_(t.is_floating_point() or t.is_complex()),
+    "parameter": lambda t: nn.Parameter(t.clone(), requires_grad=False),
+    "freed": freed,
+    "freed view": lambda t: freed(t)[:1],
+    "freed transposed": lambda t: freed(t).mT if t.dim() > 1 else freed(t),
+    "cut": cut,
+    "cut view": cut_view,
+}
+NUMBERS: list[Any] = [
+    -1,
+    -1.5,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    1e300,
+    True,
+    "3",
+    2.5,
+    np.float64(0.5),
+    1 + 1j,
+]
+NUMBERS += [10**400, [1.0], np.ones(2), torch.tensor(0.5), torch.tensor(-1.0), torch.tensor([1, 2])]
+COUNTS: list[Any] = [-1, 0, 1, 2.5, float("nan"), True, "3", 2**63, 10**30, np.int64(2), np.float32(2), torch.tensor(2)]
+ANYTHING: list[Any] = [None, "text", b"bytes", object(), [], (), {}, Tensor, torch.float32, nn.ReLU, print, 3, -2.0]
+
+
+def boom(*_: Any) -> Any:
+    raise Boom
+
+
+def in_place(*a: Any) -> Any:
+    parts = a[0] if isinstance(a[0], tuple) else (a[0],)
+    for part in parts:
+        part.mul_(0.5)
+    return a[0]
+
+
+def under_autocast(t: Any) -> Any:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return t @ torch.eye(t.shape[-1], dtype=t.dtype)
+
+
+def with_parts(change: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    return lambda x, *_: tuple(map(change, x)) if isinstance(x, tuple) else change(x)
+
+
+def blamed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What goes wrong in a user's callable is the user's."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise Boom from error
+
+    return call
+
+
+CALLABLES: dict[str, Callable[..., Any]] = {
+    "raises": boom,
+    "returns None": lambda *_: None,
+    "returns a number": lambda *_: 3,
+    "returns the class": lambda *_: Tensor,
+    "returns a pair": lambda x, *_: (x, x),
+    "returns nothing": lambda *_: (),
+    "takes nothing": lambda: None,
+    "works in place": in_place,
+    "autocast": with_parts(under_autocast),
+    "identity": lambda x, *_: x,
+    "swapped": lambda x, *_: x[::-1] if isinstance(x, tuple) else x,
+    "closes over a batch": lambda x, *_: with_parts(lambda p: 0.5 * p + torch.ones(B, *p.shape[1:], dtype=p.dtype))(x),
+    **{f"returns {name}": with_parts(change) for name, change in TENSORS.items()},
+}
+
+
+def misuses(valid: Any, others: dict[str, Any]) -> st.SearchStrategy[tuple[str, Any]]:
+    """Strategies of (what, value) for an argument whose value is ``valid``."""
+    foreign = st.sampled_from(ANYTHING).map(lambda v: (repr(v), v))
+    if isinstance(valid, Tensor):
+        made = st.sampled_from(sorted(TENSORS)).map(lambda name: (name, lambda: TENSORS[name](valid)))
+        tensors = [(name, other) for name, other in others.items() if isinstance(other, Tensor)]
+        same = st.sampled_from(tensors).map(lambda pair: (f"the same as {pair[0]}", pair[1]))
+        return st.one_of(made, made, made, same, foreign)
+    if isinstance(valid, bool | str) or valid is None:
+        return foreign
+    if isinstance(valid, int):
+        return st.one_of(st.sampled_from(COUNTS).map(lambda v: (repr(v)[:40], v)), foreign)
+    if isinstance(valid, float):
+        return st.one_of(st.sampled_from(NUMBERS).map(lambda v: (repr(v)[:40], v)), foreign)
+    if isinstance(valid, tuple) and valid and all(isinstance(v, Tensor) for v in valid):
+        made = st.sampled_from(sorted(TENSORS)).map(
+            lambda name: (name, lambda: (*valid[:-1], TENSORS[name](valid[-1])))
+        )
+        return st.one_of(made, foreign, st.just(("twice the same", (valid[0],) * len(valid))))
+    if callable(valid):
+        names = st.sampled_from(sorted(CALLABLES))
+        return st.one_of(names.map(lambda name: (name, blamed(CALLABLES[name]))), foreign)
+    return foreign
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+def contract(x: Any, *_: Any) -> Any:
+    return tuple(0.5 * part + 1 for part in x) if isinstance(x, tuple) else 0.5 * x + 1
+
+
+def cg_matrix(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+IMAGE = {"image": randn(B, 4, 4, dtype=C), "maps": randn(1, 2, 4, 4, dtype=C), "mask": randn(1, 1, 1, 4)}
+KSPACE = {"kspace": randn(B, 2, 4, 4, dtype=C), "maps": randn(1, 2, 4, 4, dtype=C), "mask": randn(1, 1, 1, 4)}
+KACZMARZ = {
+    "A": randn(M, N), "y": randn(B, M), "x0": randn(B, N), "dual": randn(B, M), "weight": value(0.1),
+    "sweeps": value(2), "nonneg": value(False), "order": lambda: torch.tensor([0, 2, 5]), "seed": value(None),
+}  # fmt: skip
+LEARNED = {
+    "v": randn(B, M), "y": randn(B, M), "radius": value(0.3), "weights": randn(354), "points": value(9),
+    "places": lambda: torch.tensor([0, 3, 7]), "width": value(8), "layers": value(3), "kernel": value(3),
+    "released": value(False), "out": lambda: torch.empty(B, M),
+}  # fmt: skip
+TV = {
+    "x": randn(B, 4, 3), "weight": value(0.1), "dual": randn(B, 2, 4, 3), "iterations": value(6), "tol": value(0.1),
+    "isotropic": value(True), "nonneg": value(False),
+}  # fmt: skip
+STEP = {
+    "x": randn(B, 5), "grad": randn(B, 5), "step": value(0.1), "noise_std": value(0.1), "seed": value(1),
+    "counter": value(2), "offset": value(0), "nonneg": value(False),
+}  # fmt: skip
+FIXED = {
+    "f": map_(contract), "x0": randn(B, N), "args": lambda: (torch.ones(B, 2),), "solver": solvers.Anderson,
+    "tol": value(1e-3), "max_iter": value(9),
+}  # fmt: skip
+
+
+def pair_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with a state of two tensors."""
+    return lambda x0, **others: function(x0=(x0, torch.ones(B, 2, 2)), **others)
+
+
+def layer(gradient: Any) -> Callable[..., Any]:
+    def call(**arguments: Any) -> Any:
+        value = implicit.fixed_point_layer(gradient=gradient(), **arguments)
+        if value.requires_grad:
+            value.abs().square().sum().backward()
+        return value
+
+    return call
+
+
+def operator(make: Callable[..., linops.LinearOperator], shape: tuple[int, ...]) -> Callable[..., Any]:
+    """Make the operator, apply it and its adjoint to ``x``."""
+
+    def call(x: Any, **arguments: Any) -> Any:
+        A = make(**arguments)
+        y = A(x)
+        return A.adjoint(y), A.gram(x), A.pinv(y, max_iter=2), repr(A), A.norm(max_iter=2)
+
+    return call
+
+
+def tiny_problem() -> mpi_system.Problem:
+    return mpi_system.Problem(randn(M, N)(), (H, W))
+
+
+def reconstruct(frames: Any, noise_std: Any, **arguments: Any) -> Any:
+    return mpi.Reconstructor(**arguments)(frames, noise_std=noise_std)
+
+
+def deq(problem: Any, y: Any, radius: Any, start: Any, iterations: Any) -> Any:
+    return DEQMPI().reconstruct(problem, y, radius, start, iterations=iterations)
+
+
+WEIGHTS = pyrecon.nn.RDN(2, 2, 1, 1).packed().detach()
+TARGETS: dict[str, Target] = {
+    "ops.project_l2_ball": Target(
+        ops.project_l2_ball,
+        {"v": randn(B, M), "center": randn(B, M), "radius": value(0.3), "out": lambda: torch.empty(B, M)},
+    ),
+    "ops.sm_consistency": Target(
+        ops.sm_consistency,
+        {"A": randn(M, N), "x": randn(B, N), "d": randn(B, M), "y": randn(B, M), "radius": randn(B), "Ax": randn(B, M)}
+        | {"out": lambda: (torch.empty(B, M), torch.empty(B, N), torch.empty(B, M))},
+    ),
+    "ops.anderson_mix": Target(
+        ops.anderson_mix,
+        {"X": randn(B, 3, N), "G": randn(B, 3, N), "gram": randn(B, 3, 3), "count": lambda: torch.tensor([1, 2, 3])}
+        | {"beta": value(1.0), "ridge": value(1e-4), "absolute_ridge": value(False), "out": lambda: torch.empty(B, N)},
+    ),
+    "ops.anderson_mix, one count": Target(
+        ops.anderson_mix,
+        {"X": randn(B, 3, N), "G": randn(B, 3, N), "gram": randn(B, 3, 3), "count": value(2), "ridge": value(1e-4)},
+    ),
+    "ops.sense_forward": Target(ops.sense_forward, IMAGE | {"out": lambda: torch.empty(B, 2, 4, 4, dtype=C)}),
+    "ops.sense_adjoint": Target(ops.sense_adjoint, KSPACE | {"out": lambda: torch.empty(B, 4, 4, dtype=C)}),
+    "ops.sense_normal": Target(ops.sense_normal, IMAGE | {"out": lambda: torch.empty(B, 4, 4, dtype=C)}),
+    "ops.sense_maps_adjoint": Target(
+        ops.sense_maps_adjoint, {"kspace": KSPACE["kspace"], "image": IMAGE["image"], "mask": IMAGE["mask"]}
+    ),
+    "ops.dst1": Target(ops.dst1, {"x": randn(B, 5, 3), "dims": value((-2, -1)), "out": lambda: torch.empty(B, 5, 3)}),
+    "ops.dst1, one axis": Target(ops.dst1, {"x": randn(B, 5, 3), "dims": value(1)}),
+    "ops.prox_smooth_maps": Target(
+        ops.prox_smooth_maps,
+        {"maps": randn(B, 5, 3, dtype=C), "weight": value(0.3), "dims": value((-2, -1))}
+        | {"out": lambda: torch.empty(B, 5, 3, dtype=C)},
+    ),
+    "ops.kaczmarz": Target(ops.kaczmarz, KACZMARZ | {"out": lambda: torch.empty(B, N)}),
+    "ops.kaczmarz, dual": Target(
+        lambda **a: ops.kaczmarz(return_dual=True, **a),
+        KACZMARZ | {"out": lambda: (torch.empty(B, N), torch.empty(B, M))},
+    ),
+    "ops.kaczmarz_order": Target(ops.kaczmarz_order, {"A": randn(M, N), "sweeps": value(2), "seed": value(1)}),
+    "ops.langevin_step": Target(ops.langevin_step, STEP | {"out": lambda: torch.empty(B, 5)}),
+    "ops.langevin_step, moments": Target(
+        ops.langevin_step, STEP | {"moments": lambda: ops.Moments.zeros_like(torch.ones(B, 5))}
+    ),
+    "ops.Moments": Target(
+        lambda x, mean, m2, count: ops.Moments(mean, m2, count).update(x),
+        {"x": randn(B, 5), "mean": randn(B, 5), "m2": randn(B, 5), "count": lambda: torch.tensor(3)},
+    ),
+    "ops.learned_consistency": Target(ops.learned_consistency, LEARNED),
+    "ops.rdn": Target(
+        ops.rdn,
+        {"image": randn(B, 4, 3), "weights": WEIGHTS.clone, "features": value(2), "growth": value(2)}
+        | {"blocks": value(1), "layers": value(1), "out": lambda: torch.empty(B, 4, 3)},
+    ),
+    "ops.soft_threshold": Target(
+        ops.soft_threshold,
+        {"x": randn(B, 5), "threshold": value(0.3), "nonneg": value(False), "out": lambda: torch.empty(B, 5)},
+    ),
+    "ops.tv_prox": Target(ops.tv_prox, TV | {"out": lambda: torch.empty(B, 4, 3)}),
+    "ops.tv_prox, dual": Target(
+        lambda **a: ops.tv_prox(return_dual=True, **a),
+        TV | {"out": lambda: (torch.empty(B, 4, 3), torch.empty(B, 2, 4, 3))},
+    ),
+    "ops.tv_gap": Target(ops.tv_gap, {k: TV[k] for k in ("x", "weight", "dual", "isotropic", "nonneg")}),
+    "solvers.fixed_point": Target(solvers.fixed_point, FIXED | {"check_every": value(1), "observe": map_(print)}),
+    "solvers.fixed_point, Picard": Target(solvers.fixed_point, FIXED | {"solver": solvers.Picard}),
+    "solvers.fixed_point, Broyden": Target(solvers.fixed_point, FIXED | {"solver": solvers.Broyden}),
+    "solvers.fixed_point, two tensors": Target(pair_of(solvers.fixed_point), FIXED),
+    "solvers.Anderson": Target(
+        solvers.Anderson, {"memory": value(5), "beta": value(1.0), "ridge": value(0.1), "safeguard": value(0.0)}
+    ),
+    "solvers.Picard": Target(solvers.Picard, {"damping": value(1.0)}),
+    "solvers.Broyden": Target(solvers.Broyden, {"memory": value(5)}),
+    "solvers.conjugate_gradient": Target(
+        solvers.conjugate_gradient,
+        {"A": map_(cg_matrix), "b": randn(B, N), "x0": randn(B, N), "rtol": value(1e-3), "atol": value(0.0)}
+        | {"max_iter": value(9)},
+    ),
+    "solvers.fista": Target(
+        solvers.fista,
+        {"gradient": map_(cg_matrix), "prox": map_(lambda v, step: v), "x0": randn(B, N), "step": value(0.4)}
+        | {"max_iter": value(9), "tol": value(1e-3), "restart": value(True)},
+    ),
+    "solvers.primal_dual": Target(
+        solvers.primal_dual,
+        {"gradient": map_(cg_matrix), "prox": map_(lambda v, step: v), "K": map_(lambda x: 0.5 * x), "x0": randn(B, N)}
+        | {"K_adjoint": map_(lambda u: 0.5 * u), "dual_prox": map_(lambda u, step: u), "step": value(0.2)}
+        | {"dual_step": value(0.2), "max_iter": value(9), "tol": value(1e-3)},
+    ),
+    "solvers.langevin": Target(
+        solvers.langevin,
+        {"gradient": map_(cg_matrix), "x0": randn(B, N), "args": value(()), "step": value(0.1), "iterations": value(5)}
+        | {"burn_in": value(1), "thinning": value(2), "noise_std": value(0.1), "nonneg": value(False), "seed": value(1)}
+        | {"first_sample": value(0)},
+    ),
+    **{
+        f"implicit.{kind.__name__}": Target(layer(kind), FIXED)
+        for kind in (
+            implicit.ImplicitGradient, implicit.JacobianFree, implicit.PhantomGradient, implicit.Unrolled,
+        )
+    },
+    "implicit.ImplicitGradient, two tensors": Target(
+        pair_of(lambda **a: implicit.fixed_point_layer(**a)), FIXED
+    ),
+    "implicit.PhantomGradient()": Target(implicit.PhantomGradient, {"steps": value(2), "damping": value(0.5)}),
+    "implicit.jacobian_penalty": Target(
+        implicit.jacobian_penalty, {"f": map_(contract), "z": randn(B, N), "probes": value(2)}
+    ),
+    "implicit.contraction": Target(
+        implicit.contraction, {"f": map_(contract), "z": randn(B, N), "steps": value(2), "seed": value(1)}
+    ),
+    "implicit.residual_curve": Target(
+        implicit.residual_curve, {"f": map_(contract), "x0": randn(B, N), "args": value(()), "max_iter": value(4)}
+    ),
+    "linops.SystemMatrix": Target(operator(linops.SystemMatrix, (N,)), {"matrix": randn(M, N), "x": randn(B, N)}),
+    "linops.Sense": Target(
+        operator(linops.Sense, (4, 4)),
+        {"maps": randn(1, 2, 4, 4, dtype=C), "mask": randn(1, 1, 1, 4), "x": randn(B, 4, 4, dtype=C)},
+    ),
+    "linops.SoftSense": Target(
+        operator(linops.SoftSense, (2, 4, 4)),
+        {"maps": randn(1, 2, 3, 4, 4, dtype=C), "mask": randn(1, 1, 1, 4), "x": randn(B, 2, 4, 4, dtype=C)},
+    ),
+    "linops.Sense3D": Target(
+        operator(linops.Sense3D, (3, 4, 4)),
+        {"maps": randn(1, 2, 3, 4, 4, dtype=C), "mask": randn(1, 1, 1, 4, 4), "x": randn(B, 3, 4, 4, dtype=C)},
+    ),
+    "linops.Fourier": Target(
+        operator(linops.Fourier, (4, 4)),
+        {"mask": randn(1, 1, 1, 4), "shape": value((4, 4)), "x": randn(B, 4, 4, dtype=C)},
+    ),
+    "linops.Gradient": Target(operator(linops.Gradient, (4, 4)), {"shape": value((4, 4)), "x": randn(B, 4, 4)}),
+    "linops.Identity": Target(operator(linops.Identity, (4, 4)), {"shape": value((4, 4)), "x": randn(B, 4, 4)}),
+    "linops.Wavelet": Target(
+        operator(linops.Wavelet, (8, 8)),
+        {"shape": value((8, 8)), "wavelet": value("db1"), "levels": value(1), "x": randn(B, 8, 8)},
+    ),
+    "linops.pinv": Target(
+        lambda **a: (linops.SystemMatrix(randn(M, N)())).pinv(**a),
+        {"y": randn(B, M), "rtol": value(0.1), "rank": value(2), "max_iter": value(3)},
+    ),
+    "linops.algebra": Target(
+        lambda factor: (factor * linops.Gradient((2, 2)), linops.Gradient((2, 2)) / factor),
+        {"factor": value(2.0)},
+        ("unsupported operand", "multiply"),
+    ),
+    "linops.Stack": Target(
+        lambda operators: linops.Stack(operators), {"operators": lambda: [linops.Gradient((2,)), linops.Identity((2,))]}
+    ),
+    "models.Problem": Target(
+        mpi_system.Problem,
+        {"matrix": randn(M, N), "shape": value((H, W)), "cutoff": value(1e-3), "rank": value(2)},
+    ),
+    "models.Reconstructor": Target(
+        reconstruct,
+        {"system": randn(M, N), "method": mpi.Tikhonov, "shape": value((H, W)), "normalise": value(True)}
+        | {"batch": value(2), "frames": randn(B, M), "noise_std": value(0.1)},
+    ),
+    "models.L1ADMM": Target(
+        lambda **a: mpi.Reconstructor(randn(M, N)(), mpi.L1ADMM(**a), shape=(H, W))(randn(B, M)()),
+        {"iterations": value(3)},
+    ),
+    "models.DEQMPI": Target(
+        deq,
+        {"problem": tiny_problem, "y": randn(B, M), "radius": lambda: torch.ones(B), "start": randn(B, N)}
+        | {"iterations": value(2)},
+    ),
+}  # fmt: skip
+
+
+PENDING: set[str] = {
+    "models.DEQMPI",
+    "models.Problem",
+    "models.Reconstructor",
+    "models.L1ADMM",
+}  # run where they are named
+
+
+# --- a case --------------------------------------------------------------------------------------------------------
+def words(target: Target) -> set[str]:
+    """What an error may name."""
+    found = {*target.arguments, *target.names, "y", "image", "kspace", "meta", "device"}
+    with suppress(TypeError, ValueError):
+        found |= {name for name in inspect.signature(target.call).parameters if len(name) > 1}
+    return found
+
+
+def shown(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+@st.composite
+def cases(draw: Any, names: list[str]) -> tuple[str, dict[str, Any], str]:
+    name = draw(st.sampled_from(names))
+    target = TARGETS[name]
+    arguments = {key: make() for key, make in target.arguments.items()}
+    wrong, told = {}, []
+    chosen = draw(st.lists(st.sampled_from(sorted(arguments)), min_size=1, max_size=3, unique=True))
+    for key in chosen:
+        what, made = draw(misuses(arguments[key], arguments))
+        if callable(made) and what in TENSORS:
+            try:
+                made = made()
+            except Exception:  # torch has no such tensor
+                made = None
+        wrong[key] = made
+        told.append(f"{key}: {what}")
+    if draw(st.booleans()):  # the optional ones left out
+        parameters = inspect.signature(target.call).parameters
+        for key in ("out", "dual", "x0", "order", "Ax", "noise_std"):
+            given = key in arguments and key not in wrong
+            if given and (key not in parameters or parameters[key].default is not inspect.Parameter.empty):
+                arguments.pop(key)
+    return name, arguments | wrong, f"{name}({', '.join(told)})"
+
+
+def judge(name: str, arguments: dict[str, Any], told: str) -> None:
+    """Run a case; AssertionError where it ends in neither a result nor an error that names an argument."""
+    try:
+        TARGETS[name].call(**arguments)
+    except Boom:
+        return
+    except (ValueError, TypeError, RuntimeError) as error:
+        if any(re.search(rf"\b{re.escape(word)}\b", str(error)) for word in words(TARGETS[name])):
+            return
+        raise AssertionError(f"{told}: names no argument: {shown(error)}") from error
+    except Exception as error:
+        raise AssertionError(f"{told}: raw {shown(error)}") from error
+
+
+def main(examples: int, log: Path, seed: int | None = None, only: str = "") -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    count = 0
+    names = [name for name in sorted(TARGETS) if only in name and (only or name not in PENDING)]
+
+    @settings(
+        max_examples=examples,
+        derandomize=seed is None,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(case=cases(names))
+    def run(case: tuple[str, dict[str, Any], str]) -> None:
+        nonlocal count
+        count += 1
+        print(case[2], file=out, flush=True)
+        signal.alarm(SECONDS)
+        judge(*case)
+        signal.alarm(0)
+
+    with log.open("w") as out:
+        (run if seed is None else seeded(seed)(run))()
+    print(count)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:4]), *sys.argv[4:])
