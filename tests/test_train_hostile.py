@@ -148,6 +148,11 @@ def test_truncated_files_are_one_line_too(tmp_path: Path, interrupted: Path) -> 
             with pytest.raises(DataError, match=path.name):
                 run(folder, resume=True)
         path.write_bytes(whole)
+    whole = (folder / "source.safetensors").read_bytes()
+    (folder / "source.safetensors").unlink()
+    with pytest.raises(DataError, match=r"source\.safetensors: .*no such file"):
+        run(folder, resume=True)
+    (folder / "source.safetensors").write_bytes(whole)
     run(folder, resume=True)
 
 
