@@ -180,7 +180,7 @@ class Training(ABC):
 
     @classmethod
     def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Any:
-        """The source again; ValueError, KeyError or TypeError where it is none. Both are empty where nothing was kept."""
+        """The source again; ValueError, KeyError or TypeError where it is none. Empty where nothing was kept."""
         return None
 
     @classmethod
