@@ -17,6 +17,7 @@ from pyrecon._errors import DataError
 from pyrecon.data.mpi import box_downsample, prepare_system
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import vascular_images
+from pyrecon.experiments.deq_mpi.published import TABLE_1, TABLE_2, TABLE_3
 from pyrecon.experiments.mpi import (
     Images,
     Run,
@@ -65,6 +66,7 @@ def test_every_rival_has_its_row_with_times_and_its_share_of_the_search(tmp_path
         budget=4,
         weights=[saved(tmp_path, role) for role in roles],
         dip=12,
+        published={"PP-MPI": TABLE_1["PP-MPI"], "DIP": TABLE_1["DIP"]},
         progress=lambda *at: steps.append(at),
     )
     kinds = {(row.method, row.kind): row for row in table.rows}
@@ -85,7 +87,9 @@ def test_every_rival_has_its_row_with_times_and_its_share_of_the_search(tmp_path
         assert alone > 0
         assert f"| {key[0]} | {key[1]} |" in table.to_markdown()
         assert results[", ".join(key)].shape == (2, *SHAPE)
-    assert not any(row.published for row in table.rows)  # no paper has figures of these images
+    assert kinds["PP-MPI", "denoiser, tuned"].published["25 dB"][0] == 33.4
+    assert kinds["DIP", "12 iterations"].published["25 dB"][0] == 22.6
+    assert not kinds["DEQ-MPI", "equilibrium"].published  # the figures given have none
     assert ("DIP", "tuned") not in kinds  # only with the published number of iterations
     assert set(kinds["PP-MPI", "denoiser, tuned"].settings["25 dB"]) == {"strength", "epsilon", "iterations", "penalty"}
     assert any("at most 12 iterations, where 20000 are published" in note for note in table.notes)
@@ -234,3 +238,36 @@ def test_command_takes_images_by_name_and_the_deep_image_prior(tmp_path: Path) -
     ):
         with pytest.raises(DataError, match=said):
             CliRunner().invoke(app, [*common, *wrong], catch_exceptions=False)
+
+
+def test_a_papers_figures_stand_beside_its_own_images_and_grids_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vessels on 26 x 13 or 52 x 26 voxels; before, any images on any grid had the vessels' figures beside them."""
+    from pyrecon.cli import app
+    from pyrecon.experiments.table import Table
+    from pyrecon.io import mdf
+
+    asked: list[dict[str, Any]] = []
+
+    def evaluated(images: Images, **options: Any) -> tuple[Table, dict[str, Any]]:
+        asked.append(options)
+        return Table("t", []), {}
+
+    monkeypatch.setattr("pyrecon.experiments.mpi.evaluate_mpi", evaluated)
+    mdf.write_system_matrix(tmp_path / "sm.mdf", calibrated())
+    for options, expected in (
+        (["--images=generated"], TABLE_1),
+        (["--images=generated", "--field=0.6"], TABLE_2),
+        (["--images=generated", "--gradient=0.6"], TABLE_2),  # the old name
+        (["--images=generated", "--upsample=2"], TABLE_3),
+        (["--images=generated", "--upsample=3"], {}),
+        (["--images=generated", f"--system-matrix={tmp_path / 'sm.mdf'}"], {}),
+        (["--images=y"], None),
+        (["--images=torus", "--upsample=2"], None),
+    ):
+        command = ["evaluate", "mpi", "--test=1", "--validation=1", *options]
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert asked[-1]["published"] == expected, options
+    assert [options["selection_field"] for options in asked[:3]] == [0.5, 0.6, 0.6]

@@ -107,6 +107,7 @@ HOSTILE: list[tuple[str, str, Callable[[Path], None]]] = [
     ("digits", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 1' + "0" * 5000))),
     ("large", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 1' + "0" * 1000))),
     ("memory", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 1' + "0" * 12))),
+    ("batch", "config.json", other(lambda s: s.replace('"batch": 2', '"batch": 1' + "0" * 12))),
     ("nan", "config.json", other(lambda s: s.replace('"clip": 1.0', '"clip": NaN'))),
     ("infinite", "config.json", other(lambda s: s.replace('"clip": 1.0', '"clip": 1e999'))),
     ("half", "config.json", other(lambda s: s.replace('"pool": 20', '"pool": 20.5'))),
@@ -130,6 +131,7 @@ def test_a_hostile_file_is_one_line_that_names_it(
     with pytest.raises(DataError) as found:
         run(folder, resume=True)
     assert "\n" not in str(found.value)
+    assert what != "bomb" or "compressed" in str(found.value)  # before it was unpacked
     assert len(str(found.value)) < 600
     assert (path.name if what != "memory" else "pool.npy") in str(found.value)
 
@@ -146,6 +148,11 @@ def test_truncated_files_are_one_line_too(tmp_path: Path, interrupted: Path) -> 
             with pytest.raises(DataError, match=path.name):
                 run(folder, resume=True)
         path.write_bytes(whole)
+    whole = (folder / "source.safetensors").read_bytes()
+    (folder / "source.safetensors").unlink()
+    with pytest.raises(DataError, match=r"source\.safetensors: .*no such file"):
+        run(folder, resume=True)
+    (folder / "source.safetensors").write_bytes(whole)
     run(folder, resume=True)
 
 

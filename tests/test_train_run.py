@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,13 @@ def test_a_second_interrupt_ends_at_once_and_the_folder_resumes(tmp_path: Path, 
         run(tmp_path / "run", report=send)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert run(tmp_path / "run", resume=True) == whole
+
+
+def test_a_run_in_another_thread_takes_no_signals(tmp_path: Path, whole: bytes) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(run, tmp_path).result() == whole
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def _program(*arguments: str) -> subprocess.Popen[str]:

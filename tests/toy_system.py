@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pyrecon import plotting
+from pyrecon.experiments.study import Drawing, Paper, Recipe, Sizes, Study
+from pyrecon.experiments.table import Listing
 from pyrecon.systems import SYSTEMS, System
 from pyrecon.train import Option, Outcome, Quality, RunConfig, Stage, Task, Training, kept_pool, setting, train
 
@@ -138,7 +141,34 @@ def stop_at(question: int) -> Callable[[], bool]:
     return lambda: next(asked) == question
 
 
-TOY = System("Toy", "toy_system:Line", training_path="toy_system:Toy")
+# --- its paper -------------------------------------------------------------------------------------------------------
+class ToyStudy(Study):
+    """Two models, the second of which begins with the first in name only."""
+
+    training = Toy
+    recipes: ClassVar[dict[str, Recipe]] = {
+        "short": Recipe(None, {"pool": 8}, without=("first",), quick={"second": {"steps": 3}}),
+        "long": Recipe(None, {"pool": 8}, quick={"second": {"steps": 6}}),
+    }
+
+    def sizes_of(self, scale: str) -> Sizes:
+        return Sizes(test=4, validation=2, budget=1, repeats=1)
+
+    def source(self, recipe: Recipe) -> Tensor:
+        return SLOPE
+
+
+def table(study: ToyStudy) -> tuple[Listing, dict[str, Any]]:
+    lines = [[name, Path(study.weights(name)).parent.name] for name in study.recipes]
+    return Listing("Models", ["recipe", "folder"], lines), {}
+
+
+def drawing(study: ToyStudy) -> Drawing:
+    return Drawing(plotting.curves({"line": [(0.0, 1.0), (1.0, 2.0)]}, "x", "y"), [["x", "y"], [0, 1]], "A line.")
+
+
+PAPER = Paper("toy", ToyStudy, {"I": table}, {2: drawing}, {"none": lambda study: Listing("None", ["a"], [])})
+TOY = System("Toy", "toy_system:Line", training_path="toy_system:Toy", paper_path="toy_system:PAPER")
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)

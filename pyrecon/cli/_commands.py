@@ -91,7 +91,7 @@ def _command(name: str, help: str, takes: Parameters, function: Callable[..., No
     return typer.main.get_command(single)
 
 
-def existing_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make a folder; DataError where that cannot be."""
     from pyrecon._errors import DataError
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pyrecon.cli import _console
-from pyrecon.cli._commands import existing_folder
+from pyrecon.cli._commands import make_folder
 
 
 def demo(
@@ -24,7 +24,7 @@ def demo(
     from pyrecon.experiments import demo as experiment
     from pyrecon.io import written_whole
 
-    existing_folder(output)
+    make_folder(output)
     start = time.perf_counter()
     with _console.err.status("starting") as status, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reports hold them; the summary prints each one once

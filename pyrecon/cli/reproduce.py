@@ -44,6 +44,7 @@ app = _commands.group("The tables and figures of a paper, ours beside the paper'
 
 def _reproduce(name: str, given: dict[str, Any]) -> None:
     from pyrecon.experiments.study import reproduce
+    from pyrecon.train import Interrupted
 
     paper = having("paper")[name].paper
     chosen = {part: _chosen(part, known, given.get(part) or []) for part, known in paper.parts().items()}
@@ -61,10 +62,15 @@ def _reproduce(name: str, given: dict[str, Any]) -> None:
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
             **_commands.filled(paper.options, given),
         )
-        _commands.existing_folder(output)
-        for path, seconds in reproduce(paper, study, chosen):
-            said = f"{path} is there" if seconds is None else f"written {path} after {seconds:.0f} s"
-            _console.out.print(said, soft_wrap=True)
+        _commands.make_folder(output)
+        try:
+            for path, seconds in reproduce(paper, study, chosen):
+                said = f"{path} is there" if seconds is None else f"written {path} after {seconds:.0f} s"
+                _console.out.print(said, soft_wrap=True)
+        except Interrupted as interrupted:  # in a training, which left a checkpoint
+            bar.stop()
+            _console.err.print(f"{interrupted}; the same command goes on", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
 
 
 def _chosen(part: str, known: Any, texts: list[str]) -> list[Any]:

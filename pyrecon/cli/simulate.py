@@ -11,7 +11,7 @@ import torch
 import typer
 
 from pyrecon.cli import _console
-from pyrecon.cli._commands import existing_folder
+from pyrecon.cli._commands import make_folder
 from pyrecon.data.raw import Grid
 
 app = typer.Typer(help="Write raw-data files from simulated scanners.", no_args_is_help=True)
@@ -46,7 +46,7 @@ def mpi(
     from pyrecon.io import mdf
     from pyrecon.physics.mpi import Scanner
 
-    existing_folder(output)
+    make_folder(output)
     scanner = Scanner(gradient=field if gradient is None else gradient)
     fine = GRID.finer(OVERSAMPLING)
     with _console.err.status("calibrating"):

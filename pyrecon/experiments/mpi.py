@@ -144,6 +144,7 @@ def evaluate_mpi(
         their name. Times per image, all test images at once and one alone. And the images of the last SNR, by method
         and kind, with ``"truth"``.
     """
+    figures = published or {}
     if upsampled != 1 and data == "scanner":
         raise DataError("upsampled: is for 'measured' data")
     scanner = Scanner(gradient=selection_field)
@@ -200,8 +201,8 @@ def evaluate_mpi(
                 row.ssim[column] = metrics.ssim(results, problem.test.images).tolist()
                 if kind != "default":
                     row.settings[column] = {name: getattr(run.method, name) for name in contender.ranges}
-                if kind not in ("default", "released") and snr in (published or {}).get(row.method, {}):
-                    row.published[column] = (published or {})[row.method][snr]
+                if kind not in ("default", "released") and snr in figures.get(row.method, {}):
+                    row.published[column] = figures[row.method][snr]
                 pictures[f"{row.method}, {kind}"] = results
     return table, pictures
 

@@ -116,6 +116,7 @@ class Watch(L.Callback):
         self.best, self.quality, self.weights = math.nan, math.nan, dict[str, Tensor]()
         self.history: list[tuple[int, float]] = []
         self.stopped = self.begun = False
+        self.saved = 0  # the step of the checkpoint; 0: there is none
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "quality": self.quality, "weights": self.weights, "history": self.history}
@@ -127,7 +128,7 @@ class Watch(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.context.hold()
-        self.begun = True
+        self.begun, self.saved = True, trainer.global_step
         if not self.history:
             self._validate(trainer, pl_module)  # what the stage starts from; it may be the best there will be
 
@@ -149,6 +150,7 @@ class Watch(L.Callback):
         if saves or last or stop:
             with written_whole(self.path) as temporary:
                 trainer.save_checkpoint(temporary)
+            self.saved = step
         self.context.report(Progress(task.name, step, steps, loss, self.quality, task.measure))
         if stop and not last:
             self.stopped = trainer.should_stop = True
@@ -170,11 +172,10 @@ class Watch(L.Callback):
             self.best, self.weights = self.quality, deepcopy(model.state_dict())
 
     def _diverged(self, task: Task, step: int, what: str) -> Diverged:
-        kept = self.config.save_every * ((step - 1) // self.config.save_every)
+        kept = f"its last checkpoint is of step {self.saved}" if self.saved else "it has no checkpoint yet"
         return Diverged(
-            f"{self.path.parents[1]}: {what} at step {step} of {task.name}; the checkpoint is that of step {kept}. "
-            f"Begin anew with a lower rate (now {task.stage.rate:g}) or a bound on the gradient, clip (now "
-            f"{task.stage.clip:g})"
+            f"{self.path.parents[1]}: {what} at step {step} of {task.name}; {kept}. Begin anew with a lower rate (now "
+            f"{task.stage.rate:g}) or a bound on the gradient, clip (now {task.stage.clip:g})"
         )
 
 

@@ -21,6 +21,7 @@ from pyrecon.io._files import one_line
 
 T = TypeVar("T")
 _LARGEST = 2**20  # bytes of a description; those of published runs have 2,000
+_BATCH = 2**20
 _MOST = 2**40  # of any whole number that has no bound of its own
 
 
@@ -57,6 +58,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_types(self, "stage: ")
+        if self.batch > _BATCH:  # tensors of that size are no batch, and the memory of no machine
+            raise DataError(f"stage: batch={self.batch}, expected at most {_BATCH}")
         if self.steps < 0 or self.batch < 1 or self.halve < 0 or not self.rate > 0 or not self.clip >= 0:
             raise DataError(
                 f"stage: steps={self.steps}, batch={self.batch}, rate={self.rate}, halve={self.halve}, "

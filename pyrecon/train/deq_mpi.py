@@ -23,8 +23,7 @@ from pyrecon.data.vessels import vascular_images
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
 from pyrecon.models.deq_mpi import DEQMPI, Consistency, Role, new_card
 from pyrecon.models.mpi import LEARNED
-from pyrecon.models.mpi.system import image_shape, row_layout
-from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency, RowLayout
+from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency
 from pyrecon.ops import project_l2_ball
 from pyrecon.solvers import Anderson
 from pyrecon.train._files import kept_pool
@@ -350,29 +349,17 @@ class DEQMPITraining(Training):
                 raise DataError(f"{path}: is {io.detect(path)}, expected an MDF system matrix")
             calibration = mdf.read_system_matrix(path)
         system = prepare_system(calibration, snr_threshold=options["snr_threshold"])
-        return source_of(system if factor == 1 else system.upsampled(factor))
+        return Source.of(system if factor == 1 else system.upsampled(factor))
 
     @classmethod
     def kept(cls, source: Source | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if source is None:
             raise DataError("system: a new run needs a system matrix")
-        tensors, facts = {"matrix": source.matrix}, dict[str, Any](shape=source.shape)
-        if source.layout is not None:
-            tensors["rows"] = source.layout.rows
-            facts |= {"grid": source.layout.grid, "used": source.layout.used}
-        return tensors, facts
+        return source.kept()
 
     @classmethod
     def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Source:
-        (height, width), matrix = facts["shape"], tensors["matrix"]
-        if matrix.dtype != torch.float32 or matrix.dim() != 2 or matrix.shape[1] != height * width or not len(matrix):
-            raise ValueError(f"the matrix is {matrix.dtype} {tuple(matrix.shape)} for images of {height} x {width}")
-        if "rows" not in tensors:
-            return Source(matrix, (height, width))
-        rows, (groups, frequencies) = tensors["rows"], facts["grid"]
-        if rows.dtype != torch.int64 or 2 * len(rows) != len(matrix) or not 0 < groups * frequencies <= _POINTS:
-            raise ValueError(f"{len(rows)} rows of {groups} x {frequencies} for a matrix of {len(matrix)}")
-        return Source(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]))
+        return Source.restored(tensors, facts)
 
     @classmethod
     def pretrained(cls, name: str | Path) -> DEQMPI:
@@ -453,14 +440,6 @@ class DEQMPITraining(Training):
         return f"pyrecon reconstruct SCAN.mdf -s SM.mdf -m {method} --weights {path}"
 
 
-_POINTS = 10**8
-
-
-def source_of(system: MPISystem) -> Source:
-    """What a run keeps of a whitened system."""
-    return Source(system.matrix, image_shape(system.grid.shape), row_layout(system))
-
-
 def train_deq_mpi(
     folder: str | Path,
     system: MPISystem | Source | None = None,
@@ -492,7 +471,7 @@ def train_deq_mpi(
 
     Source: DEQ-MPI (Güngör et al.), section III-B.2.
     """
-    source = source_of(system) if isinstance(system, MPISystem) else system
+    source = Source.of(system) if isinstance(system, MPISystem) else system
     model: DEQMPI = train(
         DEQMPITraining,
         folder,

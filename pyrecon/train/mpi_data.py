@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrecon.data.mpi import FINER, blurred_rows, box_downsample, upsample_rows
+from pyrecon.data.mpi import FINER, MPISystem, blurred_rows, box_downsample, upsample_rows
 from pyrecon.models.mpi import FactoredSystem
-from pyrecon.models.mpi.system import SIGNAL_RMS, Problem, ScaledSystem, compressed, noise_std, published_start
+from pyrecon.models.mpi.system import (
+    SIGNAL_RMS,
+    Problem,
+    ScaledSystem,
+    compressed,
+    image_shape,
+    noise_std,
+    published_start,
+    row_layout,
+)
 from pyrecon.nn import RowLayout
 
 if TYPE_CHECKING:
     from pyrecon.train.deq_mpi import Config
 
 _SAMPLE = 1024  # images of the pool whose signals set the scale
+_POINTS = 10**8  # of a grid of rows
 # The streams of random numbers.
 IMAGES, NOISE, VALIDATION, SCALE = range(4)
 
@@ -34,6 +44,32 @@ class Source:
     matrix: Tensor
     shape: tuple[int, int]
     layout: RowLayout | None = None
+
+    @classmethod
+    def of(cls, system: MPISystem) -> Source:
+        """What a run keeps of a whitened system."""
+        return cls(system.matrix, image_shape(system.grid.shape), row_layout(system))
+
+    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As tensors and JSON."""
+        tensors, facts = {"matrix": self.matrix}, dict[str, Any](shape=self.shape)
+        if self.layout is not None:
+            tensors["rows"] = self.layout.rows
+            facts |= {"grid": self.layout.grid, "used": self.layout.used}
+        return tensors, facts
+
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Source:
+        """From what :meth:`kept` gave; ValueError, KeyError or TypeError where it is something else."""
+        (height, width), matrix = facts["shape"], tensors["matrix"]
+        if matrix.dtype != torch.float32 or matrix.dim() != 2 or matrix.shape[1] != height * width or not len(matrix):
+            raise ValueError(f"the matrix is {matrix.dtype} {tuple(matrix.shape)} for images of {height} x {width}")
+        if "rows" not in tensors:
+            return cls(matrix, (height, width))
+        rows, (groups, frequencies) = tensors["rows"], facts["grid"]
+        if rows.dtype != torch.int64 or 2 * len(rows) != len(matrix) or not 0 < groups * frequencies <= _POINTS:
+            raise ValueError(f"{len(rows)} rows of {groups} x {frequencies} for a matrix of {len(matrix)}")
+        return cls(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]))
 
 
 @dataclass

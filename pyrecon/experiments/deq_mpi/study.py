@@ -15,7 +15,7 @@ from pyrecon.experiments.mpi_data import Images, generated_images, vessel_images
 from pyrecon.experiments.study import Scale
 from pyrecon.models.weights import shipped_weights
 from pyrecon.physics.mpi import Scanner
-from pyrecon.train.deq_mpi import DEQMPITraining, source_of
+from pyrecon.train.deq_mpi import DEQMPITraining
 from pyrecon.train.mpi_data import Source
 
 SNRS = (15.0, 25.0, 35.0)
@@ -97,7 +97,7 @@ class Study(study.Study):
         return Sizes.of_scale(scale)
 
     def source(self, recipe: Recipe) -> Source:
-        return source_of(self.system(recipe.selection_field, upsampled=recipe.upsampled))
+        return Source.of(self.system(recipe.selection_field, upsampled=recipe.upsampled))
 
     def calibration(self, selection_field: float = 0.5) -> MPICalibration:
         """A simulated calibration, the same whatever the seed: that of training."""
