@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -44,6 +45,17 @@ def test_runs_compares_and_finds_a_regression(tmp_path: Path) -> None:
     faster_row["ratio"] /= 2 * render.WORSE
     assert render.regressions(result, faster)
     assert not render.regressions(faster, result)
+
+
+def test_a_worse_ratio_is_a_regression_and_a_slower_machine_is_none() -> None:
+    def result(ratio: float, factor: float = 1.0) -> dict[str, Any]:
+        return {"rows": {"a": {"ms": {"pyrecon": factor * ratio, "torch": factor}, "ratio": ratio}}}
+
+    assert render.regressions(result(0.5 * render.WORSE * 1.01), result(0.5)) == [
+        "a: ratio 0.50 -> " + f"{0.505 * render.WORSE:.2f}"
+    ]
+    assert not render.regressions(result(0.5 * render.WORSE * 0.99, 10.0), result(0.5))
+    assert not render.regressions(result(0.5), {"rows": {}})
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": 3}', "[1]"])

@@ -166,9 +166,7 @@ def noisy_transforms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.op.__name__.startswith("sense_")], ids=str)
-def test_sense_does_not_depend_on_torchs_transform(
-    case: Case, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sense_does_not_depend_on_torchs_transform(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.inputs(torch.complex128)
     with noisy_transforms(monkeypatch), pyrecon.backend(backend):
         flat = torch.ones(8, 8, dtype=torch.complex128)

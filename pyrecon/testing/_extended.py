@@ -30,7 +30,7 @@ def extended() -> Iterator[None]:
 
     Factorisations (Cholesky, SVD, ...) stay with LAPACK: their error is a few eps times a condition, on any machine.
     """
-    with _Extended():
+    with _Extended():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -50,7 +50,7 @@ class _Extended(TorchDispatchMode):
 
 
 def dft(x: Any, axis: int = -1, *, inverse: bool = False) -> Any:
-    """``sum_j x_j exp(-2 pi i j k / n)`` along an axis, by its definition in extended precision; no scale, no shifts."""
+    """``sum_j x_j exp(-2 pi i j k / n)`` along an axis, as it stands, in extended precision; no scale, no shifts."""
     x = np.moveaxis(_wide(x), axis, -1)
     cosines, sines = _waves(x.shape[-1])
     return np.moveaxis(x @ (cosines + (1j if inverse else -1j) * sines), -1, axis)

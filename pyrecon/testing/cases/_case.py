@@ -46,7 +46,7 @@ class Case:
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> tuple[Any, ...]:
         return self.make(torch.Generator().manual_seed(seed), dtype)
 
-    @cache  # noqa: B019: as many as there are rows, which live as long as the process
+    @cache  # noqa: B019 (rows live as long as the process)
     def law(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The answer to ``inputs(dtype)`` by definition: the reference, in double precision.
 
