@@ -51,10 +51,9 @@ def test_a_worse_ratio_is_a_regression_and_a_slower_machine_is_none() -> None:
     def result(ratio: float, factor: float = 1.0) -> dict[str, Any]:
         return {"rows": {"a": {"ms": {"pyrecon": factor * ratio, "torch": factor}, "ratio": ratio}}}
 
-    assert render.regressions(result(0.5 * render.WORSE * 1.01), result(0.5)) == [
-        "a: ratio 0.50 -> " + f"{0.505 * render.WORSE:.2f}"
-    ]
-    assert not render.regressions(result(0.5 * render.WORSE * 0.99, 10.0), result(0.5))
+    (found,) = render.regressions(result(0.5 * render.WORSE * 1.01), result(0.5))
+    assert found.startswith("a: ratio 0.50 -> ")
+    assert not render.regressions(result(0.5 * render.WORSE * 0.99, factor=10.0), result(0.5))
     assert not render.regressions(result(0.5), {"rows": {}})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -30,19 +31,19 @@ def extended() -> Iterator[None]:
 
     Factorisations (Cholesky, SVD, ...) stay with LAPACK: their error is a few eps times a condition, on any machine.
     """
-    with _Extended():  # type: ignore[no-untyped-call]
-        yield
+    traced = _library._is_traced
+    _library._is_traced = lambda: False  # a dispatch mode looks like tracing, which would hide the references from it
+    try:
+        with _library.backend("reference"), _Extended():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        _library._is_traced = traced
 
 
 class _Extended(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        # torch resolves conjugate views before this point, but not for what runs within `with self` below.
-        args = tree_map_only(Tensor, lambda t: t.resolve_conj().resolve_neg(), args)
-        if func.namespace == "pyrecon":
-            with self:
-                return _library._OPS[name].reference(*args, **kwargs)
         if name in _DEFINITIONS and args[0].dtype in _DOUBLE:
             value = _DEFINITIONS[name](*args, **kwargs)
             return tree_map_only(np.ndarray, lambda v: torch.from_numpy(v).to(args[0].device), value)
@@ -96,7 +97,9 @@ def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 def _norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     if ord != 2:
         raise NotImplementedError(f"extended: norm of order {ord}")
-    return _narrow(np.sqrt((abs(_wide(x)) ** 2).sum(axis=_axes(dim), keepdims=keepdim)))
+    value = _wide(x)
+    squares = value.real**2 + value.imag**2 if x.is_complex() else value**2  # abs() would take a root for each
+    return _narrow(np.sqrt(squares.sum(axis=_axes(dim), keepdims=keepdim)))
 
 
 def _axes(dim: Any) -> Any:
@@ -154,7 +157,7 @@ def _correlate(x: Any, weight: Any, padding: list[int]) -> Any:
     windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=axes)  # (B, C, *size, *kernel)
     windows = np.moveaxis(windows, 1, 1 + len(axes))
     place = windows.shape[: 1 + len(axes)]
-    value = windows.reshape(-1, weight[0].size) @ weight.reshape(len(weight), -1).T
+    value = windows.reshape(math.prod(place), math.prod(weight.shape[1:])) @ weight.reshape(len(weight), -1).T
     return np.moveaxis(value.reshape(*place, len(weight)), -1, 1)
 
 
