@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,23 +52,22 @@ class _Extended(TorchDispatchMode):
 def dft(x: Any, axis: int = -1, *, inverse: bool = False) -> Any:
     """``sum_j x_j exp(-2 pi i j k / n)`` along an axis, as it stands, in extended precision; no scale, no shifts."""
     x = np.moveaxis(_wide(x), axis, -1)
-    cosines, sines = _waves(x.shape[-1])
-    return np.moveaxis(x @ (cosines + (1j if inverse else -1j) * sines), -1, axis)
+    angles, turns = _angles(x.shape[-1]), np.arange(x.shape[-1])
+    waves = np.cos(angles) + (1j if inverse else -1j) * np.sin(angles)
+    return np.moveaxis(x @ waves[np.outer(turns, turns) % len(waves)], -1, axis)
 
 
 def dst(x: Any, axis: int = -1) -> Any:
     """``sum_j x_j sin(pi j k / (n + 1))``, j and k from 1 to n, likewise."""
     x = np.moveaxis(_wide(x), axis, -1)
-    n = x.shape[-1]
-    return np.moveaxis(x @ _waves(2 * n + 2)[1][1 : n + 1, 1 : n + 1], -1, axis)
+    turns = np.arange(1, x.shape[-1] + 1)
+    waves = np.sin(_angles(2 * x.shape[-1] + 2))
+    return np.moveaxis(x @ waves[np.outer(turns, turns) % len(waves)], -1, axis)
 
 
-@lru_cache(maxsize=8)
-def _waves(n: int) -> tuple[Any, Any]:
-    """Cosines and sines of j k n-ths of a turn: whole numbers, reduced exactly."""
-    angles = np.arange(n) * (8 * np.arctan(_REAL(1)) / n)
-    turns = np.outer(np.arange(n), np.arange(n)) % n
-    return np.cos(angles)[turns], np.sin(angles)[turns]
+def _angles(n: int) -> Any:
+    """The n-ths of a turn, of which whole numbers are reduced exactly."""
+    return np.arange(n) * (8 * np.arctan(_REAL(1)) / n)
 
 
 def _wide(x: Any) -> Any:
