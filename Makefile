@@ -12,7 +12,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt \
            $(shell find csrc kernels pyrecon -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' \
              -o -name '*.cu' -o -name '*.cuh' -o -name '*.safetensors' \) -not -path 'pyrecon/kernels/*' 2>/dev/null)
 
-.PHONY: help demo test bench docs lint types sanitize triton cuda fresh clean
+.PHONY: help demo test slow bench docs lint types sanitize triton cuda fresh clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,8 +20,11 @@ help: ## List the targets
 demo: $(VENV)/.demo ## Reconstruct an MPI and an MRI scan; figure and summary in demo_out/
 	$(BIN)/pyrecon demo --output demo_out
 
-test: $(VENV)/.test ## The test suite (CPU)
-	$(BIN)/pytest -q -n 2 --dist worksteal
+test: $(VENV)/.test ## The test suite (CPU), long tests left out
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow" --junitxml=build/tests.xml
+
+slow: $(VENV)/.test ## The long tests
+	$(BIN)/pytest -q -n 2 --dist worksteal -m slow --junitxml=build/tests_slow.xml
 
 bench: $(VENV)/.test ## Measure the kernels; writes benchmarks/results/ and docs/benchmarks.md
 	$(BIN)/pytest benchmarks -q -p no:xdist --benchmark-enable --benchmark-json=build/benchmark.json

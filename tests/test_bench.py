@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -44,6 +45,16 @@ def test_runs_compares_and_finds_a_regression(tmp_path: Path) -> None:
     faster_row["ratio"] /= 2 * render.WORSE
     assert render.regressions(result, faster)
     assert not render.regressions(faster, result)
+
+
+def test_a_worse_ratio_is_a_regression_and_a_slower_machine_is_none() -> None:
+    def result(ratio: float, factor: float = 1.0) -> dict[str, Any]:
+        return {"rows": {"a": {"ms": {"pyrecon": factor * ratio, "torch": factor}, "ratio": ratio}}}
+
+    (found,) = render.regressions(result(0.5 * render.WORSE * 1.01), result(0.5))
+    assert found.startswith("a: ratio 0.50 -> ")
+    assert not render.regressions(result(0.5 * render.WORSE * 0.99, factor=10.0), result(0.5))
+    assert not render.regressions(result(0.5), {"rows": {}})
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": 3}', "[1]"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -48,6 +49,19 @@ def run(rank: int, count: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def test_one_process_has_the_gradient_without_the_others(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    alone = Twice()
+    alone(data()).backward()
+    try:
+        run(0, 1, str(tmp_path))
+    finally:
+        torch.set_num_threads(threads)
+    for found, parameter in zip(torch.load(tmp_path / "0.pt"), alone.parameters(), strict=True):
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.slow
 def test_processes_together_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     alone = Twice()
     alone(data()).backward()

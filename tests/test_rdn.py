@@ -13,7 +13,14 @@ from pyrecon import _library
 from pyrecon.nn import RDN, _convolutions
 from pyrecon.ops import rdn
 from pyrecon.ops._rdn import _backward, _recorded, filters, weights_count
-from pyrecon.testing import assert_close_to_reference, available_isa_levels, isa, poisoned_memory, record_calls
+from pyrecon.testing import (
+    assert_close_to_reference,
+    available_isa_levels,
+    extended,
+    isa,
+    poisoned_memory,
+    record_calls,
+)
 
 SMALL = {"features": 5, "growth": 3, "blocks": 2, "layers": 3}
 WINOGRAD = {"features": 5, "growth": 4, "blocks": 2, "layers": 3}  # four channels and more go that way in rows of eight
@@ -137,7 +144,7 @@ def test_gradient_obeys_the_law(
         result, maps = _recorded(*inputs, *numbers)
         grads = _backward(g, *inputs, maps, True, *numbers)
         assert torch.equal(result, rdn(*inputs, **net.config))
-    with pyrecon.backend("reference"):
+    with extended() if dtype == torch.float64 else pyrecon.backend("reference"):
         expected = _recorded(*wide, *numbers)
         of_image, of_weights = _backward(g.double(), *wide, expected[1], True, *numbers)
     # maps: laid out for the precision of the network, so by the reference in that precision

@@ -1,8 +1,8 @@
 """Matrix products of the references: exact to a few roundings on any machine.
 
 A reference defines its op, so its error has to be known. That of a library is not: torch's float64 FFT (MKL) errs by
-37 eps at n = 368 and by 62 at n = 371 on an Intel Xeon, and by 1 to 2 on an AMD EPYC. The references therefore transform
-by matrices, and here the length of what a BLAS adds up in an order of its own is bounded.
+37 eps at n = 368 and by 62 at n = 371 on an Intel Xeon, and by 1 to 2 on an AMD EPYC. So the references transform by
+matrices, and what a BLAS adds up at a time, in an order of its own, is bounded here.
 """
 
 from __future__ import annotations

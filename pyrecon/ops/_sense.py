@@ -263,7 +263,8 @@ def sense_forward(image: Tensor, maps: Tensor, mask: Tensor, *, out: Tensor | No
 
     Notes
     -----
-    CPU (C++ throughout; sizes with a prime factor above 257 take SciPy's FFT) and GPU (Triton around cuFFT). Pruessmann et al., SENSE, Magn Reson Med 42:952 (1999).
+    CPU (C++ throughout; sizes with a prime factor above 257 take SciPy's FFT) and GPU (Triton around cuFFT).
+    Pruessmann et al., SENSE, Magn Reson Med 42:952 (1999).
     """
     check_dtype("image", image, COMPLEX)
     check_shape("image", image, (None, None, None), "(B, H, W)")

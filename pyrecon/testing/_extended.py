@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,19 @@ def extended() -> Iterator[None]:
 
     Factorisations (Cholesky, SVD, ...) stay with LAPACK: their error is a few eps times a condition, on any machine.
     """
-    with _Extended():
-        yield
+    traced = _library._is_traced
+    _library._is_traced = lambda: False  # a dispatch mode looks like tracing, which would hide the references from it
+    try:
+        with _library.backend("reference"), _Extended():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        _library._is_traced = traced
 
 
 class _Extended(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        # torch resolves conjugate views before this point, but not for what runs within `with self` below.
-        args = tree_map_only(Tensor, lambda t: t.resolve_conj().resolve_neg(), args)
-        if func.namespace == "pyrecon":
-            with self:
-                return _library._OPS[name].reference(*args, **kwargs)
         if name in _DEFINITIONS and args[0].dtype in _DOUBLE:
             value = _DEFINITIONS[name](*args, **kwargs)
             return tree_map_only(np.ndarray, lambda v: torch.from_numpy(v).to(args[0].device), value)
@@ -50,25 +50,24 @@ class _Extended(TorchDispatchMode):
 
 
 def dft(x: Any, axis: int = -1, *, inverse: bool = False) -> Any:
-    """``sum_j x_j exp(-2 pi i j k / n)`` along an axis, by its definition in extended precision; no scale, no shifts."""
+    """``sum_j x_j exp(-2 pi i j k / n)`` along an axis, as it stands, in extended precision; no scale, no shifts."""
     x = np.moveaxis(_wide(x), axis, -1)
-    cosines, sines = _waves(x.shape[-1])
-    return np.moveaxis(x @ (cosines + (1j if inverse else -1j) * sines), -1, axis)
+    angles, turns = _angles(x.shape[-1]), np.arange(x.shape[-1])
+    waves = np.cos(angles) + (1j if inverse else -1j) * np.sin(angles)
+    return np.moveaxis(x @ waves[np.outer(turns, turns) % len(waves)], -1, axis)
 
 
 def dst(x: Any, axis: int = -1) -> Any:
     """``sum_j x_j sin(pi j k / (n + 1))``, j and k from 1 to n, likewise."""
     x = np.moveaxis(_wide(x), axis, -1)
-    n = x.shape[-1]
-    return np.moveaxis(x @ _waves(2 * n + 2)[1][1 : n + 1, 1 : n + 1], -1, axis)
+    turns = np.arange(1, x.shape[-1] + 1)
+    waves = np.sin(_angles(2 * x.shape[-1] + 2))
+    return np.moveaxis(x @ waves[np.outer(turns, turns) % len(waves)], -1, axis)
 
 
-@lru_cache(maxsize=8)
-def _waves(n: int) -> tuple[Any, Any]:
-    """Cosines and sines of j k n-ths of a turn: whole numbers, reduced exactly."""
-    angles = np.arange(n) * (8 * np.arctan(_REAL(1)) / n)
-    turns = np.outer(np.arange(n), np.arange(n)) % n
-    return np.cos(angles)[turns], np.sin(angles)[turns]
+def _angles(n: int) -> Any:
+    """The n-ths of a turn, of which whole numbers are reduced exactly."""
+    return np.arange(n) * (8 * np.arctan(_REAL(1)) / n)
 
 
 def _wide(x: Any) -> Any:
@@ -96,7 +95,9 @@ def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 def _norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     if ord != 2:
         raise NotImplementedError(f"extended: norm of order {ord}")
-    return _narrow(np.sqrt((abs(_wide(x)) ** 2).sum(axis=_axes(dim), keepdims=keepdim)))
+    value = _wide(x)
+    squares = value.real**2 + value.imag**2 if x.is_complex() else value**2  # abs() would take a root for each
+    return _narrow(np.sqrt(squares.sum(axis=_axes(dim), keepdims=keepdim)))
 
 
 def _axes(dim: Any) -> Any:
@@ -154,7 +155,7 @@ def _correlate(x: Any, weight: Any, padding: list[int]) -> Any:
     windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=axes)  # (B, C, *size, *kernel)
     windows = np.moveaxis(windows, 1, 1 + len(axes))
     place = windows.shape[: 1 + len(axes)]
-    value = windows.reshape(-1, weight[0].size) @ weight.reshape(len(weight), -1).T
+    value = windows.reshape(math.prod(place), math.prod(weight.shape[1:])) @ weight.reshape(len(weight), -1).T
     return np.moveaxis(value.reshape(*place, len(weight)), -1, 1)
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -46,7 +45,7 @@ class Case:
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> tuple[Any, ...]:
         return self.make(torch.Generator().manual_seed(seed), dtype)
 
-    @cache  # noqa: B019: as many as there are rows, which live as long as the process
+    @cache  # noqa: B019 (rows live as long as the process)
     def law(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The answer to ``inputs(dtype)`` by definition: the reference, in double precision.
 
@@ -54,7 +53,7 @@ class Case:
         libraries is laid at the kernel's door.
         """
         wide = tree_map_only(Tensor, lambda t: t.to(_WIDE.get(t.dtype, t.dtype)), self.inputs(dtype))
-        with backend("reference"), extended() if dtype in DOUBLE else nullcontext():
+        with extended() if dtype in DOUBLE else backend("reference"):
             answer = self.op(*wide, **self.options)
         return answer if isinstance(answer, tuple) else (answer,)
 
