@@ -209,7 +209,7 @@ def check_returned(name: str, value: Any, like: Tensor, what: str = "its argumen
         cast = torch.is_autocast_enabled(value.device.type) and value.is_floating_point() and like.is_floating_point()
         if not cast:
             raise TypeError(f"{name}: returned {value.dtype}, but {what} is {like.dtype}; cast the result")
-        value = value.to(like.dtype)
+        return value.to(like.dtype)
     return value
 
 

@@ -15,8 +15,7 @@ from pyrecon.cli.reconstruct import check_device
 from pyrecon.systems import SYSTEMS
 
 if TYPE_CHECKING:
-    from pyrecon.train import Training
-    from pyrecon.train.run import Outcome, Progress
+    from pyrecon.train import Outcome, Progress, Training
 
 _PANEL = "Settings, short for -p NAME=VALUE"
 

@@ -24,7 +24,7 @@ from pyrecon.io._files import one_line
 from pyrecon.solvers import ConvergenceWarning
 from pyrecon.train._files import check_state, read_torch, read_tree, write_tree
 from pyrecon.train.config import RunConfig
-from pyrecon.train.run import Context, Diverged, Interrupted, Progress, Task
+from pyrecon.train.task import Context, Diverged, Interrupted, Progress, Task
 
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 

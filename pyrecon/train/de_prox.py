@@ -20,9 +20,10 @@ from pyrecon.models.deq import DEProx
 from pyrecon.models.weights import Card
 from pyrecon.nn import ResidualDenoiser
 from pyrecon.physics.mri import gaussian_lines, head_phantom
-from pyrecon.train import _files
+from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, Stage, setting
-from pyrecon.train.run import Drawn, Outcome, Task, Training
+from pyrecon.train.run import Drawn, Training
+from pyrecon.train.task import Outcome, Task
 
 _VALIDATION = 2**20  # the stream of random numbers that validation takes: no step has that number
 
@@ -189,7 +190,7 @@ class DEProxTraining(Training):
 
     def data(self, drawn: Drawn) -> Scans:
         config, shape = self.config, (self.config.size, self.config.size)
-        parts = _files.kept_pool(
+        parts = kept_pool(
             self.folder / "pool.npy",
             config.pool + config.validation,
             (*shape, 2),

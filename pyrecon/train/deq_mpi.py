@@ -29,7 +29,8 @@ from pyrecon.solvers import Anderson
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, Stage, setting
 from pyrecon.train.mpi_data import VALIDATION, Source, TrainingData, fine_shape
-from pyrecon.train.run import Drawn, Option, Outcome, Quality, Report, Task, Training, train
+from pyrecon.train.run import Drawn, Option, Training, train
+from pyrecon.train.task import Outcome, Quality, Report, Task
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
