@@ -239,14 +239,14 @@ def test_reconstruction_is_plain_iteration_of_the_step() -> None:
 
 
 @pytest.mark.parametrize("consistency", ["learned", "ball", "exact"])
-@pytest.mark.parametrize("mixing", [0, 3])
-def test_the_op_is_what_the_modules_are(consistency: str, mixing: int) -> None:
+@pytest.mark.parametrize("memory", [0, 3])
+def test_the_op_is_what_the_modules_are(consistency: str, memory: int) -> None:
     """More frames than the kernel takes at a time, which end after different numbers of steps."""
     prepared, y, radius = problem()
     size = torch.logspace(-3, 1, 15, dtype=torch.float64)
     y, radius = y.repeat(5, 1) * size[:, None], radius.repeat(5) * size
     steps = {"learned": LearnedConsistency(layout()), "ball": BallConsistency(), "exact": ExactConsistency()}
-    net = model(steps[consistency], mixing=mixing, tol=0.02, iterations=25, penalty=3.0)
+    net = model(steps[consistency], memory=memory, tol=0.02, iterations=25, penalty=3.0)
     for parameter in net.rdn.parameters():  # for a map that contracts
         parameter.data.mul_(0.5)
     with record_calls() as calls:
@@ -262,7 +262,7 @@ def test_the_op_is_what_the_modules_are(consistency: str, mixing: int) -> None:
     torch.testing.assert_close(found.residual, expected.residual, rtol=1e-6, atol=1e-12)
     assert torch.equal(found.status, expected.status)
     assert torch.equal(found.iterations, expected.iterations)
-    if mixing and consistency != "exact":  # whose dual of the data grows with every step
+    if memory and consistency != "exact":  # whose dual of the data grows with every step
         assert len(found.iterations.unique()) > 1
 
 
@@ -270,7 +270,7 @@ def test_the_op_gives_the_same_bits_on_any_number_of_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(2 * len(layout().rows), 338, generator=generator)
     y = A[:, 3] + 0.1 * torch.randn(7, len(A), generator=generator)
-    net, prepared, before = model(mixing=2).float(), Problem(A, (26, 13)), torch.get_num_threads()
+    net, prepared, before = model(memory=2).float(), Problem(A, (26, 13)), torch.get_num_threads()
     answers = []
     try:
         for threads in (1, 2, 3, 9):  # images side by side, and more threads than images
@@ -333,7 +333,7 @@ def test_mixing_reaches_the_equilibrium_in_fewer_steps() -> None:
     prepared, y, radius = problem()
     # Small singular values: a plain step hardly moves the image.
     prepared, y, radius = Problem(prepared.A.matrix / 50, SHAPE), y / 50, radius / 50
-    plain, mixed = (DEQMPI(Positive(), BallConsistency(), mixing=m) for m in (0, 5))  # type: ignore[arg-type]
+    plain, mixed = (DEQMPI(Positive(), BallConsistency(), memory=m) for m in (0, 5))  # type: ignore[arg-type]
     zero = torch.zeros(3, SHAPE[0] * SHAPE[1], dtype=torch.float64)  # least squares would be the answer
     answers = [net.reconstruct(prepared, y, radius, zero, iterations=20) for net in (plain, mixed)]
     assert float(answers[1].residual.max()) < 0.3 * float(answers[0].residual.max())

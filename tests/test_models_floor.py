@@ -133,7 +133,7 @@ def test_no_frames_are_no_images(method: Any) -> None:
 
 def test_an_equilibrium_of_no_samples_is_none() -> None:
     problem, y = Problem(matrix(), SHAPE), torch.zeros(0, 60)
-    for model in (net(), net(mixing=3)):
+    for model in (net(), net(memory=3)):
         assert model(problem, y, 1.0).shape == (0, *SHAPE)
         assert model.reconstruct(problem, y, 1.0).value.shape == (0, *SHAPE)
         assert model.direct(problem, y).shape == (0, *SHAPE)
@@ -165,7 +165,7 @@ def test_radius_and_start_come_as_people_have_them() -> None:
         (lambda m, p, y: m.reconstruct(p, y.long(), 0.3), "y: dtype torch.int64"),
         (lambda m, p, y: m.reconstruct(p, y, 0.3, torch.zeros(4, 4, 5)), r"start: shape \(4, 4, 5\) does not fit"),
         (lambda m, p, y: DEQMPI(iterations=0), "iterations: 0"),
-        (lambda m, p, y: DEQMPI(mixing=-1), "mixing: -1"),
+        (lambda m, p, y: DEQMPI(memory=-1), "memory: -1"),
         (lambda m, p, y: DEQMPI(penalty=float("nan")), "penalty, tol: nan"),
         (lambda m, p, y: DEQMPI(penalty="big"), "penalty: expected a number, got str 'big'"),
         (lambda m, p, y: DEQMPI(tol=-1.0), "penalty, tol: .* -1.0"),

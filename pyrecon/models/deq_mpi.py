@@ -73,7 +73,7 @@ class DEQMPI(nn.Module):
         matrix.
     iterations
         Steps at inference.
-    mixing
+    memory
         Memory of Anderson mixing at inference. 0 takes plain steps, as the released program does; models trained here
         have 5, with which 25 steps come as near to the equilibrium as 100 plain ones.
     penalty
@@ -96,7 +96,7 @@ class DEQMPI(nn.Module):
         consistency: Consistency | None = None,
         *,
         iterations: int = 25,
-        mixing: int = 0,
+        memory: int = 0,
         penalty: float = 1.0,
         solver: FixedPointMethod | None = None,
         tol: float = 1e-4,
@@ -107,7 +107,7 @@ class DEQMPI(nn.Module):
         for name, module in (("rdn", rdn), ("consistency", consistency)):
             if module is not None and not isinstance(module, nn.Module):
                 raise TypeError(f"{name}: expected a module, got {_said(module)}")
-        for name, number, least in (("iterations", iterations, 1), ("mixing", mixing, 0), ("max_iter", max_iter, 1)):
+        for name, number, least in (("iterations", iterations, 1), ("memory", memory, 0), ("max_iter", max_iter, 1)):
             _check_count(name, number, least)
         for name, value in (("penalty", penalty), ("tol", tol)):
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -116,7 +116,7 @@ class DEQMPI(nn.Module):
             raise ValueError(f"penalty, tol: {penalty} and {tol}, expected a number above 0 and one from 0")
         self.rdn = RDN() if rdn is None else rdn
         self.consistency = BallConsistency() if consistency is None else consistency
-        self.iterations, self.mixing, self.penalty = iterations, mixing, penalty
+        self.iterations, self.memory, self.penalty = iterations, memory, penalty
         self.tol, self.max_iter = tol, max_iter
         self.solver = solver or Anderson(memory=5, beta=1.0)
         self.gradient = gradient or ImplicitGradient(tol=tol, max_iter=max_iter)
@@ -161,7 +161,7 @@ class DEQMPI(nn.Module):
         steps = self.iterations if iterations is None else iterations
         _check_count("iterations", steps, 1)
         radius = self._radius(problem, y, radius)
-        tol = self.tol if self.mixing else 0.0
+        tol = self.tol if self.memory else 0.0
         found = self._solved(problem, problem.start(y, start), y, radius, steps, tol)
         # A sample set aside at once would show its start, an image of nothing that was measured.
         image = torch.where((found.status == Status.NONFINITE)[:, None], torch.nan, found.value[0])
@@ -187,7 +187,7 @@ class DEQMPI(nn.Module):
         """The fixed point by one op, or step by step where modules must run."""
         network, data = _operands(self.rdn), _operands(self.consistency, y)
         if network is None or data is None or not runs_kernel(problem.A.matrix, y, radius):
-            solver = Anderson(memory=self.mixing) if self.mixing else Picard()
+            solver = Anderson(memory=self.memory) if self.memory else Picard()
             return fixed_point(problem.step_of(self), state, (y, radius), solver=solver, tol=tol, max_iter=steps)  # type: ignore[return-value]  # of the state's type
         values, report = deq_mpi(
             problem.A.matrix,
@@ -198,7 +198,7 @@ class DEQMPI(nn.Module):
             shape=problem.shape,
             steps=steps,
             penalty=self.penalty,
-            memory=self.mixing,
+            memory=self.memory,
             tol=tol,
             **network,
             **data,
@@ -273,7 +273,7 @@ def _described(model: DEQMPI) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors[_ROWS] = layout.rows
         consistency = {"kind": "learned", **model.consistency.config, "grid": layout.grid, "used": layout.used}
         consistency["digest"] = layout.digest
-    inference = {name: getattr(model, name) for name in ("iterations", "mixing", "penalty")}
+    inference = {name: getattr(model, name) for name in ("iterations", "memory", "penalty")}
     return tensors, {"rdn": model.rdn.config, "consistency": consistency, **inference}
 
 
@@ -295,7 +295,7 @@ def _loaded(header: Header) -> DEQMPI:
             rdn,
             _consistency(config["consistency"], header),
             iterations=whole_number(config["iterations"]),
-            mixing=whole_number(config.get("mixing", 0), least=0),
+            memory=whole_number(config.get("memory", config.get("mixing", 0)), least=0),  # mixing: format 1
             penalty=config.get("penalty", 1.0),
         )
         model.card = None if header.card is None else card_of(header.card)

@@ -404,7 +404,7 @@ class DEQMPITraining(Training):
                 consistency = known.consistency
         solver = Anderson(memory=config.memory)
         gradient: Gradient = JacobianFree()
-        inference = {"mixing": config.memory}
+        inference = {"memory": config.memory}
         if config.gradient == "implicit":
             gradient = ImplicitGradient(solver=solver, tol=config.tolerance, max_iter=config.backward_limit)
         elif config.gradient == "unrolled":  # inference is what was trained: as many steps, and plain ones
