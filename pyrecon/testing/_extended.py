@@ -23,10 +23,10 @@ _DOUBLE = (torch.float64, torch.complex128)
 def extended() -> Iterator[None]:
     """In this block, plain torch code computes its double-precision sums in extended precision and rounds them once.
 
-    Matrix products, convolutions, sums, norms and Fourier transforms of float64 and complex128 tensors are taken from
-    the libraries of the machine, whose errors nobody states, and computed by their definition in ``numpy.longdouble``
-    (64 bits of mantissa on x86: 11 more than a double). What is left is one rounding for each operation. Ops of this
-    package run as their references. For tests: up to a hundred times slower.
+    Matrix products, convolutions, sums, norms and Fourier transforms of float64 and complex128 tensors are computed as
+    they are defined, in ``numpy.longdouble`` (64 bits of mantissa on x86: 11 more than a double), not by libraries of
+    this machine, whose errors nobody states. What is left is one rounding for each operation. Ops of this package run
+    as their references. For tests: up to a hundred times slower.
 
     Factorisations (Cholesky, SVD, ...) stay with LAPACK: their error is a few eps times a condition, on any machine.
     """
