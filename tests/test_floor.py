@@ -245,7 +245,12 @@ def test_empty_states_and_batches() -> None:
     assert empty.status.shape == (0,)
     nothing = fixed_point(lambda x: x, torch.zeros(2, 0))
     assert nothing.converged.all()
-    assert implicit.fixed_point_layer(lambda x: x, torch.zeros(0, 3)).shape == (0, 3)
+    for gradient in (implicit.ImplicitGradient(), implicit.Unrolled(2), implicit.PhantomGradient(2)):
+        assert implicit.fixed_point_layer(lambda x: x, torch.zeros(0, 3), gradient=gradient).shape == (0, 3)
+    for measure in (implicit.jacobian_penalty, implicit.contraction):
+        assert measure(lambda x: x.sin(), torch.zeros(0, 3)).shape == (0,)
+        assert measure(lambda x: 0.5 * x, torch.zeros(4)).shape == (4,)  # numbers, one per sample
+    assert implicit.jacobian_penalty(lambda x: torch.zeros(2, 3), torch.zeros(2, 3)).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
