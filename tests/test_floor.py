@@ -10,13 +10,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrecon import implicit, linops, ops
+from pyrecon import implicit, interop, linops, ops
 from pyrecon.solvers import (
     Anderson,
     Broyden,
@@ -429,3 +430,16 @@ def test_division() -> None:
     torch.testing.assert_close((A / 4).as_matrix(), A.as_matrix() / 4)
     with pytest.raises(ZeroDivisionError):
         A / 0
+
+
+def test_operators_of_other_packages_are_checked_like_arguments() -> None:
+    def foreign(**parts: Any) -> linops.LinearOperator:
+        physics = SimpleNamespace(**({"A": lambda x: 2 * x, "A_adjoint": lambda y: 2 * y} | parts))
+        return interop.from_deepinv(physics, (1, 3))
+
+    x = torch.ones(2, 1, 3)
+    assert torch.equal(foreign().gram(x), 4 * x)
+    with pytest.raises(TypeError, match="operator: its product by SimpleNamespace is ndarray"):
+        foreign(A=lambda x: x.numpy())
+    with pytest.raises(ValueError, match=r"its adjoint by SimpleNamespace is \(1, 1, 3\) on cpu, expected \(2, 1, 3\)"):
+        foreign(A_adjoint=lambda y: y[:1]).gram(x)
