@@ -1,4 +1,4 @@
-"""Triton kernels of pyrecon/ops/_variation.py.
+"""Triton kernels of pyrecon/ops/_variation.py and _soft_threshold.py.
 
 Pixels live in registers as blocks (rows, columns, channels), channels 2 for complex numbers; a shift by one pixel is a
 gather within the block, through shared memory. An image that fits one block stays there for all iterations. A larger

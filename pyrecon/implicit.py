@@ -14,6 +14,7 @@ so the backward pass is a fixed-point problem of its own, linear in u, and no it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -254,8 +255,8 @@ def jacobian_penalty(f: Map, z: State, *, probes: int = 1, generator: torch.Gene
         pulled = torch.autograd.grad(
             values, parts, probe, create_graph=torch.is_grad_enabled(), retain_graph=True, materialize_grads=True
         )
-        total = total + sum(p.abs().square().reshape(len(p), -1).sum(1) for p in pulled)
-    return total / (probes * sum(part[0].numel() for part in parts))
+        total = total + sum(_flat(p).abs().square().sum(1) for p in pulled)
+    return total / (probes * max(sum(math.prod(part.shape[1:]) for part in parts), 1))
 
 
 def residual_curve(
@@ -331,8 +332,13 @@ def _difference(a: State, b: State) -> tuple[Tensor, ...]:
 
 def _norms(parts: Sequence[Tensor]) -> Tensor:
     """|state| per sample."""
-    squares = torch.stack([part.detach().abs().square().reshape(len(part), -1).sum(1) for part in parts])
+    squares = torch.stack([_flat(part.detach()).abs().square().sum(1) for part in parts])
     return squares.sum(0).sqrt()
+
+
+def _flat(part: Tensor) -> Tensor:
+    """One row per sample."""
+    return part.flatten(1) if part.dim() > 1 else part[:, None]
 
 
 def _spread(scalars: Tensor, like: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrecon import implicit, linops, ops
+from pyrecon import implicit, interop, linops, ops
 from pyrecon.solvers import (
     Anderson,
     Broyden,
@@ -129,9 +130,11 @@ def test_a_layer_of_an_f_in_place(gradient: Any) -> None:
 def test_a_state_that_is_returned_swapped() -> None:
     """The parts of the result are views of the iterate, which the kernel overwrites."""
     start = randn(3, 4), randn(3, 4, seed=1)
-    swapped = fixed_point(lambda s: (s[1], s[0]), start, solver=Picard(0.5), **TIGHT)
+    once = fixed_point(lambda s: (s[1], s[0]), start, solver=Picard(0.5), tol=0.0, max_iter=1)
+    for part, other in zip(once.value, reversed(start), strict=True):
+        assert torch.equal(part, other)
     mean = (start[0] + start[1]) / 2
-    for part in swapped.value:
+    for part in fixed_point(lambda s: (s[1], s[0]), start, solver=Picard(0.5), **TIGHT).value:
         torch.testing.assert_close(part, mean)
 
 
@@ -243,7 +246,12 @@ def test_empty_states_and_batches() -> None:
     assert empty.status.shape == (0,)
     nothing = fixed_point(lambda x: x, torch.zeros(2, 0))
     assert nothing.converged.all()
-    assert implicit.fixed_point_layer(lambda x: x, torch.zeros(0, 3)).shape == (0, 3)
+    for gradient in (implicit.ImplicitGradient(), implicit.Unrolled(2), implicit.PhantomGradient(2)):
+        assert implicit.fixed_point_layer(lambda x: x, torch.zeros(0, 3), gradient=gradient).shape == (0, 3)
+    for measure in (implicit.jacobian_penalty, implicit.contraction):
+        assert measure(lambda x: x.sin(), torch.zeros(0, 3)).shape == (0,)
+        assert measure(lambda x: 0.5 * x, torch.zeros(4)).shape == (4,)  # numbers, one per sample
+    assert implicit.jacobian_penalty(lambda x: torch.zeros(2, 3), torch.zeros(2, 3)).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -422,3 +430,16 @@ def test_division() -> None:
     torch.testing.assert_close((A / 4).as_matrix(), A.as_matrix() / 4)
     with pytest.raises(ZeroDivisionError):
         A / 0
+
+
+def test_operators_of_other_packages_are_checked_like_arguments() -> None:
+    def foreign(**parts: Any) -> linops.LinearOperator:
+        physics = SimpleNamespace(**({"A": lambda x: 2 * x, "A_adjoint": lambda y: 2 * y} | parts))
+        return interop.from_deepinv(physics, (1, 3))
+
+    x = torch.ones(2, 1, 3)
+    assert torch.equal(foreign().gram(x), 4 * x)
+    with pytest.raises(TypeError, match="operator: its product by SimpleNamespace is ndarray"):
+        foreign(A=lambda x: x.numpy())
+    with pytest.raises(ValueError, match=r"its adjoint by SimpleNamespace is \(1, 1, 3\) on cpu, expected \(2, 1, 3\)"):
+        foreign(A_adjoint=lambda y: y[:1]).gram(x)

@@ -131,7 +131,7 @@ def test_frames_are_images_of_their_own() -> None:
     torch.testing.assert_close(operator.gram(x), torch.stack([A.gram(x[:, t]) for t, A in enumerate(each)], dim=1))
     bound = torch.stack([A.norm_bound for A in each]).amax(dim=0)
     assert (operator.norm_bound >= bound - 1e-12).all()
-    with pytest.raises(ValueError, match=r"expected a batch of \(4, 8, 6\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 4, 8, 6\)"):
         operator(x[:, :3])
 
 

@@ -158,7 +158,7 @@ def test_a_nan_stays_in_its_sample() -> None:
         ({"mask": random_mask(6, 5)}, ValueError, r"mask: shape \(6, 5\)"),
         ({"mask": random_mask(1, 1, 6, 5, dtype=torch.float32)}, TypeError, "mask: dtype"),
         ({"mask": random_mask(1, 1, 6, 5).requires_grad_()}, ValueError, "not differentiable"),
-        ({"mask": None}, TypeError, "mask: expected a torch.Tensor, got NoneType"),
+        ({"mask": None}, TypeError, "mask: expected a torch.Tensor, got None"),
     ],
 )
 def test_errors_name_the_argument(change: dict[str, Tensor], error: type[Exception], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_size
 from pyrecon._errors import MissingDependency
 from pyrecon.linops import LinearOperator
 
@@ -79,15 +80,26 @@ class _Foreign(LinearOperator):
         super().__init__()
         self.foreign = module  # registered where it is an nn.Module, so that .to(device) reaches it
         self._forward, self._adjoint = forward, adjoint
-        self.domain_shape = tuple(domain_shape)
+        self.domain_shape = check_size("domain_shape", domain_shape)
         with torch.no_grad():
             self.range_shape = tuple(self(torch.zeros_like(self._random(self.domain_shape, 0, 1))).shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._forward(x)  # type: ignore[no-any-return]
+        return self._returned("its product", self._forward(x), x, getattr(self, "range_shape", None))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._adjoint(y)  # type: ignore[no-any-return]
+        return self._returned("its adjoint", self._adjoint(y), y, self.domain_shape)
+
+    def _returned(self, what: str, value: Any, given: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+        """What the other package computed, checked like an argument: kernels read it."""
+        kind = type(self.foreign).__name__
+        if not isinstance(value, Tensor):
+            raise TypeError(f"operator: {what} by {kind} is {type(value).__name__}, expected a torch.Tensor")
+        expected = (len(given), *(value.shape[1:] if shape is None else shape))
+        if value.shape != expected or value.device != given.device:
+            came = f"{tuple(value.shape)} on {value.device}"
+            raise ValueError(f"operator: {what} by {kind} is {came}, expected {expected} on {given.device}")
+        return value
 
 
 def _from_channels(x: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def _guarded(method: Callable[..., Tensor], name: str, shape: str) -> Callable[.
             )
         expected = getattr(self, shape, None)  # None while a constructor finds it out
         if expected is not None and x.shape[1:] != expected:
-            raise ValueError(f"{name}: shape {tuple(x.shape)} does not fit, expected (B, *{expected})")
+            wanted = ", ".join(map(str, ("B", *expected)))
+            raise ValueError(f"{name}: shape {tuple(x.shape)} does not fit, expected ({wanted})")
         if not torch.compiler.is_compiling():
             check_memory(name, x)
         return method(self, x)

@@ -35,8 +35,16 @@ class SystemMatrix(LinearOperator):
         check_dtype("matrix", matrix, (*FLOATING, *COMPLEX))
         check_shape("matrix", matrix, (None, None), "(M, N)")
         self.register_buffer("matrix", matrix)
-        self.range_shape, self.domain_shape = (matrix.shape[0],), (matrix.shape[1],)
         self._derived: dict[str, tuple[object, Any]] = {}
+
+    # Of the matrix as it is now: a program may put another one in its place.
+    @property
+    def domain_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.matrix.shape[1],)
+
+    @property
+    def range_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.matrix.shape[0],)
 
     @classmethod
     def stacked(cls, matrix: Tensor) -> SystemMatrix:

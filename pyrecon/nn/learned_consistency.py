@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
+from pyrecon._check import check_radius
 from pyrecon.nn._convolutions import packable, runs_as_op
 from pyrecon.ops import project_l2_ball
 from pyrecon.ops._learned_consistency import learned_consistency
@@ -84,7 +85,7 @@ class RowLayout:
 class BallConsistency(nn.Module):
     """``z = proj(v)`` onto ``|z - y| <= radius``: fits every system matrix, as no weight depends on its rows."""
 
-    def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    def forward(self, v: Tensor, y: Tensor, radius: Tensor | float) -> Tensor:
         return project_l2_ball(v, y, radius)
 
     def operands(self, y: Tensor) -> dict[str, Any] | None:
@@ -95,7 +96,7 @@ class BallConsistency(nn.Module):
 class ExactConsistency(nn.Module):
     """``z = y``: the data are believed to the last digit, noise included; the ablation of DEQ-MPI's data step."""
 
-    def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    def forward(self, v: Tensor, y: Tensor, radius: Tensor | float) -> Tensor:
         return y
 
     def operands(self, y: Tensor) -> dict[str, Any] | None:
@@ -182,7 +183,8 @@ class LearnedConsistency(nn.Module):
             "kernel": self.config["kernel"],
         }
 
-    def forward(self, v: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    def forward(self, v: Tensor, y: Tensor, radius: Tensor | float) -> Tensor:
+        radius = check_radius("radius", radius, v)
         weights = packable(self.convs, v, y, radius) if self.dims == 1 else None
         if weights is not None:
             return self._by_op(v, y, radius, _flatten_dense_tensors(weights))

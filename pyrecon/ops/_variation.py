@@ -243,22 +243,12 @@ def _tv_cpp(
     )  # fmt: skip
 
 
-def _tv_triton(
-    x: Tensor,
-    weight: Tensor,
-    dual: Tensor | None,
-    iterations: int,
-    tol: float,
-    isotropic: bool,
-    nonneg: bool,
-    u: Tensor,
-    dual_out: Tensor,
-    count: Tensor,
-) -> None:
+def _tv_triton(*arguments: Any) -> None:
     from pyrecon.kernels.variation import tv_prox as launch
 
+    x, weight, dual, iterations, *options = arguments
     steps = _schedule(iterations, weight.dtype, weight.device)
-    launch(x, weight, dual, steps, tol, isotropic, nonneg, u, dual_out, count)
+    launch(x, weight, dual, steps, *options)
 
 
 def _tv_outputs(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

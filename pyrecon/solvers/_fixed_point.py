@@ -81,8 +81,8 @@ class Picard:
         check_number("Picard: damping", self.damping, -math.inf)
 
     def start(self, batch: int, like: Tensor) -> Stepper:
-        # On a CPU the kernel of Anderson mixing does it in one pass over memory, 0.3 of the time of torch's five: its
-        # Gram matrix is one number then, the norm that the stop test needs anyway.
+        # On a CPU the kernel of Anderson mixing does it in one pass over memory, in a fifth to a tenth of the time of
+        # torch's six. Its Gram matrix is one number then, the norm that the stop test needs anyway.
         if like.is_cpu:
             return _AndersonRun(Anderson(memory=1, beta=self.damping), batch, like)
         return _PicardRun(self.damping)
@@ -184,7 +184,9 @@ class _BroydenRun:
 
 
 def _squares(g: Tensor, fx: Tensor) -> Tensor:
-    return torch.stack([(v.abs().double() ** 2).sum(1) for v in (g, fx)], dim=1)
+    """|g|^2 and |f(x)|^2, ``(A, 2)`` float64, summed as such without a copy in double precision."""
+    rows = [torch.view_as_real(v).flatten(1) if v.is_complex() else v for v in (g, fx)]
+    return torch.stack([torch.linalg.vector_norm(v, dim=1, dtype=torch.float64).square() for v in rows], dim=1)
 
 
 class Layout:
