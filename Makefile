@@ -30,6 +30,7 @@ bench: $(VENV)/.test ## Measure the kernels; writes benchmarks/results/ and docs
 
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/pytest -q tests/built_docs.py
 
 lint: $(VENV)/.dev ## ruff and clang-format
 	$(BIN)/ruff check .
