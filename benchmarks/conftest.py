@@ -38,7 +38,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """A quick run keeps the first size of every function, without torch.compile, which takes seconds a graph."""
     if not QUICK:
         return
-    seen, kept, left_out = set(), [], []
+    seen: set[tuple[Any, ...]] = set()
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         assert isinstance(item, pytest.Function)
         impl, where = (item.callspec.params.get(name) for name in ("impl", "device"))

@@ -147,8 +147,9 @@ class _Watch:
             self._outcome = f"{name}: {reason.removeprefix('Skipped: ')}"
         if report.when != "teardown":
             return
-        if "timed" in (found := dict(report.user_properties)):
-            row, impl, milliseconds = found["timed"]  # type: ignore[misc]
+        timed: Any = dict(report.user_properties).get("timed")
+        if timed is not None:
+            row, impl, milliseconds = timed
             self._outcome = f"{row}: {impl} {milliseconds:.3g} ms"
         self.done += 1
         self.bar.advance(self.task)
