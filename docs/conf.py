@@ -11,6 +11,7 @@ release = pyrecon.__version__
 
 extensions = [
     "myst_parser",
+    "sphinx_design",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -26,10 +27,12 @@ html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_css_files = ["pyrecon.css"]
 html_title = "pyrecon"
+html_sidebars = {page: [] for page in ("index", "reconstruct", "api", "changelog")}  # no pages below them
 html_theme_options = {
     # All but gallery/ (no page may match two patterns): 80 characters of code need the width, and examples have no
     # headings to list beside them.
-    "secondary_sidebar_items": {"[!g]**": ["page-toc"]},
+    "secondary_sidebar_items": {"[!g]**": ["page-toc"], "index": []},
+    "header_links_before_dropdown": 7,
 }
 exclude_patterns = ["_build", "examples", "gallery/*.md5", "benchmark_notes.md"]  # notes: part of benchmarks.md
 nitpicky = False
