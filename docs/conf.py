@@ -63,6 +63,7 @@ sphinx_gallery_conf = {
     "image_scrapers": (_figure_of_block,),
     "download_all_examples": False,
     "show_memory": False,
+    "remove_config_comments": True,
     "min_reported_time": 1,
 }
 suppress_warnings = ["config.cache"]
