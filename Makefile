@@ -6,18 +6,21 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 # Built in this environment, so that a second build compiles only what changed.
 BUILD   := scikit-build-core pybind11 cmake ninja
 INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
+# Most of what is fetched and unpacked, a minute's work, and not needed for compiling: both are done at once.
+LARGE   := torch scipy matplotlib scikit-image
 
 # Stamps: what is installed, so that a second `make` starts at once. Sources are rebuilt when they change.
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt \
            $(shell find csrc kernels pyrecon -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' \
              -o -name '*.cu' -o -name '*.cuh' -o -name '*.safetensors' \) -not -path 'pyrecon/kernels/*' 2>/dev/null)
 
-.PHONY: help demo test slow bench docs lint types sanitize triton cuda fresh clean
+.PHONY: help kernels demo test slow bench docs lint types sanitize triton cuda fresh clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo ## Reconstruct an MPI and an MRI scan; figure and summary in demo_out/
+# An environment with the tests has the demo's packages too, and kernels for every instruction set.
+demo: $(if $(wildcard $(VENV)/.test),$(VENV)/.test,$(VENV)/.demo) ## Reconstruct an MPI and an MRI scan; figure and summary in demo_out/
 	$(BIN)/pyrecon demo --output demo_out
 
 test: $(VENV)/.test ## The test suite (CPU), long tests left out
@@ -33,6 +36,7 @@ bench: $(VENV)/.test ## Measure the kernels; writes benchmarks/results/ and docs
 
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/pytest -q tests/built_docs.py
 
 lint: $(VENV)/.dev ## ruff and clang-format
 	$(BIN)/ruff check .
@@ -55,17 +59,28 @@ cuda: $(VENV)/.test ## Compile the CUDA module (needs nvcc, no GPU) and import i
 sanitize: $(VENV)/.test ## The kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	sh tests/sanitize.sh $(BIN)/python
 
-$(VENV)/.venv:
+$(VENV)/.tools:
 	$(PYTHON) -c 'import sys; sys.exit("pyrecon needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch $(BUILD)
+	$(PIP) install -c constraints.txt $(BUILD)
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.venv $(SOURCES)
+$(VENV)/.large: $(VENV)/.tools
+	$(PIP) install -c constraints.txt $(LARGE)
+	@touch $@
+
+kernels: $(VENV)/.tools # compiled in build/, where the installation finds them done
+	$(PIP) wheel --no-deps --no-build-isolation -w build/wheel .
+
+# A first image needs the kernels of this machine only, a third of the compiling; the tests run them all.
+$(VENV)/.demo: export PYRECON_LEVELS := NATIVE
+$(VENV)/.demo: $(VENV)/.tools $(SOURCES)
+	$(MAKE) -j2 $(VENV)/.large kernels
 	$(INSTALL) '.[demo]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.venv $(SOURCES)
+$(VENV)/.test: $(VENV)/.tools $(SOURCES)
+	$(MAKE) -j2 $(VENV)/.large kernels
 	$(INSTALL) '.[test]'
 	@touch $@
 

@@ -28,6 +28,27 @@ from pyrecon import _core
 from pyrecon.testing import assert_close_to_reference
 
 THREADS = int(os.environ.get("PYRECON_BENCH_THREADS", "2"))
+QUICK = (
+    os.environ.get("PYRECON_BENCH_QUICK", "") == "1"
+)  # one size of each work, few rounds: an overview in two minutes
+ROUNDS = {"max_time": 0.1, "min_rounds": 3} if QUICK else {"max_time": 0.7, "min_rounds": 7, "warmup": True}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A quick run keeps the first size of every function, without torch.compile, which takes seconds a graph."""
+    if not QUICK:
+        return
+    seen: set[tuple[Any, ...]] = set()
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        impl, where = (item.callspec.params.get(name) for name in ("impl", "device"))
+        key = (item.path, item.originalname, impl, where)
+        (left_out if key in seen or impl == "torch.compile" else kept).append(item)
+        seen.add(key)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 class Timed(Protocol):
@@ -129,7 +150,7 @@ def timed(request: pytest.FixtureRequest) -> Timed:
             row, goal = f"{row}, GPU", None  # goals are a processor's
         # The marker is read when the benchmark fixture is made, so it is asked for only now.
         timer = _gpu_clock if on_gpu else time.perf_counter
-        request.node.add_marker(pytest.mark.benchmark(group=row, timer=timer, max_time=0.7, min_rounds=7, warmup=True))
+        request.node.add_marker(pytest.mark.benchmark(group=row, timer=timer, **ROUNDS))
         benchmark = request.getfixturevalue("benchmark")
         benchmark.extra_info.update(
             impl=impl,
@@ -138,11 +159,18 @@ def timed(request: pytest.FixtureRequest) -> Timed:
             flops=flops,
             sizes=dict(sizes or {}),
             threads=THREADS,
+            quick=QUICK,
             device=torch.cuda.get_device_name() if on_gpu else "cpu",
         )
         if benchmark.enabled:
             benchmark.extra_info["rates"] = machine_rates("cuda" if on_gpu else "cpu")
-        benchmark(call)
+        try:
+            benchmark(call)
+        except KeyboardInterrupt:
+            benchmark.has_error = True  # cut short is not measured: left out of the results, the others are kept
+            raise
+        if benchmark.enabled:
+            request.node.user_properties.append(("timed", (row, impl, benchmark.stats.stats.median * 1e3)))
 
     return run
 

@@ -28,8 +28,8 @@ def condense(report: dict[str, Any]) -> dict[str, Any]:
         row = rows.setdefault(benchmark["group"], {"ms": {}, "min_ms": {}, "device": extra["device"]})
         row["ms"][extra["impl"]] = stats["median"] * 1e3
         row["min_ms"][extra["impl"]] = stats["min"] * 1e3
-        for key in ("goal", "bytes_moved", "flops", "rates"):
-            if extra.get(key) is not None:
+        for key in ("goal", "bytes_moved", "flops", "rates", "quick"):
+            if extra.get(key):
                 row[key] = extra[key]
     for row in rows.values():
         rivals = {name: ms for name, ms in row["ms"].items() if name != "pyrecon"}
@@ -94,7 +94,8 @@ def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
         ratio = f"{row['ratio']:.2g}" if rival else ""
         verdict = {True: "yes", False: "no", None: ""}[reached(row)]
         share = f"{100 * row['roofline']:.0f} %" if "roofline" in row else ""
-        table.append((name, f"{ours:.3g}", against, ratio, goal_text(row.get("goal")), verdict, share))
+        work = f"{name} (quick)" if row.get("quick") else name
+        table.append((work, f"{ours:.3g}", against, ratio, goal_text(row.get("goal")), verdict, share))
     return table
 
 

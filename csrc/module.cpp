@@ -6,8 +6,22 @@ PYBIND11_MODULE(_core, m) {
   using namespace pyrecon;
   m.doc() = "CPU kernels of pyrecon. Takes addresses: call the checked functions in pyrecon.ops instead.";
 
+  if (!has_isa(current_isa()))
+    throw pybind11::import_error(std::string("pyrecon's kernels were built for ") + isa_name(current_isa()) +
+                                 " only, which this processor does not run: install it here, or with "
+                                 "PYRECON_LEVELS=ALL in the environment");
+
   m.def("isa", [] { return isa_name(current_isa()); }, "Level in use.");
   m.def("detected_isa", [] { return isa_name(detected_isa()); }, "Best level this processor runs.");
+  m.def(
+      "isa_levels",
+      [] {
+        pybind11::list levels;
+        for (Isa level : {Isa::baseline, Isa::avx2, Isa::avx512})
+          if (has_isa(level)) levels.append(isa_name(level));
+        return pybind11::tuple(levels);
+      },
+      "Levels that this processor runs and this build has, lowest first.");
   m.def(
       "force_isa", [](int level) { return force_isa(static_cast<Isa>(level)); }, pybind11::arg("level"),
       "Force level 0 baseline, 1 avx2, 2 avx512; False if it cannot run here.");

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from pyrecon.benchmarks import render
 from pyrecon.cli import app
+from pyrecon.cli import bench as command
 
 
 def bench(*arguments: str) -> tuple[int, str]:
@@ -24,16 +26,23 @@ def bench(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """In its own process, piped: inside a worker of pytest-xdist, pytest-benchmark measures nothing."""
+    command = [sys.executable, "-m", "pyrecon", "bench", "--threads", "1", "--device", "cpu", *arguments]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"PYTHONUNBUFFERED": "1"}
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=folder, **pipe)
+
+
 @pytest.mark.slow
 def test_runs_compares_and_finds_a_regression(tmp_path: Path) -> None:
     file = tmp_path / "now.json"
-    # In its own process: inside a worker of pytest-xdist, pytest-benchmark measures nothing.
-    command = [sys.executable, "-m", "pyrecon", "bench", "-o", str(file), "--json", "--threads", "1", "--device", "cpu"]
-    command += ["-k", "test_project_l2_ball and 1-pyrecon or test_project_l2_ball and 1-torch"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
+    chosen = "test_project_l2_ball and 1-pyrecon or test_project_l2_ball and 1-torch"
+    run = start(tmp_path, "-o", str(file), "--json", "-k", chosen)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert err.splitlines()[-1].startswith("[2/2] l2-ball projection, 1 x 5486: torch "), err
+    result = json.loads(out)
     assert json.loads(file.read_text()) == result
     (row,) = result["rows"].values()
     assert result["machine"]["threads"] == 1
@@ -80,3 +89,52 @@ def test_goals_are_judged_by_their_own_rule() -> None:
     assert not render.reached(row | {"goal": {"ms": 0.5}})
     assert render.reached(row | {"goal": {"ratio": 0.5}})
     assert not render.reached(row | {"goal": {"ratio": 0.3, "against": "torch"}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_was_measured(tmp_path: Path, number: signal.Signals) -> None:
+    file = tmp_path / "part.json"
+    run = start(tmp_path, "-o", str(file), "-k", "test_project_l2_ball or test_langevin_step")
+    assert run.stderr is not None
+    for line in run.stderr:
+        if "l2-ball projection, 1 x 5486: torch" in line:
+            break
+    run.send_signal(number)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 1, err
+    assert "interrupted; what was measured in " in err
+    assert "| l2-ball projection, 1 x 5486 " in out.replace("\u2502", "|")
+    rows = json.loads(file.read_text())["rows"]
+    assert set(rows["l2-ball projection, 1 x 5486"]["ms"]) == {"pyrecon", "torch"}
+    assert len(rows) <= 2
+
+
+@pytest.mark.slow
+def test_quick_takes_the_first_size_and_says_so(tmp_path: Path) -> None:
+    run = start(tmp_path, "--quick", "--json", "-k", "test_project_l2_ball or test_sm_consistency")
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    result = json.loads(out)
+    assert "torch.compile" not in err
+    assert all(row["quick"] for row in result["rows"].values())
+    assert [name.split(",")[0] for name in result["rows"]].count("l2-ball projection") == 1
+    assert all(row[0].endswith(" (quick)") for row in render.cells(result))
+    (tmp_path / "quick.json").write_text(out)
+    with pytest.raises(ValueError, match="three rounds are too few to compare with"):
+        bench("--compare", str(tmp_path / "quick.json"))
+
+
+def test_quick_and_compare_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--quick: three rounds are too few for --compare"):
+        bench("--quick", "--compare", str(tmp_path / "x.json"))
+
+
+def test_a_piped_table_has_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a work whose name and sizes alone are longer than the eighty columns of a terminal, 5486 x 338, 64 samples"
+    row = {"ms": {"pyrecon": 1.0, "rival": 2.0}, "best_rival": "rival", "ratio": 0.5}
+    machine = dict.fromkeys(("gpu", "cpu", "isa", "threads", "python")) | {"versions": {}}
+    command._print({"machine": machine, "rows": {name: row}})
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "5486" in line)
+    assert name in line
+    assert "2 (rival)" in line

@@ -54,6 +54,12 @@ def test_one_openmp_runtime_is_loaded() -> None:
     assert len(done.stdout.split()) == 1, done.stdout
 
 
+def test_the_suite_has_every_level_of_this_processor() -> None:
+    """A build for one machine's level (PYRECON_LEVELS=NATIVE, `make demo`) would leave the others untested."""
+    detected = testing.ISA_LEVELS.index(_core.detected_isa())
+    assert testing.available_isa_levels() == testing.ISA_LEVELS[: detected + 1]
+
+
 @pytest.mark.parametrize("level", testing.available_isa_levels())
 def test_level_can_be_forced_by_hook_and_environment(level: str) -> None:
     with testing.isa(level):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,23 @@ def test_migration_snippet_runs(code: str) -> None:
     assert set(namespace) > set(names())
     if "image" in namespace:
         assert np.isfinite(np.asarray(namespace["image"])).all()
+
+
+EXAMPLES = sorted((PAGE.parent / "examples").glob("plot_*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_gallery_code_fits_its_column_and_blocks_end_in_their_figures(example: Path) -> None:
+    """A notebook and the gallery show the value of a block's last expression, and 80 characters of a line."""
+    text = example.read_text()
+    assert max(map(len, text.splitlines())) < 80
+    blocks = [ast.parse(block) for block in text.split("# %%")]
+    for block in blocks:
+        drawn = [node for node in ast.walk(block) if isinstance(node, ast.Call) and _draws(node)]
+        shown = [node.value for node in block.body[-1:] if isinstance(node, ast.Expr)]
+        assert all(node in shown for node in drawn)
+    assert any(_draws(node) for block in blocks for node in ast.walk(block) if isinstance(node, ast.Call))
+
+
+def _draws(call: ast.Call) -> bool:
+    return ast.unparse(call.func) in ("plotting.figure", "plotting.curves")

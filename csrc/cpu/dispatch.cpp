@@ -9,7 +9,7 @@ namespace pyrecon {
 namespace {
 
 Isa detect() noexcept {
-#if defined(PYRECON_X86)
+#if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #if defined(PYRECON_EMULATE_AVX512)
@@ -25,12 +25,16 @@ Isa detect() noexcept {
 }
 
 Isa initial() noexcept {
+#if defined(PYRECON_ONLY)
+  return Isa::PYRECON_ONLY;
+#else
   const Isa best = detect();
   const char* wanted = std::getenv("PYRECON_ISA");
   if (wanted == nullptr) return best;
   for (Isa level : {Isa::baseline, Isa::avx2, Isa::avx512})
     if (std::strcmp(wanted, isa_name(level)) == 0 && level <= best) return level;
   return best;
+#endif
 }
 
 std::atomic<Isa>& active() noexcept {
@@ -45,10 +49,17 @@ Isa detected_isa() noexcept {
   return level;
 }
 
+bool has_isa(Isa level) noexcept {
+#if defined(PYRECON_ONLY)
+  if (level != Isa::PYRECON_ONLY) return false;
+#endif
+  return level <= detected_isa();
+}
+
 Isa current_isa() noexcept { return active().load(std::memory_order_relaxed); }
 
 bool force_isa(Isa level) noexcept {
-  if (level > detected_isa()) return false;
+  if (!has_isa(level)) return false;
   active().store(level, std::memory_order_relaxed);
   return true;
 }

@@ -22,14 +22,14 @@ def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__:
     err.print(str(message), markup=False, soft_wrap=True)
 
 
-def progress() -> Progress:
+def progress(console: Console = err) -> Progress:
     """A bar on standard error; silent where that is not a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
+        console=console,
+        disable=not console.is_terminal,
         transient=True,
     )

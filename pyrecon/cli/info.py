@@ -53,8 +53,10 @@ def info(
     table.add_column(overflow="fold")
     table.add_row("pyrecon", f"{facts['version']}, torch {facts['torch']}, Python {facts['python']}")
     cpu = facts["cpu"]
-    table.add_row("CPU kernels", f"{cpu['isa']} (this processor runs {cpu['detected_isa']}), {cpu['threads']} threads")
-    table.add_row("CUDA kernels", "built" if facts["cuda_module"] else "not built (nvcc was not found at build time)")
+    levels = f"this processor runs {cpu['detected_isa']}, this build has {', '.join(_core.isa_levels())}"
+    table.add_row("CPU kernels", f"{cpu['isa']} ({levels}), {cpu['threads']} threads")
+    missing = "not built (there was no GPU or no nvcc at build time; PYRECON_CUDA=ON asks for them)"
+    table.add_row("CUDA kernels", "built" if facts["cuda_module"] else missing)
     devices = facts["gpus"] or ["none found by torch: the CPU kernels do all the work"]
     table.add_row("GPUs", "\n".join(devices))
     table.add_row("ops", "\n".join(f"{op}: {', '.join(['reference', *k])}" for op, k in facts["ops"].items()))

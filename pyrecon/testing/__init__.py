@@ -103,8 +103,8 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def available_isa_levels() -> tuple[str, ...]:
-    """The instruction-set levels this processor can run, lowest first."""
-    return ISA_LEVELS[: ISA_LEVELS.index(_core.detected_isa()) + 1]
+    """The instruction-set levels that this processor runs and this build has, lowest first."""
+    return _core.isa_levels()
 
 
 @contextmanager
