@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from typing import Any
 
 import pyrecon
@@ -77,6 +79,15 @@ def _norms_are_not_substitutions(app: Any, what: str, name: str, obj: Any, optio
     lines[:] = "``".join(parts).split("\n")
 
 
+def _draw_house(app: Any) -> None:
+    """The picture of docs/architecture.md, as the code is now."""
+    house = SourceFileLoader("house", str(Path(__file__).with_name("house.py"))).load_module()
+    text, path = house.draw(), Path(__file__).with_name("_static") / "house.svg"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def setup(app: Any) -> None:
+    app.connect("builder-inited", _draw_house)
     # After napoleon (500), which looks for | in type lists.
     app.connect("autodoc-process-docstring", _norms_are_not_substitutions, priority=900)

@@ -48,7 +48,7 @@ def curves() -> Any:
 
 
 def _shipped() -> Iterator[tuple[str, DEQMPI, Card]]:
-    for name, path in shipped_weights().items():
+    for name, path in shipped_weights(DEQMPI.system).items():
         model = DEQMPI.load(path)
         assert model.card is not None
         yield name, model, model.card

@@ -19,6 +19,7 @@ from pyrecon.linops import Fourier
 from pyrecon.models import DEProx
 from pyrecon.train.de_prox import Config, DEProxTraining, Scans, brightest, heads
 
+_LABELS = {"implicit": "implicit", "jacobian-free": "Jacobian-free"}
 _TEST = 2**21  # a stream of random numbers that neither training nor validation takes
 
 
@@ -47,9 +48,9 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
     for name, theirs in published.MRI_SUPERVISED.items():
         model = DEProx.load(study.weights(name))
         found = model.reconstruct(y / scale, physics)
-        images[f"DE-Prox, {name}"] = found.value * scale
-        quality = _psnr(images[f"DE-Prox, {name}"], truth)
-        lines.append([f"DE-Prox, {name} gradient", f"{quality:.2f}", f"{theirs:g}"])
+        images[f"DE-Prox, {_LABELS[name]}"] = found.value * scale
+        quality = _psnr(images[f"DE-Prox, {_LABELS[name]}"], truth)
+        lines.append([f"DE-Prox, {_LABELS[name]} gradient", f"{quality:.2f}", f"{theirs:g}"])
     notes = [
         f"Here: {len(truth)} random heads of {config.size} x {config.size} pixels, single coil, supervised, "
         f"{config.acceleration:g}x lines, noise {config.noise_std:g}.",
