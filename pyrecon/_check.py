@@ -24,7 +24,7 @@ _LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}  # as a table, 
 def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
     """Raise TypeError unless ``tensor`` is a dense tensor with one of the ``allowed`` dtypes, memory behind it."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {_what(tensor)}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {described(tensor)}")
     if tensor.dtype not in allowed:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise TypeError(f"{name}: dtype {str(tensor.dtype).removeprefix('torch.')} is not supported, expected {names}")
@@ -35,7 +35,7 @@ def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> No
 def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dtype: torch.dtype | None = None) -> None:
     """Raise unless ``tensor`` has the dtype (``dtype`` if given) and the device of ``other``, memory behind it."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {_what(tensor)}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {described(tensor)}")
     expected = other.dtype if dtype is None else dtype
     if tensor.dtype != expected:
         raise TypeError(
@@ -124,7 +124,7 @@ def check_out(
 def check_tuple(name: str, value: Any, *names: str) -> None:
     """Raise TypeError unless ``value`` is a tuple of as many tensors as there are ``names``."""
     if not isinstance(value, tuple) or len(value) != len(names):
-        came = f"{len(value)} values" if isinstance(value, tuple) else _what(value)
+        came = f"{len(value)} values" if isinstance(value, tuple) else described(value)
         raise TypeError(f"{name}: expected a tuple of {len(names)} tensors ({', '.join(names)}), got {came}")
 
 
@@ -132,11 +132,11 @@ def check_count(name: str, value: int, least: int = 1, most: int = 2**63 - 1) ->
     """``value`` as an int from ``least`` to ``most``; TypeError for what is no whole number, True and 3.0 included."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
         if isinstance(value, bool | Tensor | type) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name}: {_what(value)}, expected a whole number")
+            raise TypeError(f"{name}: {described(value)}, expected a whole number")
         value = index(value)
     if not least <= value <= most:
         limits = f"at least {least}" if most >= 2**63 - 1 > value else f"{least} to {most}"
-        raise ValueError(f"{name}: {_what(value)} does not fit, expected {limits}")
+        raise ValueError(f"{name}: {described(value)} does not fit, expected {limits}")
     return value
 
 
@@ -144,11 +144,11 @@ def check_number(name: str, value: float, least: float = 0.0, *, above: bool = F
     """``value`` as a float from ``least`` (``above``: beyond it); TypeError for what is no real number."""
     if type(value) is not float and not isinstance(value, torch.SymFloat | torch.SymInt):
         if isinstance(value, bool | Tensor | str | type) or not hasattr(value, "__float__"):
-            raise TypeError(f"{name}: {_what(value)}, expected a number")
+            raise TypeError(f"{name}: {described(value)}, expected a number")
         try:
             value = float(value)
         except (OverflowError, TypeError, ValueError):
-            raise TypeError(f"{name}: {_what(value)}, expected a number") from None
+            raise TypeError(f"{name}: {described(value)}, expected a number") from None
     if not (value > least if above else value >= least) or (finite and value == math.inf):
         limit = "" if least == -math.inf else f" {'>' if above else '>='} {least:g}"
         raise ValueError(f"{name}: {value} does not fit, expected a {'finite ' if finite else ''}number{limit}")
@@ -175,13 +175,13 @@ def filled(
 def check_flag(name: str, value: bool) -> None:
     """Raise TypeError unless ``value`` is True or False."""
     if value is not True and value is not False:
-        raise TypeError(f"{name}: {_what(value)}, expected True or False")
+        raise TypeError(f"{name}: {described(value)}, expected True or False")
 
 
 def check_size(name: str, shape: Sequence[int], axes: int | None = None) -> tuple[int, ...]:
     """``shape`` as a tuple of positive sizes, ``axes`` of them if given."""
     if not isinstance(shape, tuple | list):
-        raise TypeError(f"{name}: {_what(shape)}, expected a tuple of sizes")
+        raise TypeError(f"{name}: {described(shape)}, expected a tuple of sizes")
     sizes = tuple(check_count(name, n) for n in shape)
     if not sizes or (axes is not None and len(sizes) != axes):
         raise ValueError(f"{name}: {sizes} does not fit, expected {axes or 'at least one'} positive sizes")
@@ -191,7 +191,7 @@ def check_size(name: str, shape: Sequence[int], axes: int | None = None) -> tupl
 def check_callable(name: str, value: Any) -> None:
     """Raise TypeError for what cannot be called, and for a class where its instance or a function belongs."""
     if not callable(value) or isinstance(value, type):
-        raise TypeError(f"{name}: expected a function or a module, got {_what(value)}")
+        raise TypeError(f"{name}: expected a function or a module, got {described(value)}")
 
 
 def check_returned(name: str, value: Any, like: Tensor, what: str = "its argument") -> Tensor:
@@ -200,7 +200,7 @@ def check_returned(name: str, value: Any, like: Tensor, what: str = "its argumen
     Autocast makes a float32 function return half precision; the dtype of ``like`` holds, so that is cast back.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: returned {_what(value)}, expected a tensor like {what}")
+        raise TypeError(f"{name}: returned {described(value)}, expected a tensor like {what}")
     if value.shape != like.shape:
         raise ValueError(f"{name}: returned shape {tuple(value.shape)}, expected {tuple(like.shape)}, that of {what}")
     if value.device != like.device:
@@ -222,7 +222,7 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.resolve_conj().resolve_neg().contiguous()
 
 
-def _what(value: Any) -> str:
+def described(value: Any) -> str:
     """A value in a few words: ``the class Anderson``, ``ndarray``, ``-1``."""
     if isinstance(value, type):
         return f"the class {value.__name__}"

@@ -303,14 +303,6 @@ TARGETS: dict[str, Target] = {
 }  # fmt: skip
 
 
-PENDING: set[str] = {
-    "models.DEQMPI",
-    "models.Problem",
-    "models.Reconstructor",
-    "models.L1ADMM",
-}  # run where they are named
-
-
 # --- a case --------------------------------------------------------------------------------------------------------
 def words(target: Target) -> set[str]:
     """What an error may name."""
@@ -367,7 +359,7 @@ def main(examples: int, log: Path, seed: int | None = None, only: str = "") -> N
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     count = 0
-    names = [name for name in sorted(TARGETS) if only in name and (only or name not in PENDING)]
+    names = [name for name in sorted(TARGETS) if only in name]
 
     @settings(
         max_examples=examples,

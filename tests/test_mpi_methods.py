@@ -239,7 +239,7 @@ def test_settings_are_checked() -> None:
         TVADMM(epsilon=-1)
     with pytest.raises(ValueError, match="iterations: -1 is negative"):
         TVADMM(iterations=-1)
-    with pytest.raises(ValueError, match="weight: nan is negative"):
+    with pytest.raises(ValueError, match="weight: nan does not fit"):
         Tikhonov(weight=float("nan"))
     with pytest.raises(ValueError, match="sweeps: 0, expected at least one"):
         ART(sweeps=0)

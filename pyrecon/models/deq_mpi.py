@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrecon._check import check_like, check_shape
+from pyrecon._check import check_count, check_number, check_radius, described
 from pyrecon._errors import DataError
 from pyrecon._library import runs_kernel
 from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
@@ -33,7 +33,8 @@ from pyrecon.models.weights import (
 from pyrecon.nn import RDN, BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.ops._anderson import join
 from pyrecon.ops._deq_mpi import deq_mpi
-from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status, fixed_point
+from pyrecon.solvers import Anderson, FixedPointMethod, Picard, Solution, Status
+from pyrecon.solvers._fixed_point import iterate
 
 if TYPE_CHECKING:
     from pyrecon.models.mpi.system import Problem
@@ -106,14 +107,10 @@ class DEQMPI(nn.Module):
         super().__init__()
         for name, module in (("rdn", rdn), ("consistency", consistency)):
             if module is not None and not isinstance(module, nn.Module):
-                raise TypeError(f"{name}: expected a module, got {_said(module)}")
-        for name, number, least in (("iterations", iterations, 1), ("memory", memory, 0), ("max_iter", max_iter, 1)):
-            _check_count(name, number, least)
-        for name, value in (("penalty", penalty), ("tol", tol)):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name}: expected a number, got {_said(value)}")
-        if not 0 < penalty < math.inf or not 0 <= tol < math.inf:
-            raise ValueError(f"penalty, tol: {penalty} and {tol}, expected a number above 0 and one from 0")
+                raise TypeError(f"{name}: expected a module, got {described(module)}")
+        iterations, max_iter = check_count("iterations", iterations), check_count("max_iter", max_iter)
+        memory, penalty = check_count("memory", memory, 0), check_number("penalty", penalty, above=True)
+        tol = check_number("tol", tol)
         self.rdn = RDN() if rdn is None else rdn
         self.consistency = BallConsistency() if consistency is None else consistency
         self.iterations, self.memory, self.penalty = iterations, memory, penalty
@@ -158,8 +155,7 @@ class DEQMPI(nn.Module):
         iterations: int | None = None,
     ) -> Solution[Tensor]:
         """Images ``(B, H, W)`` by ``iterations`` steps (default: the model's), with a status per sample."""
-        steps = self.iterations if iterations is None else iterations
-        _check_count("iterations", steps, 1)
+        steps = self.iterations if iterations is None else check_count("iterations", iterations)
         radius = self._radius(problem, y, radius)
         tol = self.tol if self.memory else 0.0
         found = self._solved(problem, problem.start(y, start), y, radius, steps, tol)
@@ -169,14 +165,12 @@ class DEQMPI(nn.Module):
 
     def _radius(self, problem: Problem, y: Tensor, radius: Tensor | float) -> Tensor:
         """``(B,)`` of the data's type; the data are checked on the way."""
+        from pyrecon.models.mpi.system import Problem as Expected
+
+        if not isinstance(problem, Expected):
+            raise TypeError(f"problem: expected a Problem, got {described(problem)}")
         problem.check_data(y)
-        if not isinstance(radius, Tensor):
-            if isinstance(radius, bool) or not isinstance(radius, int | float):
-                raise TypeError(f"radius: expected a number or a tensor (B,), got {_said(radius)}")
-            radius = y.new_full((len(y),), radius)
-        radius = radius.expand(len(y)) if radius.dim() == 0 else radius
-        check_like("radius", radius, "y", y)
-        check_shape("radius", radius, (len(y),), "(B,)")
+        radius = check_radius("radius", radius, y)
         if bool((radius < 0).any()):
             raise ValueError(f"radius: {float(radius.min()):g} is negative")
         return radius
@@ -188,7 +182,7 @@ class DEQMPI(nn.Module):
         network, data = _operands(self.rdn), _operands(self.consistency, y)
         if network is None or data is None or not runs_kernel(problem.A.matrix, y, radius):
             solver = Anderson(memory=self.memory) if self.memory else Picard()
-            return fixed_point(problem.step_of(self), state, (y, radius), solver=solver, tol=tol, max_iter=steps)  # type: ignore[return-value]  # of the state's type
+            return iterate(problem.step_of(self), state, (y, radius), solver=solver, tol=tol, max_iter=steps)  # type: ignore[return-value]  # of the state's type
         values, report = deq_mpi(
             problem.A.matrix,
             problem.inverse(self.penalty),
@@ -353,17 +347,6 @@ def _consistency(config: dict[str, Any], header: Header) -> Consistency:
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number, got {_said(value)}")
-    if value < least:
-        raise ValueError(f"{name}: {value}, expected at least {least}")
-
-
-def _said(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.60}"
-
-
 def _operands(module: nn.Module, *inputs: Tensor) -> dict[str, Any] | None:
     """What the op takes of a part of the model; of somebody's own module, nothing."""
     ask = getattr(module, "operands", None)

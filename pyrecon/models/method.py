@@ -8,8 +8,14 @@ search over settings know them without being told. What it solves differs betwee
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Callable, Mapping
+from os import PathLike
 from typing import Any, ClassVar, TypeVar
+
+from pyrecon._check import check_count, check_flag, check_number, described
 
 Progress = Callable[[float], None]  # the share of a batch that is done
 
@@ -36,9 +42,35 @@ class Method:
     role: ClassVar[str | None] = None
     tol: float = 0.0
 
+    def __post_init__(self) -> None:
+        """TypeError or ValueError naming a setting that is none of its kind; subclasses check their ranges after."""
+        check_settings(self)
+
     def settings(self) -> dict[str, Any]:
         """All settings by name."""
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]  # subclasses are dataclasses
+
+
+def check_settings(method: Method) -> None:
+    """Whole numbers are whole, numbers are numbers, words are known; ranges are the method's own to check."""
+    hints = typing.get_type_hints(type(method))
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]  # subclasses are dataclasses
+        name, value, kind = field.name, getattr(method, field.name), hints[field.name]
+        options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        if value is None and types.NoneType in options:
+            continue
+        if typing.get_origin(kind) is typing.Literal:
+            words = typing.get_args(kind)
+            if not isinstance(value, str) or value not in words:
+                raise ValueError(f"{name}: {described(value)}, expected one of {', '.join(words)}")
+        elif bool in options:
+            check_flag(name, value)
+        elif float in options:
+            check_number(name, value, -math.inf)
+        elif int in options:
+            check_count(name, value, -(2**31), 2**31 - 1)
+        elif str in options and not isinstance(value, str | PathLike):
+            raise TypeError(f"{name}: {described(value)}, expected text")
 
 
 Kind = TypeVar("Kind", bound=Method)
@@ -53,7 +85,7 @@ def check_method(method: Any, base: type[Kind], example: str) -> Kind:
     elif isinstance(method, str):
         got = f"the text {method!r}, expected an instance, e.g. {example}"
     else:
-        got = f"{type(method).__name__}, expected an instance of {base.__name__}, e.g. {example}"
+        got = f"{described(method)}, expected an instance of {base.__name__}, e.g. {example}"
     raise TypeError(f"method: got {got}")
 
 

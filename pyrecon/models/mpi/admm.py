@@ -84,6 +84,7 @@ class _BallADMM(MPIMethod):
     cutoff: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.mu > 0:
             raise ValueError(f"mu: {self.mu} is not positive")
         if self.iterations < 0:

@@ -86,6 +86,7 @@ class DEQ(_Trained):
     role: ClassVar[Role] = "equilibrium"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.iterations is not None and self.iterations < 1:
             raise ValueError(f"iterations: {self.iterations}, expected at least one")
 

@@ -56,6 +56,7 @@ class DeepImagePrior(MPIMethod):
     name: ClassVar[str] = "DIP"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.iterations < 1:
             raise ValueError(f"iterations: {self.iterations}, expected at least one")
         if not 0 < self.rate < math.inf:

@@ -44,6 +44,7 @@ class ART(MPIMethod):
     factors: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weight is not None and not self.weight >= 0:
             raise ValueError(f"weight: {self.weight} is negative")
         if self.sweeps < 1:
@@ -85,6 +86,7 @@ class Tikhonov(MPIMethod):
     name: ClassVar[str] = "Tikhonov"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weight is not None and not self.weight >= 0:
             raise ValueError(f"weight: {self.weight} is negative")
 

@@ -61,6 +61,7 @@ class PnP(MPIMethod):
     role: ClassVar[Role] = "denoiser"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("strength", "penalty"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a number above 0")

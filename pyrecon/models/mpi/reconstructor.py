@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrecon._check import FLOATING, check_dtype, check_shape
+from pyrecon._check import (
+    FLOATING,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_number,
+    check_shape,
+    check_size,
+    described,
+)
 from pyrecon.data.mpi import MPIFrames, MPISystem
 from pyrecon.models.method import Progress, check_method, silent
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, HybADMM
@@ -89,20 +98,26 @@ class Reconstructor:
         if source is not None:
             matrix, shape = source.matrix, source.grid.shape
         elif not isinstance(system, Tensor):
-            raise TypeError(f"system: expected an MPISystem or a real matrix, got {type(system).__name__}")
+            raise TypeError(f"system: expected an MPISystem or a real matrix, got {described(system)}")
         elif shape is None:
             raise ValueError("shape: give the shape of an image along with a bare matrix")
         else:
             matrix = system
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch: {batch!r}, expected at least one frame")
         if matrix.is_complex():
             raise TypeError("system: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
+        check_dtype("system", matrix, FLOATING)
+        shape = check_size("shape", shape)
+        check_shape("system", matrix, (None, math.prod(shape)), "(M, N) with N the size of an image")
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError("system: holds NaN or infinite values")
+        for name, flag in (("normalise", normalise), ("model_error", model_error), ("warm_start", warm_start)):
+            check_flag(name, flag)
+        batch = check_count("batch", batch)
         matrix = matrix.to(device)
         if normalise:
-            self.system, self._gain = FactoredSystem.normalised(matrix, tuple(shape))
+            self.system, self._gain = FactoredSystem.normalised(matrix, shape)
         else:
-            self.system, self._gain = FactoredSystem(matrix, tuple(shape)), 1.0
+            self.system, self._gain = FactoredSystem(matrix, shape), 1.0
         start = time.perf_counter()
         # One that has to load and check something does so once, here.
         self._solver = method.prepare(self.system, source)
@@ -146,10 +161,7 @@ class Reconstructor:
         if noise_std is None and isinstance(frames, MPIFrames):
             noise_std = frames.noise_std
         y = self._data(frames.y if isinstance(frames, MPIFrames) else frames)
-        std = None if noise_std is None else torch.as_tensor(noise_std, dtype=y.dtype)
-        if std is not None and std.dim() > 0:
-            check_shape("noise_std", std, (len(y),), "(B,) or a number")
-        std = None if std is None else std.expand(len(y))
+        std = None if noise_std is None else _noise(noise_std, y)
         self._run = self._recorder()
         images = [y.new_zeros((0, *self.system.shape))]
         for first in range(0, len(y), self.batch):
@@ -182,7 +194,7 @@ class Reconstructor:
         """``(B, M)`` real numbers as the matrix has them; TypeError or ValueError for what is none."""
         if not isinstance(y, Tensor):
             advice = ": torch.from_numpy(data)" if type(y).__module__ == "numpy" else ""
-            raise TypeError(f"frames: expected MPIFrames or a tensor (B, M), got {type(y).__name__}{advice}")
+            raise TypeError(f"frames: expected MPIFrames or a tensor (B, M), got {described(y)}{advice}")
         if y.is_complex():
             raise TypeError("frames: are complex, the matrix is real; stack their parts with SystemMatrix.stack(data)")
         check_dtype("frames", y, FLOATING)
@@ -240,6 +252,17 @@ class Reconstructor:
         rows, voxels = self.system.matrix.shape
         details = {"matrix": f"{rows} x {voxels}", "setup_seconds": self._setup}
         return Recorder(self.method.name, self.method, device=self.system.matrix.device, details=details)
+
+
+def _noise(std: Any, y: Tensor) -> Tensor:
+    """``(B,)`` of the data's type: a number, or one for each frame."""
+    if not isinstance(std, Tensor):
+        std = torch.full((len(y),), check_number("noise_std", std, -math.inf), dtype=y.dtype, device=y.device)
+    check_dtype("noise_std", std, FLOATING)
+    if std.dim() > 0:
+        check_shape("noise_std", std, (len(y),), "(B,) or a number")
+    per_frame: Tensor = std.to(y).expand(len(y))
+    return per_frame
 
 
 def _signal_scale(y: Tensor, noise: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrecon._check import FLOATING, check_dtype, check_like, check_shape
+from pyrecon._check import FLOATING, check_count, check_dtype, check_like, check_number, check_shape, check_size
 from pyrecon._errors import DataError
 from pyrecon.linops import SystemMatrix
 from pyrecon.nn import RowLayout
@@ -73,13 +73,14 @@ class FactoredSystem:
 
     def __init__(self, matrix: Tensor, shape: tuple[int, ...]) -> None:
         check_dtype("matrix", matrix, FLOATING)
+        shape = check_size("shape", shape)
         check_shape("matrix", matrix, (None, math.prod(shape)), "(M, N) with N the size of an image")
         if not torch.isfinite(matrix).all():
             raise ValueError("matrix: holds NaN or infinite values")
         if not matrix.any():
             raise ValueError("matrix: is zero")
         self.matrix = matrix.contiguous()
-        self.shape = tuple(shape)
+        self.shape = shape
 
     @classmethod
     def normalised(cls, matrix: Tensor, shape: tuple[int, ...]) -> tuple[FactoredSystem, float]:
@@ -210,7 +211,11 @@ class Problem(nn.Module):
         if isinstance(matrix, Tensor) and matrix.is_complex():
             raise TypeError("matrix: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
         check_dtype("matrix", matrix, FLOATING)
-        if len(shape) != 2 or matrix.dim() != 2 or matrix.shape[1] != shape[0] * shape[1]:
+        check_size("shape", shape, 2)
+        cutoff, rank = check_number("cutoff", cutoff), None if rank is None else check_count("rank", rank, 0)
+        if cutoff >= 1:
+            raise ValueError(f"cutoff: {cutoff} is not a fraction of the largest singular value, expected below 1")
+        if matrix.dim() != 2 or matrix.shape[1] != shape[0] * shape[1]:
             raise ValueError(f"matrix: shape {tuple(matrix.shape)} does not fit images of {tuple(shape)}")
         self.A, self.shape, self.cutoff, self.rank = SystemMatrix(matrix), (shape[0], shape[1]), cutoff, rank
         if factors is not None:

@@ -78,6 +78,7 @@ class CGSense(MRIMethod):
     max_iter: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
 
     def fitted(self, kspace: Tensor, mask: Tensor) -> CGSense:
@@ -135,6 +136,7 @@ class WaveletSense(MRIMethod):
     max_iter: int = 200
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
@@ -175,6 +177,7 @@ class TVSense(MRIMethod):
     max_inner: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
         if self.max_inner < 1:
             raise ValueError(f"max_inner: {self.max_inner}, expected at least 1")
