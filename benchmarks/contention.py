@@ -53,7 +53,8 @@ def busy(count: int) -> Iterator[None]:
     """So many busy processes, gone at the end; should this process be killed, they end themselves."""
     cpus = sorted(os.sched_getaffinity(0), reverse=True) if hasattr(os, "sched_getaffinity") else range(count)
     made = [
-        subprocess.Popen([sys.executable, "-c", _COUNT, str(os.getpid()), str(cpu)]) for cpu, _ in zip(cpus, range(count), strict=False)
+        subprocess.Popen([sys.executable, "-c", _COUNT, str(os.getpid()), str(cpu)])
+        for cpu, _ in zip(cpus, range(count), strict=False)
     ]
     try:
         if made:
@@ -91,14 +92,16 @@ def mri_methods() -> Iterator[tuple[str, Callable[[], Any]]]:
 def kernels() -> Iterator[tuple[str, Callable[[], Any]]]:
     torch.manual_seed(0)
     x, b = torch.randn(6, 6162), torch.randn(6, 6162)
-    yield "fixed point, Anderson, 6x6162", lambda: solvers.fixed_point(
-        lambda x: 0.9 * torch.cos(x) + b, x, tol=0.0, max_iter=30
+    yield (
+        "fixed point, Anderson, 6x6162",
+        lambda: solvers.fixed_point(lambda x: 0.9 * torch.cos(x) + b, x, tol=0.0, max_iter=30),
     )
     for name, size in (("small", (2, 64, 64)), ("large", (8, 320, 320))):
         image, grad = torch.randn(size), torch.randn(size)
         out = torch.empty_like(image)
-        yield f"langevin step {name}", lambda image=image, grad=grad, out=out: ops.langevin_step(
-            image, grad, 0.01, seed=0, counter=0, out=out
+        yield (
+            f"langevin step {name}",
+            lambda image=image, grad=grad, out=out: ops.langevin_step(image, grad, 0.01, seed=0, counter=0, out=out),
         )
     A, y = torch.randn(5486, 338), torch.randn(6, 5486)
     yield "kaczmarz 5486x338, B=6", lambda: ops.kaczmarz(A, y)
@@ -109,8 +112,14 @@ def kernels() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"tv_prox {name}", lambda noisy=noisy: ops.tv_prox(noisy, 0.1, iterations=50)
     for coils, rows, cols in ((4, 32, 32), (8, 230, 180)):
         image = torch.randn(1, rows, cols, dtype=torch.complex64)
-        maps, mask = torch.randn(1, coils, rows, cols, dtype=torch.complex64), (torch.rand(1, 1, rows, cols) > 0.7).float()
-        yield f"sense_normal {coils}x{rows}x{cols}", lambda image=image, maps=maps, mask=mask: ops.sense_normal(image, maps, mask)
+        maps, mask = (
+            torch.randn(1, coils, rows, cols, dtype=torch.complex64),
+            (torch.rand(1, 1, rows, cols) > 0.7).float(),
+        )
+        yield (
+            f"sense_normal {coils}x{rows}x{cols}",
+            lambda image=image, maps=maps, mask=mask: ops.sense_normal(image, maps, mask),
+        )
     maps = torch.randn(1, 8, 230, 180, dtype=torch.complex64)
     yield "prox_smooth_maps 8x230x180", lambda maps=maps: ops.prox_smooth_maps(maps, 10.0)
     net = RDN().requires_grad_(False)
@@ -129,7 +138,9 @@ def works(only: str) -> dict[str, Callable[[], Any]]:
 
 
 # --- the clock -----------------------------------------------------------------------------------------------------
-def measure(calls: dict[str, Callable[[], Any]], seconds: float, rounds: int, loads: tuple[int, ...]) -> dict[str, list[float]]:
+def measure(
+    calls: dict[str, Callable[[], Any]], seconds: float, rounds: int, loads: tuple[int, ...]
+) -> dict[str, list[float]]:
     """Seconds of a call for each load on THREADS threads and on one: ``{name: [...]}`` in the order of COLUMNS."""
     found: dict[str, list[list[float]]] = {name: [[] for _ in range(2 * len(loads))] for name in calls}
     with Progress(console=Console(stderr=True), transient=True) as bar:

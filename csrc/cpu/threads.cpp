@@ -189,7 +189,10 @@ void hold_helpers(bool held) noexcept { pool().hold(held); }
 Limit limit_threads(Limit limit) noexcept {
   // torch.set_num_threads is also what threads yet to come begin with; these two belong to the calling thread.
   using SetLocal = int (*)(int);
-  static const auto set_mkl = reinterpret_cast<SetLocal>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
+  static const auto set_mkl = [] {  // in torch's own library where it was built with MKL, else nowhere
+    void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+    return torch != nullptr ? reinterpret_cast<SetLocal>(dlsym(torch, "MKL_Set_Num_Threads_Local")) : nullptr;
+  }();
   const Limit before{omp_get_max_threads(), set_mkl != nullptr ? set_mkl(limit.mkl) : 0};
   omp_set_num_threads(limit.openmp);
   return before;

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ def _project_cpp(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> None
     kernel = _core.project_l2_ball_f32 if radius.dtype == torch.float32 else _core.project_l2_ball_f64
     batch, n = v.shape
     n = 2 * n if v.is_complex() else n  # the norm of complex rows is that of their interleaved pairs
-    kernel(v.data_ptr(), center.data_ptr(), radius.data_ptr(), out.data_ptr(), batch, n, torch.get_num_threads())
+    kernel(v.data_ptr(), center.data_ptr(), radius.data_ptr(), out.data_ptr(), batch, n, kernel_threads())
 
 
 def _project_triton(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> None:
@@ -80,7 +81,7 @@ def _step_cpp(
     kernel(
         0 if not A.is_complex() else 1 if x.is_complex() else 2,  # enum Field in csrc/cpu/consistency.hpp
         A.data_ptr(), x.data_ptr(), d.data_ptr(), y.data_ptr(), radius.data_ptr(), ax.data_ptr(), z.data_ptr(),
-        r.data_ptr(), *A.shape, x.shape[0], multiply, torch.get_num_threads(),
+        r.data_ptr(), *A.shape, x.shape[0], multiply, kernel_threads(),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def _cpp(
 ) -> None:
     if order is not None:
         _check_rows(order, A.shape[0])
-    suffix, sizes, threads = _SUFFIX[A.dtype], _sizes(A, y, order, sweeps, nonneg), torch.get_num_threads()
+    suffix, sizes, threads = _SUFFIX[A.dtype], _sizes(A, y, order, sweeps, nonneg), kernel_threads()
     workspace = weight.new_empty(getattr(_core, f"kaczmarz_workspace_{suffix}")(sizes, threads))
     addresses = _addresses((A, y, x0, dual, weight, order), outs, workspace)
     getattr(_core, f"kaczmarz_{suffix}")(addresses, sizes, threads)

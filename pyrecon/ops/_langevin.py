@@ -29,6 +29,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def _moments_cpp(
         width * offset,
         x.is_complex(),
         nonneg,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 _AXES = (-2, -1)
 
@@ -90,7 +91,7 @@ def _cpp(name: str, reference: Callable[..., Tensor]) -> Callable[..., None]:
         if any(plan is None for plan in plans):
             out.copy_(reference(first, second, mask))
             return
-        suffix, threads = "f32" if out.dtype == torch.complex64 else "f64", torch.get_num_threads()
+        suffix, threads = "f32" if out.dtype == torch.complex64 else "f64", kernel_threads()
         coils = (first if first.dim() == 4 else second).shape[1]
         maps_batch = second.shape[0] if second.dim() == 4 else 1
         sizes = first.shape[0], coils, *first.shape[-2:], maps_batch, mask.shape[0], *mask.shape[2:], threads

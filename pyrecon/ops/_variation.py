@@ -32,6 +32,7 @@ from torch.autograd.function import once_differentiable
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 CERTIFY_EVERY = 5  # iterations between two looks at the duality gap; a look costs two thirds of an iteration
 
@@ -220,7 +221,7 @@ def _tv_cpp(
 ) -> None:
     kernel = _core.tv_prox_f32 if weight.dtype == torch.float32 else _core.tv_prox_f64
     sizes = (x.shape[0], 2 if x.is_complex() else 1, x.shape[1], x.shape[2])
-    threads = torch.get_num_threads()
+    threads = kernel_threads()
     scratch = weight.new_empty(_core.tv_prox_scratch(*sizes, threads, weight.element_size()))
     kernel(
         x.data_ptr(),
@@ -522,7 +523,7 @@ def _soft_cpp(x: Tensor, threshold: Tensor, nonneg: bool, out: Tensor) -> None:
         2 if x.is_complex() else 1,
         *_soft_strides(threshold),
         nonneg,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
@@ -80,10 +81,11 @@ def conjugate_gradient(
     if max_iter < 0:
         raise ValueError(f"max_iter: {max_iter}, expected a number >= 0")
 
-    with torch.no_grad():
+    applied = outside(A)
+    with torch.no_grad(), one_thread_if_small(b.numel()):
         size = norm(b)
         limit = torch.clamp(rtol * size, min=atol)
-        solution = _iterate(A, b, x0, limit, max_iter)
+        solution = _iterate(applied, b, x0, limit, max_iter)
     solution.warn_unless_converged("conjugate_gradient", _ADVICE)
     if not torch.is_grad_enabled():
         return solution
@@ -94,7 +96,9 @@ def conjugate_gradient(
     def solve(g: Tensor) -> Tensor:
         # A gradient has a scale of its own, so what atol means to b is carried over as a relative tolerance.
         relative = torch.where(size > 0, limit / size, rtol)
-        adjoint = _iterate(A, g, None, relative * norm(g), max_iter)
+        applied = outside(A)
+        with one_thread_if_small(g.numel()):
+            adjoint = _iterate(applied, g, None, relative * norm(g), max_iter)
         return adjoint.warn_unless_converged("conjugate_gradient, backward pass", _ADVICE).value
 
     # The value plus A^-1 (b - A x) with x held fixed: zero in value, right in its derivative.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
@@ -66,6 +67,7 @@ def fista(
         million times over that of the first step.
     """
     step = _positive("step", step, x0)
+    gradient, prox = outside(gradient), outside(prox)
 
     def advance(state: State) -> tuple[State, Tensor, Tensor]:
         x, z, t = state
@@ -82,7 +84,8 @@ def fista(
         return (x_new, z, t_new), change, _ratio(change, x_new)
 
     t = torch.ones(len(x0), dtype=torch.float64, device=x0.device)
-    solution = _iterate(advance, (x0.detach().clone(), x0.detach().clone(), t), max_iter, tol)
+    with one_thread_if_small(x0.numel()):
+        solution = _iterate(advance, (x0.detach().clone(), x0.detach().clone(), t), max_iter, tol)
     return solution.warn_unless_converged("fista", _ADVICE)
 
 
@@ -128,6 +131,8 @@ def primal_dual(
         ``value`` is x, ``residual`` the larger of the two relative changes. No gradient flows through.
     """
     step, dual_step = _positive("step", step, x0), _positive("dual_step", dual_step, x0)
+    gradient, K, K_adjoint, dual_prox = outside(gradient), outside(K), outside(K_adjoint), outside(dual_prox)
+    prox = None if prox is None else outside(prox)
 
     def advance(state: State) -> tuple[State, Tensor, Tensor]:
         x, u = state
@@ -145,7 +150,8 @@ def primal_dual(
 
     with torch.no_grad():
         start = (x0.detach().clone(), torch.zeros_like(K(x0)))
-    solution = _iterate(advance, start, max_iter, tol)
+    with one_thread_if_small(x0.numel()):
+        solution = _iterate(advance, start, max_iter, tol)
     return solution.warn_unless_converged("primal_dual", _ADVICE)
 
 

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import check_shape
+from pyrecon._threads import PRODUCTS, one_thread_if_small
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.ops import project_l2_ball, soft_threshold, tv_prox
 from pyrecon.solvers import Solution, Status
@@ -123,7 +124,10 @@ class _BallADMM:
         if start is None:
             x = system.truncated(coordinates, cutoff=self.cutoff) if self.cutoff is not None else None
             start = _zero_state(system, coordinates, len(terms), x)
-        solution, state = _iterate(system, coordinates, self.epsilon * noise, terms, start, self.iterations, self.tol)
+        # A second thread saves nothing of products this small; beside a busy process they take 100 times as long.
+        with one_thread_if_small(coordinates.numel() * max(1, len(system.V) // PRODUCTS)):
+            radius = self.epsilon * noise
+            solution, state = _iterate(system, coordinates, radius, terms, start, self.iterations, self.tol)
         if self.nonneg:  # x lies between its copies, which are not negative, and may still be by a little
             solution = replace(solution, value=solution.value.clamp(min=0))
         return solution, state

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrecon._check import check_shape
+from pyrecon._threads import all_threads
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models.method import SetUpFirst
 from pyrecon.models.mpi.system import FactoredSystem, image_shape
@@ -89,7 +90,8 @@ class ReadyDIP:
         """As :meth:`DeepImagePrior.solve`."""
         y = system.coordinates(y) if coordinates is None else coordinates
         check_shape("noise", noise, y.shape[:1], "(B,)")
-        return _fit(self.method, system, y, noise, self.report), None
+        with all_threads():  # for the convolutions they pay
+            return _fit(self.method, system, y, noise, self.report), None
 
 
 def _fit(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from pyrecon._threads import one_thread_if_small
 from pyrecon.data.mpi import MPIFrames, MPISystem
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, ADMMState, HybADMM
 from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
@@ -183,7 +184,7 @@ class Reconstructor:
     def _reconstruct(self, y: Tensor, noise_std: Tensor | None, state: Any) -> tuple[Tensor, Any]:
         """Images of one batch, and the state to start the next one from."""
         system, first = self.system, self._run.report().samples
-        with self._run:
+        with self._run, one_thread_if_small(y.numel()):
             y = y.to(system.matrix)
             system.check_data(y)
             scaled = y * self._gain
