@@ -72,10 +72,10 @@ class CGSense:
         _check(self)
 
     def solve(self, kspace: Tensor, maps: Tensor, mask: Tensor) -> Solution[Tensor]:
-        operator = Sense(maps, mask)
-        prior = Sense(maps, _centre(mask, kspace)).adjoint(kspace)
-        weight = self.wiener_weight(kspace, mask) if self.weight is None else self.weight
-        with one_thread_if_small(prior.numel()):
+        with one_thread_if_small(kspace[:, 0].numel()):
+            operator = Sense(maps, mask)
+            prior = Sense(maps, _centre(mask, kspace)).adjoint(kspace)
+            weight = self.wiener_weight(kspace, mask) if self.weight is None else self.weight
             solution = conjugate_gradient(
                 lambda x: operator.gram(x) + weight * x,
                 operator.adjoint(kspace) - operator.gram(prior),
