@@ -1,6 +1,7 @@
 // Table of contents of pyrecon._core.
 #include "bind.hpp"
 #include "cpu/dispatch.hpp"
+#include "cpu/threads.hpp"
 
 PYBIND11_MODULE(_core, m) {
   using namespace pyrecon;
@@ -25,6 +26,23 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "force_isa", [](int level) { return force_isa(static_cast<Isa>(level)); }, pybind11::arg("level"),
       "Force level 0 baseline, 1 avx2, 2 avx512; False if it cannot run here.");
+  m.def(
+      "helpers",
+      [] {
+        const Helpers now = helpers();
+        return pybind11::make_tuple(now.started, now.shares);
+      },
+      "Threads beside the calling one, and the shares of work they have done.");
+  m.def("hold_helpers", &hold_helpers, pybind11::arg("held"),
+        "For tests: helpers do nothing until released, as where other processes hold the processors.");
+  m.def(
+      "limit_threads",
+      [](int openmp, int mkl) {
+        const Limit before = limit_threads({openmp, mkl});
+        return pybind11::make_tuple(before.openmp, before.mkl);
+      },
+      pybind11::arg("openmp"), pybind11::arg("mkl"),
+      "Threads that OpenMP and MKL (0: as OpenMP) take for the calling thread; returns those before.");
 
   register_anderson(m);
   register_consistency(m);

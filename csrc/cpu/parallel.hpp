@@ -1,4 +1,4 @@
-// The one way kernels use threads. `threads` comes from torch.get_num_threads(); 1 means no OpenMP region at all.
+// The one way kernels use threads. `threads` comes from torch.get_num_threads(); 1 means no other thread is involved.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cpu/simd.hpp"
+#include "cpu/threads.hpp"
 
 namespace pyrecon::PYRECON_ISA {
 
@@ -20,8 +21,8 @@ PYRECON_INLINE int share_count(int threads, int64_t n, int64_t grain) {
 template <class Body>
 PYRECON_INLINE void parallel_shares(int shares, int64_t n, const Body& body) {
   if (shares <= 1) return body(0, int64_t{0}, n);
-#pragma omp parallel for num_threads(shares) schedule(static, 1)
-  for (int s = 0; s < shares; ++s) body(s, n * s / shares, n * (s + 1) / shares);
+  const auto share = [&](int s) { body(s, n * s / shares, n * (s + 1) / shares); };
+  run_shares(shares, [](const void* f, int s) { (*static_cast<const decltype(share)*>(f))(s); }, &share);
 }
 
 // body(begin, end) over [0, n) in contiguous shares, one per thread; no thread gets fewer than `grain` items. With n =

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrecon._check import COMPLEX, REAL_OF, check_dtype, check_like
 from pyrecon._errors import MissingDependency
+from pyrecon._threads import kernel_threads
 from pyrecon.linops._base import LinearOperator
 from pyrecon.ops import sense_normal
 
@@ -186,7 +187,7 @@ def _plan(
         eps=eps or (1e-6 if single else 1e-12),
         isign=sign,
         dtype="complex64" if single else "complex128",
-        nthreads=torch.get_num_threads(),
+        nthreads=kernel_threads(),
     )
     angles = [(2 * math.pi / n) * points[:, d] for d, n in enumerate(shape)]
     plan.setpts(*(a.contiguous().numpy() for a in angles))

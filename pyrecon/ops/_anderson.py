@@ -31,6 +31,7 @@ from pyrecon._check import (
     dense,
 )
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 MAX_MEMORY = 32  # the small solve lives on the kernel's stack
 
@@ -93,7 +94,7 @@ def _mix_cpp(
     batch, m, n = X.shape
     kernel(
         X.data_ptr(), G.data_ptr(), gram.data_ptr(), count.data_ptr(), int(count.shape[0] > 1), out.data_ptr(),
-        batch, m, 2 * n if X.is_complex() else n, beta, ridge, absolute_ridge, torch.get_num_threads(),
+        batch, m, 2 * n if X.is_complex() else n, beta, ridge, absolute_ridge, kernel_threads(),
     )  # fmt: skip
 
 
@@ -176,7 +177,7 @@ def _advance_cpp(
     kernel(
         tuple((part.data_ptr(), reals * part[0].numel()) for part in parts), x.data_ptr(), rows.data_ptr(), x.shape[0],
         H.data_ptr(), G.data_ptr(), gram.data_ptr(), count.data_ptr(), G.shape[1], reals * x.shape[1],
-        norms.data_ptr(), beta, ridge, absolute_ridge, safeguard, torch.get_num_threads(),
+        norms.data_ptr(), beta, ridge, absolute_ridge, safeguard, kernel_threads(),
     )  # fmt: skip
 
 

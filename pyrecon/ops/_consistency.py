@@ -29,6 +29,7 @@ from pyrecon._check import (
     dense,
 )
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._product import product
 
 
@@ -60,7 +61,7 @@ def _project_cpp(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> None
     kernel = _core.project_l2_ball_f32 if radius.dtype == torch.float32 else _core.project_l2_ball_f64
     batch, n = v.shape
     n = 2 * n if v.is_complex() else n  # the norm of complex rows is that of their interleaved pairs
-    kernel(v.data_ptr(), center.data_ptr(), radius.data_ptr(), out.data_ptr(), batch, n, torch.get_num_threads())
+    kernel(v.data_ptr(), center.data_ptr(), radius.data_ptr(), out.data_ptr(), batch, n, kernel_threads())
 
 
 def _project_triton(v: Tensor, center: Tensor, radius: Tensor, out: Tensor) -> None:
@@ -92,7 +93,7 @@ def _step_cpp(
     kernel(
         0 if not A.is_complex() else 1 if x.is_complex() else 2,  # enum Field in csrc/cpu/consistency.hpp
         A.data_ptr(), x.data_ptr(), d.data_ptr(), y.data_ptr(), radius.data_ptr(), ax.data_ptr(), z.data_ptr(),
-        r.data_ptr(), *A.shape, x.shape[0], multiply, torch.get_num_threads(),
+        r.data_ptr(), *A.shape, x.shape[0], multiply, kernel_threads(),
     )  # fmt: skip
 
 

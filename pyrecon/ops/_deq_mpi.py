@@ -33,6 +33,7 @@ from pyrecon._check import (
     dense,
 )
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._anderson import MAX_MEMORY, _advance_reference
 from pyrecon.ops._learned_consistency import _reference as _learned
 from pyrecon.ops._learned_consistency import check_network
@@ -129,7 +130,7 @@ def _cpp(*arguments: Any) -> None:
     state, rows = inputs[2], len(inputs[0])
     run = _core.deq_mpi_f32 if state.dtype == torch.float32 else _core.deq_mpi_f64
     addresses = [tensor.data_ptr() for tensor in (*tensors, out, report)]
-    run(*addresses, len(state), rows, *config, torch.get_num_threads())
+    run(*addresses, len(state), rows, *config, kernel_threads())
 
 
 _deq_mpi = Op(

@@ -33,6 +33,7 @@ from pyrecon._check import (
     filled,
 )
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._kaczmarz_order import check_rows, rows_of
 from pyrecon.ops._kaczmarz_reference import backward_reference, masked, reference, trace_reference
 
@@ -66,7 +67,7 @@ def _cpp(
 ) -> None:
     if order is not None:
         check_rows(order, A.shape[0])
-    suffix, sizes, threads = _SUFFIX[A.dtype], _sizes(A, y, order, sweeps, nonneg), torch.get_num_threads()
+    suffix, sizes, threads = _SUFFIX[A.dtype], _sizes(A, y, order, sweeps, nonneg), kernel_threads()
     workspace = weight.new_empty(getattr(_core, f"kaczmarz_workspace_{suffix}")(sizes, threads))
     addresses = _addresses((A, y, x0, dual, weight, order), outs, workspace)
     getattr(_core, f"kaczmarz_{suffix}")(addresses, sizes, threads)

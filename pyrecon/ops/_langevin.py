@@ -41,6 +41,7 @@ from pyrecon._check import (
     filled,
 )
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def _moments_cpp(
         width * offset,
         x.is_complex(),
         nonneg,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
 
 

@@ -31,6 +31,7 @@ from pyrecon._check import (
     dense,
 )
 from pyrecon._library import Op, needs_grad, wants_gradient
+from pyrecon._threads import kernel_threads
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def _cpp(
     run = _core.learned_consistency_f32 if v.dtype == torch.float32 else _core.learned_consistency_f64
     run(
         v.data_ptr(), y.data_ptr(), radius.data_ptr(), weights.data_ptr(), places.data_ptr(), out.data_ptr(), len(v),
-        len(places), points, width, layers, kernel, released, torch.get_num_threads(),
+        len(places), points, width, layers, kernel, released, kernel_threads(),
     )  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def _backward_cpp(
         g.data_ptr(), v.data_ptr(), y.data_ptr(), radius.data_ptr(), weights.data_ptr(), places.data_ptr(),
         grad_v.data_ptr(), grad_y.data_ptr() if for_y else 0, grad_radius.data_ptr(),
         grad_weights.data_ptr() if for_weights else 0, len(v), len(places), points, width, layers, kernel, released,
-        torch.get_num_threads(),
+        kernel_threads(),
     )  # fmt: skip
 
 

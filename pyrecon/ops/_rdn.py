@@ -23,6 +23,7 @@ from torch.nn.functional import conv2d
 from pyrecon import _core
 from pyrecon._check import FLOATING, check_count, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad, wants_gradient
+from pyrecon._threads import kernel_threads
 
 
 def filters(features: int, growth: int, blocks: int, layers: int) -> Iterator[tuple[int, int, int]]:
@@ -112,7 +113,7 @@ def _run_cpp(image: Tensor, weights: Tensor, config: tuple[int, ...], out: Tenso
     kernel = _core.rdn_f32 if image.dtype == torch.float32 else _core.rdn_f64
     kernel(
         image.data_ptr(), weights.data_ptr(), out.data_ptr(), 0 if maps is None else maps.data_ptr(), *image.shape,
-        *config, torch.get_num_threads(),
+        *config, kernel_threads(),
     )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def _backward_cpp(
     kernel(
         g.data_ptr(), maps.data_ptr(), weights.data_ptr(), grad_image.data_ptr(),
         grad_weights.data_ptr() if for_weights else 0, *image.shape, features, growth, blocks, layers,
-        torch.get_num_threads(),
+        kernel_threads(),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, check_dtype, check_like, check_out, check_shape, dense
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._product import product
 
 _AXES = (-2, -1)
@@ -92,7 +93,7 @@ def _cpp(name: str, reference: Callable[..., Tensor]) -> Callable[..., None]:
             else:
                 out.copy_(reference(first, second, mask, _pocketfft))
             return
-        suffix, threads = "f32" if out.dtype == torch.complex64 else "f64", torch.get_num_threads()
+        suffix, threads = "f32" if out.dtype == torch.complex64 else "f64", kernel_threads()
         coils = (first if first.dim() == 4 else second).shape[1]
         maps_batch = second.shape[0] if second.dim() == 4 else 1
         sizes = first.shape[0], coils, *first.shape[-2:], maps_batch, mask.shape[0], *mask.shape[2:], threads
@@ -111,7 +112,7 @@ def _pocketfft(x: Tensor, axes: tuple[int, ...] = _AXES, *, adjoint: bool = Fals
         return x
     transform = scipy.fft.ifftn if adjoint else scipy.fft.fftn
     shifted = torch.fft.ifftshift(x, dim=axes) if centred else x
-    spectrum = transform(shifted.numpy(), axes=axes, norm="ortho", workers=torch.get_num_threads())
+    spectrum = transform(shifted.numpy(), axes=axes, norm="ortho", workers=kernel_threads())
     result = torch.from_numpy(spectrum)
     return torch.fft.fftshift(result, dim=axes) if centred else result
 

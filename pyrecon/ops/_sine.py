@@ -24,6 +24,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_count, check_dtype, check_like, check_out, dense, filled
 from pyrecon._library import Op, _is_traced, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._product import product
 
 
@@ -66,7 +67,7 @@ def _dst_cpp(x: Tensor, rows: bool, cols: bool, out: Tensor) -> None:
     plans = (_plan(x.shape[1] if rows else 0, suffix), _plan(x.shape[2] if cols else 0, suffix))
     getattr(_core, f"dst1_{suffix}")(
         x.data_ptr(), out.data_ptr(), *(p.data_ptr() for p in plans), *x.shape, 1 + x.is_complex(),
-        torch.get_num_threads(),
+        kernel_threads(),
     )  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def _prox_cpp(maps: Tensor, weight: Tensor, rows: bool, cols: bool, out: Tensor)
     transformed = 0 if not (rows and cols) else n_rows if transform_rows else n_cols
     getattr(_core, f"prox_smooth_maps_{suffix}")(
         maps.data_ptr(), weight.data_ptr(), out.data_ptr(), _plan(transformed, suffix).data_ptr(), *maps.shape,
-        1 + maps.is_complex(), len(weight), rows and not transform_rows, torch.get_num_threads(),
+        1 + maps.is_complex(), len(weight), rows and not transform_rows, kernel_threads(),
     )  # fmt: skip
 
 

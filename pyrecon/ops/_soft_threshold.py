@@ -16,6 +16,7 @@ from torch import Tensor
 from pyrecon import _core
 from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_like, check_nonneg, check_out, dense, filled
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def _soft_cpp(x: Tensor, threshold: Tensor, nonneg: bool, out: Tensor) -> None:
         2 if x.is_complex() else 1,
         *_soft_strides(threshold),
         nonneg,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
 
 

@@ -45,6 +45,7 @@ from pyrecon._check import (
     filled,
 )
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 
 MAX_ITERATIONS = 10**6  # the coefficients of all of them are held
 CERTIFY_EVERY = 5  # iterations between two looks at the duality gap; a look costs two thirds of an iteration
@@ -234,7 +235,7 @@ def _tv_cpp(
 ) -> None:
     kernel = _core.tv_prox_f32 if weight.dtype == torch.float32 else _core.tv_prox_f64
     sizes = (x.shape[0], 2 if x.is_complex() else 1, x.shape[1], x.shape[2])
-    threads = torch.get_num_threads()
+    threads = kernel_threads()
     scratch = weight.new_empty(_core.tv_prox_scratch(*sizes, threads, weight.element_size()))
     kernel(
         x.data_ptr(), weight.data_ptr(), 0 if dual is None else dual.data_ptr(), u.data_ptr(), dual_out.data_ptr(),

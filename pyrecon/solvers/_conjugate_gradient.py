@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyrecon._check import check_callable, check_count, check_like, check_number, check_shape
+from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
@@ -77,10 +78,11 @@ def conjugate_gradient(
     check_number("atol", atol)
     check_count("max_iter", max_iter, 0)
 
-    with torch.no_grad():
+    theirs = outside(A)
+    with torch.no_grad(), one_thread_if_small(b.numel()):
         size = norm(b)
         limit = torch.clamp(rtol * size, min=atol)
-        solution = _iterate(A, b, x0, limit, max_iter)
+        solution = _iterate(theirs, b, x0, limit, max_iter)
     solution.warn_unless_converged("conjugate_gradient", _ADVICE)
     if not torch.is_grad_enabled():
         return solution
@@ -91,7 +93,9 @@ def conjugate_gradient(
     def solve(g: Tensor) -> Tensor:
         # A gradient has a scale of its own, so what atol means to b is carried over as a relative tolerance.
         relative = torch.where(size > 0, limit / size, rtol)
-        adjoint = _iterate(A, g, None, relative * norm(g), max_iter)
+        theirs = outside(A)
+        with one_thread_if_small(g.numel()):
+            adjoint = _iterate(theirs, g, None, relative * norm(g), max_iter)
         return adjoint.warn_unless_converged("conjugate_gradient, backward pass", _ADVICE).value
 
     # The value plus A^-1 (b - A x) with x held fixed: zero in value, right in its derivative.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import check_callable, check_count, check_flag, check_number, check_returned
+from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
 
@@ -71,6 +72,7 @@ def fista(
     check_flag("restart", restart)
     check_state("x0", x0)
     step = _positive("step", step, x0)
+    gradient, prox = outside(gradient), outside(prox)
 
     def advance(state: State) -> tuple[State, Tensor, Tensor]:
         x, z, t = state
@@ -85,7 +87,8 @@ def fista(
         return (x_new, z, t_new), change, _ratio(change, x_new)
 
     t = torch.ones(len(x0), dtype=torch.float64, device=x0.device)
-    solution = _iterate(advance, (x0.detach().clone(), x0.detach().clone(), t), max_iter, tol)
+    with one_thread_if_small(x0.numel()):
+        solution = _iterate(advance, (x0.detach().clone(), x0.detach().clone(), t), max_iter, tol)
     return solution.warn_unless_converged("fista", _ADVICE)
 
 
@@ -136,6 +139,8 @@ def primal_dual(
         check_callable("prox", prox)
     check_state("x0", x0)
     step, dual_step = _positive("step", step, x0), _positive("dual_step", dual_step, x0)
+    gradient, K, K_adjoint, dual_prox = outside(gradient), outside(K), outside(K_adjoint), outside(dual_prox)
+    prox = None if prox is None else outside(prox)
 
     def advance(state: State) -> tuple[State, Tensor, Tensor]:
         x, u = state
@@ -156,7 +161,8 @@ def primal_dual(
                 "the same batch and device"
             )
         start = (x0.detach().clone(), torch.zeros_like(dual))
-    solution = _iterate(advance, start, max_iter, tol)
+    with one_thread_if_small(x0.numel()):
+        solution = _iterate(advance, start, max_iter, tol)
     return solution.warn_unless_converged("primal_dual", _ADVICE)
 
 

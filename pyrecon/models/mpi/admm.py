@@ -37,6 +37,7 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from pyrecon._threads import PRODUCTS, one_thread_if_small
 from pyrecon.models.method import Progress
 from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem
@@ -102,7 +103,10 @@ class _BallADMM(MPIMethod):
         if start is None:
             x = system.truncated(coordinates, cutoff=self.cutoff) if self.cutoff is not None else None
             start = _zero_state(system, coordinates, len(terms), x)
-        solution, state = _iterate(system, coordinates, self.epsilon * noise, terms, start, self.iterations, self.tol)
+        # A second thread saves nothing of products this small; beside a busy process they take 100 times as long.
+        with one_thread_if_small(coordinates.numel() * max(1, len(system.V) // PRODUCTS)):
+            radius = self.epsilon * noise
+            solution, state = _iterate(system, coordinates, radius, terms, start, self.iterations, self.tol)
         if self.nonneg:  # x lies between its copies, which are not negative, and may still be by a little
             solution = replace(solution, value=solution.value.clamp(min=0))
         return solution, state

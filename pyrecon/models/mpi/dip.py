@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrecon._threads import all_threads
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models.method import Progress
 from pyrecon.models.mpi.method import Data, MPIMethod
@@ -72,7 +73,8 @@ class DeepImagePrior(MPIMethod):
     def _solve(
         self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
-        return _fit(self, system, data.coordinates, data.noise, progress), None
+        with all_threads():  # for the convolutions they pay
+            return _fit(self, system, data.coordinates, data.noise, progress), None
 
 
 def _fit(

@@ -22,6 +22,7 @@ from pyrecon._check import (
     check_size,
     described,
 )
+from pyrecon._threads import one_thread_if_small
 from pyrecon.data.mpi import MPIFrames, MPISystem
 from pyrecon.models.method import Progress, check_method, silent
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, HybADMM
@@ -206,7 +207,7 @@ class Reconstructor:
     ) -> tuple[Tensor, Any]:
         """Images of one batch, and the state to start the next one from."""
         system, first = self.system, self._run.report().samples
-        with self._run:
+        with self._run, one_thread_if_small(y.numel()):
             y = y.to(system.matrix)
             system.check_data(y)
             scaled = y * self._gain

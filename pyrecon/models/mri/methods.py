@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pyrecon._threads import one_thread_if_small
 from pyrecon.data.fourier import ifft_centered
 from pyrecon.data.mri import calibration_region
 from pyrecon.linops import Sense, Wavelet
@@ -86,16 +87,17 @@ class CGSense(MRIMethod):
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         maps = given_maps(maps)
-        operator = Sense(maps, mask)
-        prior = Sense(maps, _centre(mask, kspace)).adjoint(kspace)
-        weight = self.wiener_weight(kspace, mask) if self.weight is None else self.weight
-        solution = conjugate_gradient(
-            lambda x: operator.gram(x) + weight * x,
-            operator.adjoint(kspace) - operator.gram(prior),
-            rtol=8 * torch.finfo(kspace.dtype).eps,  # what the precision allows, where noise is negligible
-            atol=self.tol * _adjoint_noise(kspace, maps, mask),
-            max_iter=self.max_iter,
-        )
+        with one_thread_if_small(kspace[:, 0].numel()):
+            operator = Sense(maps, mask)
+            prior = Sense(maps, _centre(mask, kspace)).adjoint(kspace)
+            weight = self.wiener_weight(kspace, mask) if self.weight is None else self.weight
+            solution = conjugate_gradient(
+                lambda x: operator.gram(x) + weight * x,
+                operator.adjoint(kspace) - operator.gram(prior),
+                rtol=8 * torch.finfo(kspace.dtype).eps,  # what the precision allows, where noise is negligible
+                atol=self.tol * _adjoint_noise(kspace, maps, mask),
+                max_iter=self.max_iter,
+            )
         return replace(solution, value=solution.value + prior)
 
     @staticmethod
@@ -222,14 +224,15 @@ def _fista(method: WaveletSense | TVSense, kspace: Tensor, maps: Tensor, mask: T
     operator = Sense(maps, mask)
     start = operator.adjoint(kspace)
     # A^H A has no eigenvalue above 1: F is unitary, and the maps' root sum of squares is 1 at most.
-    return fista(
-        lambda x: operator.gram(x) - start,
-        prox,
-        start,
-        step=1.0,
-        max_iter=method.max_iter,
-        tol=method.tol,
-    )
+    with one_thread_if_small(start.numel()):
+        return fista(
+            lambda x: operator.gram(x) - start,
+            prox,
+            start,
+            step=1.0,
+            max_iter=method.max_iter,
+            tol=method.tol,
+        )
 
 
 def _direct(image: Tensor) -> Solution[Tensor]:
