@@ -35,6 +35,8 @@ PYBIND11_MODULE(_core, m) {
       "Threads beside the calling one, and the shares of work they have done.");
   m.def("hold_helpers", &hold_helpers, pybind11::arg("held"),
         "For tests: helpers do nothing until released, as where other processes hold the processors.");
+  m.def("delay_helpers", &delay_helpers, pybind11::arg("microseconds"),
+        "For tests: helpers stop for so long in the middle of a share, as where they lose their processor.");
   m.def(
       "limit_threads",
       [](int openmp, int mkl) {

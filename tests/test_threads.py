@@ -21,6 +21,7 @@ def three_threads() -> Iterator[None]:
     torch.set_num_threads(3)
     yield
     _core.hold_helpers(False)
+    _core.delay_helpers(0)
     torch.set_num_threads(before)
 
 
@@ -67,6 +68,17 @@ def test_a_kernel_does_not_wait_for_helpers_that_do_not_come_and_takes_them_back
     _core.hold_helpers(False)
     assert wait_for_help()
     assert same(work(), expected)
+
+
+def test_helpers_that_stall_are_left_alone_for_a_while() -> None:
+    assert wait_for_help()
+    expected, before = work(), _core.helpers()[1]
+    _core.delay_helpers(20_000)  # as if they lost their processors in the middle of every share
+    for _ in range(100):
+        assert same(work(), expected)
+    assert _core.helpers()[1] - before < 100  # of some 1,500 shares, each of which would have cost 20 ms
+    _core.delay_helpers(0)
+    assert wait_for_help()
 
 
 def test_a_forked_child_computes_the_same() -> None:

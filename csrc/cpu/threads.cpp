@@ -1,11 +1,11 @@
 // A pool of helpers for which the calling thread never waits in vain.
 //
-// A region of OpenMP ends when every thread of the team has come to its barrier. Where another process holds a core, one
-// of them has not even started, and the rest spin until the scheduler lets it, some milliseconds, region after region:
-// beside one busy process loops of small regions took 50 to 140 times as long. Here a share belongs to whoever claims it
-// first. The caller takes those that no helper has come for, and waits only for shares that were begun. Who waits yields
-// its core to whoever wants it, and soon sleeps, for a sleeper is put on a free core and a spinner keeps its place in the
-// queue. What a share computes does not depend on who does it.
+// A region of OpenMP ends when every thread of the team has come to its barrier. Where another process holds a core,
+// one of them has not even started, and the rest spin until the scheduler lets it, some milliseconds, region after
+// region: beside one busy process loops of small regions took 50 to 140 times as long. Here a share belongs to whoever
+// claims it first. The caller takes those that no helper has come for, and waits only for shares that were begun. Who
+// waits yields its core to whoever wants it, and soon sleeps, for a sleeper is put on a free core and a spinner keeps
+// its place in the queue. What a share computes does not depend on who does it.
 #include "cpu/threads.hpp"
 
 #include <dlfcn.h>
@@ -26,8 +26,10 @@ namespace pyrecon {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::microseconds awake{100};  // a helper waits so long for the next region before it sleeps
+constexpr std::chrono::microseconds awake{100};     // a helper waits so long for the next region before it sleeps
 constexpr std::chrono::microseconds expecting{50};  // and the caller for the last share
+constexpr std::chrono::microseconds stalled{500};   // who waits so much longer than it worked waits for a time slice
+constexpr std::chrono::milliseconds first_rest{8}, longest_rest{1000};
 constexpr int most_slots = 1024;
 constexpr int most_patience = 6;  // wakes at least one region in 2^6
 
@@ -56,9 +58,11 @@ bool watch(std::chrono::microseconds time, const Ready& ready) {
 
 class Pool {
  public:
-  // False if another thread has the helpers.
+  // False if another thread has the helpers, or they rest.
   bool run(int shares, void (*share)(const void*, int), const void* body) {
     if (used_.exchange(true, std::memory_order_acquire)) return false;
+    const auto begun = Clock::now();
+    if (begun < rested_) return used_.store(false, std::memory_order_release), false;
     const int slots = std::min(shares, most_slots);
     start_helpers(slots - 1);
     const uint64_t region = region_.load(std::memory_order_relaxed) + 1;
@@ -77,6 +81,7 @@ class Pool {
     else
       patience_ = 0;
     if (finished_.fetch_add(own, std::memory_order_acq_rel) + own < slots) {
+      const auto worked = Clock::now();
       const auto done = [&] { return finished_.load(std::memory_order_acquire) == slots; };
       if (!watch(expecting, done)) {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -84,6 +89,7 @@ class Pool {
         all_done_.wait(lock, [&] { return finished_.load() == slots; });
         caller_sleeps_.store(false);
       }
+      judge(worked - begun, Clock::now() - worked);
     }
     helped_.fetch_add(slots - own, std::memory_order_relaxed);
     used_.store(false, std::memory_order_release);
@@ -92,8 +98,23 @@ class Pool {
 
   Helpers helpers() const { return {started_.load(), helped_.load()}; }
   void hold(bool held) { held_.store(held); }
+  void delay(int microseconds) { delay_.store(microseconds); }
 
  private:
+  // A helper that lost its core in the middle of a share is no help. None is asked for a while, twice as long each
+  // time; half as long once all went well for that while. Beside one busy process a core a small TV prox took 15 times
+  // what one thread takes, without.
+  void judge(Clock::duration worked, Clock::duration waited) {
+    const auto now = Clock::now();
+    if (waited > 2 * worked + stalled) {
+      rest_ = std::clamp<Clock::duration>(2 * rest_, first_rest, longest_rest);
+      rested_ = now + rest_;
+    } else if (now - rested_ > rest_) {
+      rest_ /= 2;
+      rested_ = now;
+    }
+  }
+
   void start_helpers(int wanted) {
     for (; started_.load(std::memory_order_relaxed) < wanted; ++started_) try {
         std::thread(&Pool::help, this, started_ + 1).detach();
@@ -103,7 +124,9 @@ class Pool {
   }
 
   void wake(int count) {
-    { const std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }
     for (int i = 0; i < count; ++i) work_came_.notify_one();
   }
 
@@ -118,6 +141,8 @@ class Pool {
       if (slot_[s].load(std::memory_order_relaxed) != waiting ||
           !slot_[s].compare_exchange_strong(waiting, waiting + 1, std::memory_order_acquire))
         continue;
+      if (const int late = first > 0 ? delay_.load(std::memory_order_relaxed) : 0)
+        std::this_thread::sleep_for(std::chrono::microseconds(late));
       for (int k = s; k < shares_; k += most_slots) share_(body_, k);
       ++done;
       if (first > 0 && finished_.fetch_add(1) + 1 == slots && caller_sleeps_.load()) {
@@ -149,6 +174,9 @@ class Pool {
   int shares_ = 0;
   std::atomic<int> slots_{0};
   int patience_ = 0;
+  Clock::duration rest_{0};
+  Clock::time_point rested_{};  // when the last rest ended or ends, or all had gone well for as long
+  std::atomic<int> delay_{0};
   std::atomic<bool> used_{false}, held_{false};
   std::atomic<int> started_{0};
   std::atomic<uint64_t> helped_{0};
@@ -174,7 +202,8 @@ Pool& pool() {
   return *found;
 }
 
-[[maybe_unused]] const int forgets = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr), in_share = false; });
+[[maybe_unused]] const int forgets =
+    pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr), in_share = false; });
 
 }  // namespace
 
@@ -185,6 +214,7 @@ void run_shares(int shares, void (*share)(const void* body, int s), const void* 
 
 Helpers helpers() noexcept { return pool().helpers(); }
 void hold_helpers(bool held) noexcept { pool().hold(held); }
+void delay_helpers(int microseconds) noexcept { pool().delay(microseconds); }
 
 Limit limit_threads(Limit limit) noexcept {
   // torch.set_num_threads is also what threads yet to come begin with; these two belong to the calling thread.

@@ -5,8 +5,8 @@
 
 namespace pyrecon {
 
-// share(body, s) for every s in [0, shares), side by side as far as helpers come; returns when all are done. A call from
-// within a share, or while another thread has the helpers, runs them one after the other.
+// share(body, s) for every s in [0, shares), side by side as far as helpers come; returns when all are done. A call
+// from within a share, or while another thread has the helpers, runs them one after the other.
 void run_shares(int shares, void (*share)(const void* body, int s), const void* body) noexcept;
 
 struct Helpers {
@@ -17,6 +17,8 @@ Helpers helpers() noexcept;
 
 // For tests: as if another process held their cores, no helper takes a share until this is called with false.
 void hold_helpers(bool held) noexcept;
+// And as if they lost them in the middle of a share for so long.
+void delay_helpers(int microseconds) noexcept;
 
 // How many threads OpenMP and MKL, and so torch, take for the calling thread.
 struct Limit {
