@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def mpi_methods() -> Iterator[tuple[str, Callable[[], Any]]]:
     data = prepare_frames(system, scan)
     for method in [*mpi.METHODS.values(), mpi.PnP, mpi.DEQ]:
         reconstruct = mpi.Reconstructor(system, method())
-        yield f"MPI {method.name}, 6 frames", lambda reconstruct=reconstruct: reconstruct(data)
+        yield f"MPI {method.name}, 6 frames", partial(reconstruct, data)
 
 
 def mri_methods() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -86,7 +87,7 @@ def mri_methods() -> Iterator[tuple[str, Callable[[], Any]]]:
     scan = simulate(head_phantom(shape), maps, random_lines(shape, 4.0, acl=24, seed=0), noise_std=noise, seed=0)
     kspace, mask = torch.as_tensor(scan.kspace) / noise, torch.as_tensor(scan.mask).float()
     for method in (mri.CGSense(max_iter=20), mri.TVSense(max_iter=10)):
-        yield f"MRI {method.name} 8x230x180", lambda method=method: method.solve(kspace, maps, mask)
+        yield f"MRI {method.name} 8x230x180", partial(method.solve, kspace, maps, mask)
 
 
 def kernels() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -101,7 +102,7 @@ def kernels() -> Iterator[tuple[str, Callable[[], Any]]]:
         out = torch.empty_like(image)
         yield (
             f"langevin step {name}",
-            lambda image=image, grad=grad, out=out: ops.langevin_step(image, grad, 0.01, seed=0, counter=0, out=out),
+            partial(ops.langevin_step, image, grad, 0.01, seed=0, counter=0, out=out),
         )
     A, y = torch.randn(5486, 338), torch.randn(6, 5486)
     yield "kaczmarz 5486x338, B=6", lambda: ops.kaczmarz(A, y)
@@ -109,7 +110,7 @@ def kernels() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "sm_consistency 5486x338, B=6", lambda: ops.sm_consistency(A, z, d, y, radius)
     for name, size in (("26x13, B=6", (6, 26, 13)), ("256x256", (1, 256, 256))):
         noisy = torch.randn(size)
-        yield f"tv_prox {name}", lambda noisy=noisy: ops.tv_prox(noisy, 0.1, iterations=50)
+        yield f"tv_prox {name}", partial(ops.tv_prox, noisy, 0.1, iterations=50)
     for coils, rows, cols in ((4, 32, 32), (8, 230, 180)):
         image = torch.randn(1, rows, cols, dtype=torch.complex64)
         maps, mask = (
@@ -118,14 +119,14 @@ def kernels() -> Iterator[tuple[str, Callable[[], Any]]]:
         )
         yield (
             f"sense_normal {coils}x{rows}x{cols}",
-            lambda image=image, maps=maps, mask=mask: ops.sense_normal(image, maps, mask),
+            partial(ops.sense_normal, image, maps, mask),
         )
     maps = torch.randn(1, 8, 230, 180, dtype=torch.complex64)
-    yield "prox_smooth_maps 8x230x180", lambda maps=maps: ops.prox_smooth_maps(maps, 10.0)
+    yield "prox_smooth_maps 8x230x180", partial(ops.prox_smooth_maps, maps, 10.0)
     net = RDN().requires_grad_(False)
     for batch in (1, 6):
         image = torch.randn(batch, 26, 13)
-        yield f"rdn 26x13, B={batch}", lambda image=image: net(image)
+        yield f"rdn 26x13, B={batch}", partial(net, image)
     layout = RowLayout((60, 247), torch.randperm(60 * 130)[:2743].sort().values, 130)
     learned = LearnedConsistency(layout).requires_grad_(False)
     v, data = torch.randn(6, 5486), torch.randn(6, 5486)
