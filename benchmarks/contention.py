@@ -76,7 +76,8 @@ def mpi_methods() -> Iterator[tuple[str, Callable[[], Any]]]:
     scan = scanner.measure(vessels, grid, snr_db=30.0, seed=1)
     system = prepare_system(scanner.calibrate(grid, seed=0), scan)
     data = prepare_frames(system, scan)
-    for method in [*mpi.METHODS.values(), mpi.PnP, mpi.DEQ]:
+    methods: list[type[mpi.MPIMethod]] = [*mpi.METHODS.values(), mpi.PnP, mpi.DEQ]
+    for method in methods:
         reconstruct = mpi.Reconstructor(system, method())
         yield f"MPI {method.name}, 6 frames", partial(reconstruct, data)
 
