@@ -28,7 +28,7 @@ def bench(*arguments: str) -> tuple[int, str]:
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """In its own process, piped: inside a worker of pytest-xdist, pytest-benchmark measures nothing."""
-    command = [sys.executable, "-m", "pyrecon", "bench", "--threads", "1", "--device", "cpu", *arguments]
+    command = [sys.executable, "-P", "-m", "pyrecon", "bench", "--threads", "1", "--device", "cpu", *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"PYTHONUNBUFFERED": "1"}
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, cwd=folder, **pipe)

@@ -327,7 +327,7 @@ def test_overlapping_results_are_named() -> None:
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env)
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=env)
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 4), (2, 4, 0), (2, 0, 0)])

@@ -20,7 +20,7 @@ LAZY = sorted(set(pyrecon.__all__) - {"__version__", "backend", "registered_ops"
 
 
 def fresh(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -29,11 +29,14 @@ def test_one_import_is_enough() -> None:
     code = f"import pyrecon; print(*(getattr(pyrecon, n).__name__ for n in ('{names}')))"
     assert fresh(code).split() == [f"pyrecon.{name}" for name in LAZY]
     assert fresh("import pyrecon; print(pyrecon.data.mpi.__name__, pyrecon.physics.mri.__name__)")
+    assert (
+        fresh("import pyrecon; print(pyrecon.models.mpi.DEQ.name, pyrecon.models.DEProx.system)") == "DEQ-MPI de-prox"
+    )
 
 
 def test_the_import_loads_none_of_them() -> None:
     code = "import sys, pyrecon; print(*(n for n in sys.modules if n.startswith('pyrecon.')))"
-    assert set(fresh(code).split()) == {"pyrecon._lazy", "pyrecon._library"}
+    assert set(fresh(code).split()) == {"pyrecon._lazy", "pyrecon._library", "pyrecon._startup"}
 
 
 def test_listing_and_unknown_names() -> None:

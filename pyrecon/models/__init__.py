@@ -3,15 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyrecon._lazy import submodules
+
 if TYPE_CHECKING:
     from pyrecon.models.deq import DEProx
     from pyrecon.models.deq_mpi import DEQMPI
 
 __all__ = ["DEQMPI", "DEProx"]
 _MODULES = {"DEProx": "deq", "DEQMPI": "deq_mpi"}
+_module, __dir__ = submodules(__name__, "deq", "deq_mpi", "method", "mpi", "mri", "weights", *_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(f"pyrecon.models.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return _module(name)
