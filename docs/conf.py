@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyrecon
+import pyrecon.models.deq_mpi
+from pyrecon.models.mpi import Problem
 
+pyrecon.models.deq_mpi.Problem = Problem  # known there to a type checker only; autodoc reads the same annotations
 project = "pyrecon"
 author = "The pyrecon developers"
 copyright = "the pyrecon developers, Apache-2.0"
@@ -21,6 +24,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 2
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyrecon import implicit
 from pyrecon._errors import DataError
-from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
+from pyrecon.implicit import ImplicitGradient, fixed_point_layer
 from pyrecon.linops import LinearOperator
 from pyrecon.models.weights import (
     UNUSABLE,
@@ -66,7 +67,7 @@ class DEProx(nn.Module):
         solver: FixedPointMethod | None = None,
         tol: float = 1e-4,
         max_iter: int = 40,
-        gradient: Gradient | None = None,
+        gradient: implicit.Gradient | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(denoiser, nn.Module):

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyrecon import implicit
 from pyrecon._check import check_count, check_number, check_radius, described
 from pyrecon._errors import DataError
 from pyrecon._library import runs_kernel
-from pyrecon.implicit import Gradient, ImplicitGradient, fixed_point_layer
+from pyrecon.implicit import ImplicitGradient, fixed_point_layer
 from pyrecon.models.weights import (
     UNUSABLE,
     Card,
@@ -102,7 +103,7 @@ class DEQMPI(nn.Module):
         solver: FixedPointMethod | None = None,
         tol: float = 1e-4,
         max_iter: int = 25,
-        gradient: Gradient | None = None,
+        gradient: implicit.Gradient | None = None,
     ) -> None:
         super().__init__()
         for name, module in (("rdn", rdn), ("consistency", consistency)):
