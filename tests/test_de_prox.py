@@ -25,7 +25,7 @@ from pyrecon.models.weights import Card
 from pyrecon.nn import ResidualDenoiser
 from pyrecon.physics.mri import coil_maps, gaussian_lines, head_phantom, simulate
 from pyrecon.solvers import Status
-from pyrecon.train.de_prox import Config, DEProxTraining
+from pyrecon.train.de_prox import Config, DEProxTraining, Scans
 from pyrecon.train.run import train
 
 SHAPE = (12, 10)
@@ -218,6 +218,22 @@ def test_training_gains_over_the_denoiser_it_begins_with(tmp_path: Path) -> None
     (_, first), *_, (_, last) = model.card.training["curves"]["equilibrium"]
     assert last > first + 0.3
     assert model.card.data["acceleration"] == 4.0
+
+
+def test_data_have_the_noise_and_the_sampling_they_are_said_to_have() -> None:
+    """Each image with a mask of its own, the same in a step that is taken again, others in the next."""
+    config = Config(size=64, noise_std=0.05, acceleration=4.0)
+    images = head_phantom((64, 64), batch=3)
+    scans = Scans(config, images, images)
+    (y, A), (again, _), (other, B) = (scans.measured(images, step) for step in (5, 5, 6))
+    noise = (y - A(images))[A.mask.expand(3, 1, 64, 64)[:, 0].bool()]
+    assert float(noise.abs().square().mean().sqrt()) == pytest.approx(
+        0.05, rel=0.06
+    )  # 3,072 complex samples: 1.3 % is a deviation of 1
+    assert float(A.mask.float().mean()) == pytest.approx(0.25)
+    assert torch.equal(y, again)
+    assert not torch.equal(y, other)
+    assert len({tuple(mask.flatten().tolist()) for mask in (*A.mask, *B.mask)}) == 6
 
 
 def test_from_generated_data_to_an_image_by_command(tmp_path: Path) -> None:

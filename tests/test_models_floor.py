@@ -218,6 +218,22 @@ def test_a_reconstructor_names_the_argument_that_is_wrong(call: Callable[..., An
         call(matrix())
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: HybADMM(mu="strong"), "mu: 'strong', expected a number"),
+        (lambda: HybADMM(iterations=2.5), "iterations: 2.5, expected a whole number"),
+        (lambda: HybADMM(nonneg=1), "nonneg: 1, expected True or False"),
+        (lambda: ART(order="shuffled"), "order: 'shuffled', expected one of cyclic, random"),
+        (lambda: DEQ(weights=3), "weights: 3, expected text"),
+        (lambda: CGSense(tol=None), "tol: None, expected a number"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=said):
+        make()
+
+
 def scan() -> MRIScan:
     shape = (16, 16)
     return simulate(head_phantom(shape), coil_maps(shape, 2), random_lines(shape, 2.0, acl=8, seed=0), seed=0)
@@ -258,8 +274,8 @@ def hostile(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
     return path
 
 
-def _many(table: dict[str, Any], header: dict[str, Any]) -> None:
-    table.update({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(300_000)})
+def _many(table: dict[str, Any], header: dict[str, Any], count: int) -> None:
+    table.update({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(count)})
 
 
 @pytest.mark.parametrize(
@@ -276,7 +292,8 @@ def _many(table: dict[str, Any], header: dict[str, Any]) -> None:
         (lambda t, h: h.update(config=7), "unusable"),
         (lambda t, h: t["rdn.last.bias"].update(shape=[1e999]), "no whole safetensors"),
         (lambda t, h: t["rdn.last.bias"].update(shape=None), "no whole safetensors"),
-        (_many, "header of|300"),
+        (lambda t, h: _many(t, h, 300_000), "a header of"),
+        (lambda t, h: _many(t, h, 20_000), "20014 tensors, expected up to 10000"),
     ],
 )
 def test_sizes_are_judged_before_anything_is_built(tmp_path: Path, change: Callable[..., Any], said: str) -> None:

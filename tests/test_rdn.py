@@ -12,7 +12,7 @@ import pyrecon
 from pyrecon import _library
 from pyrecon.nn import RDN, _convolutions
 from pyrecon.ops import rdn
-from pyrecon.ops._rdn import _backward, _recorded, filters, weights_count
+from pyrecon.ops._rdn import _backward, _recorded, _threads, filters, weights_count
 from pyrecon.testing import (
     assert_close_to_reference,
     available_isa_levels,
@@ -301,3 +301,13 @@ def test_modules_run_where_someone_listens_or_computes_weights() -> None:
             assert net.operands() is None
     assert not calls
     assert not torch.allclose(changed, expected)
+
+
+def test_one_small_image_takes_one_thread() -> None:
+    """Two would lose a third of the time; two images, or a large one, take what there is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [_threads(torch.empty(shape)) for shape in ((1, 26, 13), (2, 26, 13), (1, 64, 64))] == [1, 2, 2]
+    finally:
+        torch.set_num_threads(before)

@@ -139,7 +139,7 @@ def readout_width(scan: MRIScan) -> int:
     """Samples along the readout without its oversampling; DataError where that leaves none, or a part of one."""
     width = scan.kspace.shape[3]
     kept: int = round(width / scan.readout_oversampling)
-    if kept < 1 or abs(kept * scan.readout_oversampling - width) > 1e-3 * width:
+    if abs(kept * scan.readout_oversampling - width) > 1e-3 * width:
         raise DataError(
             f"readout_oversampling: {width} readout samples divided by {scan.readout_oversampling} is no whole number"
         )

@@ -282,7 +282,7 @@ class Run:
 
     def __init__(self, method: Any, problem: Scenario, *, given: bool = False) -> None:
         self.method, self.problem = method, problem
-        self._solver = _prepared(method, problem.system) if given else Reconstructor(problem.prepared, method)
+        self._solver = method.prepare(problem.system) if given else Reconstructor(problem.prepared, method)
 
     def __call__(self, count: int | None = None) -> Tensor:
         """Images ``(count, H, W)``."""
@@ -312,11 +312,6 @@ class Run:
     def quality(self) -> float:
         """Mean pSNR over all test images."""
         return float(metrics.psnr(self(), self.problem.test.images).mean())
-
-
-def _prepared(method: Any, system: FactoredSystem) -> Any:
-    """A method that has something to load does so once."""
-    return method.prepare(system)
 
 
 # --- the search --------------------------------------------------------------------------------------------------
