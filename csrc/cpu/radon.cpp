@@ -4,7 +4,8 @@
 #include "cpu/parallel.hpp"
 #include "cpu/simd.hpp"
 
-// An image lies in scratch twice, by rows and by columns, so that every ray goes from row to row of one of these planes.
+// An image lies in scratch twice, by rows and by columns, so that every ray goes from row to row of one of these
+// planes.
 //
 // Forward, lanes are neighbouring rays: in one row they need numbers of one window. Places are computed in double once
 // per strip of 16 rows and in T from there, relative to the window: to 16 or 32 steps of rounding of small numbers.
@@ -19,9 +20,9 @@ namespace pyrecon::PYRECON_ISA {
 namespace {
 
 constexpr int64_t strip = 16, tall = 32;  // rows whose places follow from the first one's, forward and back
-constexpr int64_t margin = 96;          // zeros beside a row: a window starts at most 78 before it
-constexpr double fixed = 4294967296.0;  // places of windows are integers, 32 bits behind the point
-constexpr double slack = 1e-4;          // of a pixel, beyond all rounding
+constexpr int64_t margin = 96;            // zeros beside a row: a window starts at most 78 before it
+constexpr double fixed = 4294967296.0;    // places of windows are integers, 32 bits behind the point
+constexpr double slack = 1e-4;            // of a pixel, beyond all rounding
 constexpr bool ways[2] = {true, false};
 
 PYRECON_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -170,8 +171,8 @@ PYRECON_INLINE double invert(const double* p, int64_t n, double j, double guess)
 // What a thread needs for the rays of one view over one strip of rows, in the order of their places.
 template <class T>
 struct Fan {
-  double *place, *last_place;               // at the first row and at the last
-  T *whole, *fraction, *slope, *value;      // the integer before the place and what is beyond it
+  double *place, *last_place;           // at the first row and at the last
+  T *whole, *fraction, *slope, *value;  // the integer before the place and what is beyond it
   int64_t n = 0;
   bool parallel = false;
 
@@ -193,8 +194,9 @@ struct Fan {
     const auto at = [&](int64_t d, double row) { return start[d] + slopes[d] * (first + row); };
     const bool up = at(count - 1, 0) > at(0, 0);
     if (up != (at(count - 1, more) > at(0, more))) return false;
-    const bool grows = up ? read<1>(start, slopes, weight, sino, first, more)
-                          : read<-1>(start + count - 1, slopes + count - 1, weight + count - 1, sino + count - 1, first, more);
+    const bool grows =
+        up ? read<1>(start, slopes, weight, sino, first, more)
+           : read<-1>(start + count - 1, slopes + count - 1, weight + count - 1, sino + count - 1, first, more);
     if (!grows) return false;
     extend(0, -1), extend(count - 1, 1);
     return true;
@@ -436,9 +438,8 @@ void radon(const T* image, const double* rays, const uint8_t* along, T* sino, co
     const Plane<T> across(memory.get() + slot * size + down_size, width, height);
     for (int64_t b = begin; b < end; ++b) {
       const T* x = image + b * height * width;
-      parallel_for(inner, height + width, 64, [&](int64_t r, int64_t last) {
-        lay<T>(x, height, width, down, across, r, last);
-      });
+      parallel_for(inner, height + width, 64,
+                   [&](int64_t r, int64_t last) { lay<T>(x, height, width, down, across, r, last); });
       parallel_for(inner, shape.views, 1, [&](int64_t first, int64_t last) {
         for (int64_t v = first; v < last; ++v) {
           const double* start = rays + 3 * v * n;
