@@ -330,20 +330,26 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
     const double near = dense + 1;  // rays within a pixel of the outermost of the tile's
     if (high < -near || low > n + near) continue;
     const int64_t first = floor_of(low - near) - 4, count = floor_of(high + near) + 5 - first;
-    // How far the middle of the tile is from where it would be if places were even, in rays.
-    const double middle = left + 0.5 * width;
     bool even = first > 1 - guard && first + count + 4 * L < fan.n + guard - 1 && count <= held;
     if (even) {
-      const int64_t m = floor_of(middle);
-      const double there = fan.place[m] + (middle - static_cast<double>(m)) * (fan.place[m + 1] - fan.place[m]);
-      const double off = (there - (right - 0.5 * L)) * dense;
-      even = off < 0.1 && off > -0.1;
       const auto spacing = [&](const double* p, double at) {
         const int64_t i = floor_of(at);
         return p[i + 1] - p[i];
       };
       dense = 1 / least(least(spacing(fan.place, left), spacing(fan.place, top)),
                         least(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+      // How far from `column` the ray is that is taken for the nearest there, in rays; down: 0 at the first row, 1 at
+      // the last.
+      const auto off = [&](double across, double down) {
+        const double ray = left + across * width + down * (lower_left - left + across * (bottom_width - width));
+        const int64_t i = floor_of(ray);
+        const auto at = [&](const double* p) { return p[i] + (ray - static_cast<double>(i)) * (p[i + 1] - p[i]); };
+        const double there = at(fan.place) + down * (at(fan.last_place) - at(fan.place));
+        const double by = (there - (static_cast<double>(j) + across * L)) * dense;
+        return by < 0 ? -by : by;
+      };
+      even = off(0.5, 0) < 0.2;
+      if (!fan.parallel) even &= most(most(off(0.5, 0.5), off(0.5, 1)), most(off(0, 0.5), off(1, 0.5))) < 0.2;
     }
     if (!permutes<T> || !even || dense > 3) {
       add_rays<T>(out + j, pitch, rows, smaller(L, columns - j), fan, first, first + count, j);

@@ -143,6 +143,7 @@ class _Projection(torch.autograd.Function):
 
 
 # --- the filter ------------------------------------------------------------------------------------------------
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=64)
 def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
     """Of the ramp for detector pixels one apart, ``(m // 2 + 1,)`` of a transform of m >= 2 n_det - 1 numbers.
@@ -177,6 +178,8 @@ def _window(name: str | None, m: int) -> Tensor:
 
 def _filtered(sino: Tensor, window: str | None, fan_step: float | None) -> Tensor:
     n_det = sino.shape[-1]
+    if sino.shape[0] == 0:  # FFTs refuse nothing
+        return sino
     response = _response(n_det, window, fan_step).to(sino.device, sino.dtype)
     spectrum = torch.fft.rfft(sino, n=2 * (len(response) - 1))
     filtered: Tensor = torch.fft.irfft(spectrum * response, n=2 * (len(response) - 1))
@@ -311,6 +314,7 @@ def fbp(
     return image.view(*lead, *geometry.shape) if out is None else out
 
 
+@torch.compiler.assume_constant_result
 def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, float | None, bool]:
     """Weights (A, D) before the filter, cameras (A, 8), radians between pixels of a curved detector, curved."""
     if isinstance(geometry, ViewBeam):
