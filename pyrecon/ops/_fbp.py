@@ -11,6 +11,7 @@ Principles of computerized tomographic imaging, 1988, Sec. 3.3 and 3.4), applied
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
@@ -144,8 +145,12 @@ class _Projection(torch.autograd.Function):
 
 # --- the filter ------------------------------------------------------------------------------------------------
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=64)
 def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
+    return _cached_response(n_det, window, fan_step)
+
+
+@lru_cache(maxsize=64)
+def _cached_response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
     """Of the ramp for detector pixels one apart, ``(m // 2 + 1,)`` of a transform of m >= 2 n_det - 1 numbers.
 
     ``fan_step``: radians between the pixels of a curved detector, whose kernel is (g / sin g)^2 times that of the ramp.
@@ -351,7 +356,52 @@ def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, floa
 
 
 def _as_ideal(geometry: ViewBeam) -> ParallelBeam | FanBeam:
-    raise ValueError(
-        "geometry: filtered backprojection is for parallel beams and fans on a circle; for other scanners take least "
-        "squares (conjugate_gradient on Radon(geometry).gram) or total variation"
+    """The parallel beam or fan on a circle that a scanner given view by view is, to ``IDEAL``; raises if it is neither.
+
+    Mirrored detectors are turned round by views: rays that come from the other side are the same lines.
+    """
+    detectors, axes, sources = (
+        t if t is None else t.detach().cpu() for t in (geometry.detectors, geometry.axes, geometry.sources)
     )
+    spacing = torch.linalg.vector_norm(axes, dim=1)
+    across = axes / spacing[:, None]
+    forward = torch.stack([-across[:, 1], across[:, 0]], dim=1)
+    angles = torch.atan2(across[:, 1], across[:, 0])
+    options: dict[str, Any] = {"pixel_size": geometry.pixel_size}
+    ideal: ParallelBeam | FanBeam
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user has been told
+        if sources is None:
+            offset = (detectors * across).sum(1)
+            ideal = ParallelBeam(angles, geometry.shape, geometry.n_det, spacing.mean(), offset, **options)
+        else:
+            axis = -(sources * forward).sum(1)
+            far = ((detectors - sources) * forward).sum(1)
+            offset = ((detectors - sources) * across).sum(1)
+            if not bool((axis > 0).all() and (far > 0).all()):
+                raise ValueError(f"geometry: detectors count against the turn of their source, {_ADVICE}")
+            ideal = FanBeam(
+                angles, geometry.shape, geometry.n_det, spacing.mean(), axis.mean(), far.mean(), offset,
+                curved=geometry.curved, **options,
+            )  # fmt: skip
+    wanted, found = _lines(geometry), _lines(ideal)
+    size = max(n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True))
+    off = torch.maximum((wanted[0] - found[0]).abs() / size, 1 - (wanted[1] * found[1]).sum(-1).abs())
+    if not float(off.max()) <= IDEAL:
+        raise ValueError(f"geometry: view {int(off.amax(1).argmax())} is not that of an ideal scanner, {_ADVICE}")
+    return ideal
+
+
+IDEAL = 1e-6
+_ADVICE = (
+    "and filtered backprojection is for parallel beams and fans on a circle about the axis; take least squares "
+    "(conjugate_gradient on Radon(geometry).gram) or total variation"
+)
+
+
+def _lines(geometry: Beam) -> tuple[Tensor, Tensor]:
+    """Distance from the origin, ``(A, D)`` without its sign, and direction of each ray."""
+    points, directions = (t.detach().cpu() for t in geometry.rays())
+    directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
+    cross = points[..., 0] * directions[..., 1] - points[..., 1] * directions[..., 0]
+    return cross.abs(), directions

@@ -63,23 +63,23 @@ def view_angles(value: Any) -> Tensor:
     return angles
 
 
-def length(name: str, value: Length, scale: float) -> Tensor:
-    """A positive length in metres, a tensor of one."""
+def length(name: str, value: Length) -> Tensor:
+    """A positive length, a tensor of one."""
     tensor = finite_numbers(name, value, "one length")
     if tensor.numel() != 1:
         raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not fit, expected one length")
     if not float(tensor.detach()) > 0:
         raise ValueError(f"{name}: {float(tensor.detach())} does not fit, expected a length > 0")
-    return tensor.reshape(()) * scale
+    return tensor.reshape(())
 
 
-def offset(value: Length, scale: float, views: int) -> Tensor:
+def offset(value: Length, views: int) -> Tensor:
     tensor = finite_numbers("det_offset", value, "one length or one per view")
     if tensor.numel() == 1 and tensor.dim() < 2:
-        return tensor.reshape(()) * scale
+        return tensor.reshape(())
     if tensor.shape != (views,):
         raise ValueError(f"det_offset: shape {tuple(tensor.shape)} does not fit, expected one or ({views},)")
-    return tensor * scale
+    return tensor
 
 
 def vectors(name: str, value: Any, count: int | None = None) -> Tensor:
