@@ -8,10 +8,14 @@ from pyrecon._lazy import submodules
 if TYPE_CHECKING:
     from pyrecon.models.deq import DEProx
     from pyrecon.models.deq_mpi import DEQMPI
+    from pyrecon.models.luser import LUSER
+    from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 
-__all__ = ["DEQMPI", "DEProx"]
-_MODULES = {"DEProx": "deq", "DEQMPI": "deq_mpi"}
-_module, __dir__ = submodules(__name__, "deq", "deq_mpi", "method", "mpi", "mri", "weights", *_MODULES)
+__all__ = ["DEQ4IP", "DEQMPI", "LUSER", "DEProx", "UnrolledDnCNN"]
+_MODULES = {"DEProx": "deq", "DEQMPI": "deq_mpi", "DEQ4IP": "unrolled", "LUSER": "luser", "UnrolledDnCNN": "unrolled"}
+_module, __dir__ = submodules(
+    __name__, "deq", "deq_mpi", "luser", "method", "mpi", "mri", "unrolled", "weights", *_MODULES
+)
 
 
 def __getattr__(name: str) -> Any:
