@@ -18,7 +18,7 @@ from pyrecon.models import DEQ4IP, LUSER, DEProx, UnrolledDnCNN
 from pyrecon.models._data_step import Reconstructor, pulled_back
 from pyrecon.models.luser import load
 from pyrecon.models.weights import Card
-from pyrecon.nn import DnCNN, ResidualDenoiser, ShallowBlock
+from pyrecon.nn import DnCNN, ResidualUNet, ShallowBlock
 from pyrecon.physics.mri import gaussian_lines
 from pyrecon.solvers import ConvergenceWarning, Picard, Status
 
@@ -494,7 +494,7 @@ def test_weights_come_back_whole(tmp_path: Path, number: int) -> None:
 
 def test_files_of_other_systems_and_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    DEProx(ResidualDenoiser(4, 3)).save(path)
+    DEProx(ResidualUNet(1, 4, 1)).save(path)
     for read in (load, LUSER.load):
         with pytest.raises(DataError, match="holds weights of 'de-prox'"):
             read(path)

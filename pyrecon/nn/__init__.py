@@ -3,8 +3,8 @@
 from pyrecon.nn.dncnn import DnCNN
 from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
-from pyrecon.nn.residual import ResidualDenoiser
 from pyrecon.nn.shallow import ShallowBlock
+from pyrecon.nn.unet import ResidualUNet
 
 __all__ = [
     "RDN",
@@ -12,7 +12,7 @@ __all__ = [
     "DnCNN",
     "ExactConsistency",
     "LearnedConsistency",
-    "ResidualDenoiser",
+    "ResidualUNet",
     "RowLayout",
     "ShallowBlock",
 ]

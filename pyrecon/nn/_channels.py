@@ -9,7 +9,7 @@ from pyrecon._check import COMPLEX, FLOATING, check_dtype
 
 
 def to_channels(image: Tensor, name: str = "image") -> Tensor:
-    """``(B, C, H, W)`` real: complex ``(B, H, W)`` as 2 channels, real as 1, ``(B, C, H, W)`` as it is."""
+    """Real ``(B, C, H, W)``: of complex ``(B, H, W)`` two channels, of real ones one, ``(B, C, H, W)`` as it is."""
     check_dtype(name, image, (*FLOATING, *COMPLEX))
     if image.dim() == 3:
         return torch.view_as_real(image.resolve_conj()).movedim(3, 1) if image.is_complex() else image[:, None]
