@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from pyrecon._lazy import submodules
 
 if TYPE_CHECKING:
-    from pyrecon.models.deq import DEProx
+    from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement
     from pyrecon.models.deq_mpi import DEQMPI
 
-__all__ = ["DEQMPI", "DEProx"]
-_MODULES = {"DEProx": "deq", "DEQMPI": "deq_mpi"}
+__all__ = ["DEGrad", "DEProx", "DEQMPI", "UNetRefinement"]
+_MODULES = {"DEGrad": "deq", "DEProx": "deq", "DEQMPI": "deq_mpi", "UNetRefinement": "deq"}
 _module, __dir__ = submodules(__name__, "deq", "deq_mpi", "method", "mpi", "mri", "weights", *_MODULES)
 
 

@@ -2,6 +2,6 @@
 
 from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
-from pyrecon.nn.residual import ResidualDenoiser
+from pyrecon.nn.unet import ResidualUNet
 
-__all__ = ["RDN", "BallConsistency", "ExactConsistency", "LearnedConsistency", "ResidualDenoiser", "RowLayout"]
+__all__ = ["RDN", "BallConsistency", "ExactConsistency", "LearnedConsistency", "ResidualUNet", "RowLayout"]
