@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement
     from pyrecon.models.deq_mpi import DEQMPI
 
-__all__ = ["DEGrad", "DEProx", "DEQMPI", "UNetRefinement"]
+__all__ = ["DEQMPI", "DEGrad", "DEProx", "UNetRefinement"]
 _MODULES = {"DEGrad": "deq", "DEProx": "deq", "DEQMPI": "deq_mpi", "UNetRefinement": "deq"}
 _module, __dir__ = submodules(__name__, "deq", "deq_mpi", "method", "mpi", "mri", "weights", *_MODULES)
 
