@@ -309,7 +309,7 @@ def test_norms_change_the_network() -> None:
 def test_its_size_is_the_one_that_is_documented() -> None:
     D = ResidualUNet()
     assert sum(p.numel() for p in D.parameters()) == 28_081
-    assert D.config == {"channels": 1, "width": 16, "levels": 2, "norm": "none", "group_norm": False}
+    assert D.config == {"width": 16, "levels": 2, "norm": "none", "group_norm": False}
 
 
 def test_images_of_all_kinds_become_channels_and_come_back() -> None:
