@@ -43,5 +43,9 @@ class Fourier(LinearOperator):
     def gram(self, x: Tensor) -> Tensor:
         return sense_normal(x, self._one_coil(x), self.mask)
 
+    def _random(self, shape: tuple[int, ...], seed: int, batch: int) -> Tensor:
+        x = super()._random(shape, seed, batch)  # of the mask's dtype, which is real
+        return torch.view_as_complex(torch.stack([x, super()._random(shape, seed + 2**20, batch)], dim=-1))
+
     def _one_coil(self, like: Tensor) -> Tensor:
         return torch.ones(1, 1, 1, 1, dtype=like.dtype, device=like.device)
