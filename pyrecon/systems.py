@@ -71,6 +71,11 @@ SYSTEMS: dict[str, System] = {
         paper_path="pyrecon.experiments.ei_deq:PAPER",
         paper_name="ei-deq",
     ),
+    "de-grad": System(
+        "EI-DEQ: equivariant deep equilibrium models, its gradient model",
+        model_path="pyrecon.models:DEGrad",
+        training_path="pyrecon.train.de_grad:DEGradTraining",
+    ),
 }
 
 
