@@ -76,6 +76,11 @@ SYSTEMS: dict[str, System] = {
         model_path="pyrecon.models:LUSER",
         training_path="pyrecon.train.luser:LUSERTraining",
     ),
+    "de-grad": System(
+        "EI-DEQ: equivariant deep equilibrium models, its gradient model",
+        model_path="pyrecon.models:DEGrad",
+        training_path="pyrecon.train.de_grad:DEGradTraining",
+    ),
 }
 
 

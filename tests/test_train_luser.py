@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     again = train(LUSERTraining, tmp_path / "cut", resume=True)
     for (name, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
-    with pytest.raises(DataError, match="luser-sw has other layers"):
+    with pytest.raises(DataError, match="luser has other layers"):
         train(
             LUSERTraining, tmp_path / "third", None, settings("luser-dw"), initial=tmp_path / "cut/weights.safetensors"
         )

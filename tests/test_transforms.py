@@ -1,4 +1,4 @@
-"""Groups of transforms: exact elements, their inverses, gradients, draws; and whether an operator commutes with them."""
+"""Groups of transforms: exact elements, inverses, gradients, draws; whether an operator commutes with them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from pyrecon.nn.unet import steady_weights
 from pyrecon.solvers import Anderson, FixedPointMethod, Solution, Status
 
 Start = Literal["adjoint", "pinv"]
-# Networks that a file of weights can hold: by name, as their ``config`` builds them again.
+# Networks that a file of weights can hold: by name, as ``channels`` and their ``config`` build them again.
 NETWORKS: dict[str, type[Any]] = {"unet": ResidualUNet}
 
 
@@ -89,7 +89,8 @@ class _Model(nn.Module, ABC):
         kind = next((name for name, kind in NETWORKS.items() if type(self.denoiser) is kind), None)
         if kind is None:
             raise DataError(f"{path}: not written, a denoiser of the class {type(self.denoiser).__name__} is not ours")
-        config = {"network": kind, "denoiser": self.denoiser.config, **self._settings()}
+        network = {"channels": self.denoiser.channels, **self.denoiser.config}
+        config = {"network": kind, "denoiser": network, **self._settings()}
         write_weights(path, self.system, config, self.state_dict(), self.card)
 
     @classmethod
@@ -109,7 +110,7 @@ class _Model(nn.Module, ABC):
                 if not isinstance(value, bool | str):
                     whole_number(value)
             with torch.device("meta"):  # nothing of the sizes that a header claims takes memory
-                model = cls._from_settings(kind.from_config(network), settings)
+                model = cls._from_settings(kind(network.pop("channels"), **network), settings)
             expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
             header.expect_count(len(expected))
             model.card = None if header.card is None else Card.from_dict(header.card)
@@ -284,7 +285,7 @@ class UNetRefinement(_Model):
         """As those of the equilibria; nothing is iterated."""
         image = self(y, physics)
         rows = image.flatten(1)
-        finite = torch.isfinite(rows).all(1)
+        finite = torch.isfinite(rows).all(1) & torch.isfinite(y.flatten(1)).all(1)
         status = torch.where(finite, int(Status.CONVERGED), int(Status.NONFINITE)).to(torch.int8)
         image = torch.where(finite.view(-1, *[1] * (image.dim() - 1)), image, torch.full_like(image, torch.nan))
         zeros = torch.zeros_like(rows[:, 0].real)

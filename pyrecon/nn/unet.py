@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class ResidualUNet(nn.Module):
     channels
         C: 1 for real images, 2 for complex ones (real and imaginary part), 3 for colours.
     width, levels
-        Channels at full resolution, and resolutions. The defaults have 25,585 weights with one channel.
+        Channels at full resolution, and resolutions. The defaults have 28,081 weights with one channel.
     norm
         Of the weights: ``"spectral"`` divides each by its norm as a matrix (:func:`pyrecon.implicit.spectral_norm` says
         what that does and does not bound), and a learned factor starts N small; ``"weight"`` learns direction and
@@ -49,9 +49,8 @@ class ResidualUNet(nn.Module):
         check_flag("group_norm", group_norm)
         if norm not in get_args(Norm):
             raise ValueError(f"norm: {norm!r}, expected one of {', '.join(get_args(Norm))}")
-        self.config = {
-            "channels": channels, "width": width, "levels": levels, "norm": norm, "group_norm": group_norm,
-        }  # fmt: skip
+        self.channels = channels
+        self.config = {"width": width, "levels": levels, "norm": norm, "group_norm": group_norm}
         widths = [width * 2**level for level in range(levels)]
         self.down = nn.ModuleList(
             _Block(a, b, b, group_norm) for a, b in zip([channels, *widths[:-1]], widths, strict=True)
@@ -69,12 +68,6 @@ class ResidualUNet(nn.Module):
             apply = parametrizations.spectral_norm if norm == "spectral" else parametrizations.weight_norm
             for part in [part for part in self.modules() if isinstance(part, nn.Conv2d)]:
                 apply(part)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """From what ``config`` held; ValueError, KeyError or TypeError where it is none."""
-        own = dict(config)
-        return cls(own.pop("channels"), own.pop("width"), own.pop("levels"), **own)
 
     def forward(self, x: Tensor) -> Tensor:
         # Pixels' channels side by side: on a CPU a step takes a third of the time.
