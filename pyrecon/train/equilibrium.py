@@ -68,8 +68,8 @@ class Config(ProblemConfig):
         change of its gradient.
     denoiser, equilibrium
         The two stages: D learns to denoise photographs, then trains inside the reconstruction.
-    denoiser_noise
-        Standard deviation of the noise, in every channel, that D learns to remove.
+    denoiser_noise, photographs
+        Standard deviation of the noise, in every channel, that D learns to remove, and the crops that it learns from.
     """
 
     task: Literal["ct", "mri"] = setting("mri", "--task", "The physics: ct or mri.")  # type: ignore[assignment]
@@ -102,6 +102,7 @@ class Config(ProblemConfig):
     denoiser: Stage = setting(Stage(300, batch=8, halve=100), "--denoiser-steps", "Steps of the denoiser's stage.")
     equilibrium: Stage = setting(Stage(200, batch=8, rate=5e-4, halve=50, clip=1.0))
     denoiser_noise: float = setting(0.05, "", "Noise that the denoiser learns to remove.", above=0)
+    photographs: int = setting(256, "", "Crops that the denoiser learns from.", least=1)
 
     @classmethod
     def of_scale(cls, scale: Literal["quick", "full"], role: Any = None, **changes: Any) -> Self:
@@ -259,7 +260,7 @@ class EquilibriumTraining(Training):
         if config.blind:
             problem = problem.blind()
             self._check_group(problem)
-        count = (256, 32) if config.denoiser.steps else (0, 0)
+        count = (config.photographs, 32) if config.denoiser.steps else (0, 0)
         shape = (config.channels, config.size, config.size)
         photos = kept_pool(
             self.folder / "photographs.npy", sum(count), shape, lambda first, n: self._photographs(first, n, count[0])
