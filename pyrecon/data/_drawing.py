@@ -1,16 +1,18 @@
-"""What random images are drawn with: points finer than pixels, soft shapes whose outlines wobble, smooth random fields."""
+"""What random images are drawn with: points finer than pixels, soft shapes with wobbling outlines, smooth fields."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 Real = NDArray[np.float64]
 Images = NDArray[np.float32]
 
-_FINE = 192  # points along the longer axis, at least
+_FINE = 144  # points along the longer axis, at least
 
 
 class Canvas:
@@ -37,38 +39,52 @@ class Canvas:
         ``wobble`` is the standard deviation of its radius, relative, in waves of 2 to 7 around it; ``power`` above 2
         makes it a box with round corners.
         """
-        u, v = self._turned(y, x, turn)
-        u, v = u / a, v / b
-        radius = (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power)
+        # The radius of a box with round corners is at most sqrt(2) of its longer half axis, that of a wobble 1.6.
+        reach = max(a, b) * (1.0 if power == 2 else 1.42) * (1.6 if wobble else 1.0) + 2 * self.soft
+        rows, columns = self._window(self.y[:, 0], y, reach), self._window(self.x[0], x, reach)
+        dy, dx = self.y[rows] - y, self.x[:, columns] - x
+        u, v = (dy * np.cos(turn) + dx * np.sin(turn)) / a, (dx * np.cos(turn) - dy * np.sin(turn)) / b
+        if power == 2:
+            radius = np.hypot(u, v)
+        else:
+            radius = (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power)
         if wobble:
-            angle = np.arctan2(v, u)
-            waves = np.arange(2, 8)
-            sizes = self.rng.normal(size=len(waves)) * wobble / waves * 1.8
-            phases = self.rng.uniform(0, 2 * np.pi, len(waves))
-            for wave, size, phase in zip(waves, sizes, phases, strict=True):
-                radius = radius * (1 + size * np.cos(wave * angle + phase))
-        return self._share((radius - 1) * np.sqrt(a * b))
+            direction = (u + 1j * v) / np.maximum(np.hypot(u, v), 1e-12)
+            wave, change = direction, 1.0
+            for k in range(2, 8):
+                wave = wave * direction
+                size, phase = self.rng.normal() * wobble / k * 1.8, self.rng.uniform(0, 2 * np.pi)
+                change = change + size * (wave * np.exp(1j * phase)).real
+            radius = radius * np.maximum(change, 0.63)
+        share = np.zeros(self.image.shape)
+        share[rows, columns] = self.share((radius - 1) * np.sqrt(a * b))
+        return share
 
     def polygon(self, corners: Real) -> Real:
-        """Share of the points in a convex polygon, corners ``(K, 2)`` of y, x in the order of growing angle."""
+        """Share of the points in a convex polygon, corners ``(K, 2)`` of y, x, the angle growing from x to y."""
         distance = np.full(self.image.shape, -np.inf)
         for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             length = np.hypot(y1 - y0, x1 - x0)
-            distance = np.maximum(distance, ((self.y - y0) * (x1 - x0) - (self.x - x0) * (y1 - y0)) / length)
-        return self._share(distance)
+            distance = np.maximum(distance, ((self.x - x0) * (y1 - y0) - (self.y - y0) * (x1 - x0)) / length)
+        return self.share(distance)
+
+    def rounded(self, share: Real, radius: float) -> Real:
+        """The same with corners, inner and outer, of about this radius."""
+        smooth = gaussian_filter(share, radius / self.soft * 1.5, mode="nearest")
+        return np.asarray((0.5 + (smooth - 0.5) * max(2.5 * radius / self.soft, 1.0)).clip(0, 1))
 
     def stroke(self, points: Real, width: float | Real) -> Real:
         """Share of the points within ``width`` / 2 of a line through ``points`` ``(K, 2)``; a width for each or one."""
         widths = np.broadcast_to(np.asarray(width, float), (len(points),))
         share = np.zeros(self.image.shape)
         for (y0, x0), (y1, x1), w in zip(points[:-1], points[1:], widths[1:], strict=True):
-            reach = w / 2 + 3 * self.soft
-            rows = self._window(self.y[:, 0], min(y0, y1) - reach, max(y0, y1) + reach)
-            columns = self._window(self.x[0], min(x0, x1) - reach, max(x0, x1) + reach)
+            reach = w / 2 + 2 * self.soft
+            rows = self._window(self.y[:, 0], (y0 + y1) / 2, reach + abs(y1 - y0) / 2)
+            columns = self._window(self.x[0], (x0 + x1) / 2, reach + abs(x1 - x0) / 2)
             dy, dx = y1 - y0, x1 - x0
             y, x = self.y[rows] - y0, self.x[:, columns] - x0
             t = ((y * dy + x * dx) / max(dy * dy + dx * dx, 1e-12)).clip(0, 1)
-            inside = self._share(np.hypot(y - t * dy, x - t * dx) - w / 2)
+            inside = self.share(np.hypot(y - t * dy, x - t * dx) - w / 2)
             share[rows, columns] = np.maximum(share[rows, columns], inside)
         return share
 
@@ -92,18 +108,13 @@ class Canvas:
         (height, width), n = self.shape, self.factor
         return np.asarray(image.reshape(height, n, width, n).mean(axis=(1, 3)))
 
-    def _turned(self, y: float, x: float, turn: float) -> tuple[Real, Real]:
-        cos, sin = np.cos(turn), np.sin(turn)
-        dy, dx = self.y - y, self.x - x
-        return dy * cos + dx * sin, dx * cos - dy * sin
-
-    def _share(self, distance: Real) -> Real:
+    def share(self, distance: Real) -> Real:
         """1 inside (negative distances), 0 outside, a ramp as wide as ``soft`` between."""
         return np.asarray((0.5 - distance / self.soft).clip(0, 1))
 
     @staticmethod
-    def _window(axis: Real, low: float, high: float) -> slice:
-        return slice(int(np.searchsorted(axis, low)), int(np.searchsorted(axis, high)))
+    def _window(axis: NDArray[Any], centre: float, reach: float) -> slice:
+        return slice(int(np.searchsorted(axis, centre - reach)), int(np.searchsorted(axis, centre + reach)))
 
 
 def drawn(

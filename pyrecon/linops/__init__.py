@@ -5,6 +5,7 @@ from pyrecon.linops.blur import Blur, gaussian_kernel
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.noncartesian import NonCartesianSense, density_weights
+from pyrecon.linops.radon import Radon
 from pyrecon.linops.sense import Sense, Sense3D, SoftSense
 from pyrecon.linops.sharded import ShardedSystemMatrix
 from pyrecon.linops.system_matrix import SystemMatrix
@@ -18,6 +19,7 @@ __all__ = [
     "Identity",
     "LinearOperator",
     "NonCartesianSense",
+    "Radon",
     "Sense",
     "Sense3D",
     "ShardedSystemMatrix",

@@ -6,6 +6,9 @@ from pyrecon.ops._kaczmarz import kaczmarz
 from pyrecon.ops._kaczmarz_order import kaczmarz_order
 from pyrecon.ops._langevin import Moments, langevin_step
 from pyrecon.ops._learned_consistency import learned_consistency
+from pyrecon.ops._radon import radon, radon_adjoint
+from pyrecon.ops._radon_fbp import fbp
+from pyrecon.ops._radon_geometry import Beam, FanBeam, ParallelBeam, ViewBeam
 from pyrecon.ops._rdn import rdn
 from pyrecon.ops._sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 from pyrecon.ops._sine import dst1, prox_smooth_maps
@@ -13,15 +16,22 @@ from pyrecon.ops._soft_threshold import soft_threshold
 from pyrecon.ops._variation import tv_gap, tv_prox
 
 __all__ = [
+    "Beam",
+    "FanBeam",
     "Moments",
+    "ParallelBeam",
+    "ViewBeam",
     "anderson_mix",
     "dst1",
+    "fbp",
     "kaczmarz",
     "kaczmarz_order",
     "langevin_step",
     "learned_consistency",
     "project_l2_ball",
     "prox_smooth_maps",
+    "radon",
+    "radon_adjoint",
     "rdn",
     "sense_adjoint",
     "sense_forward",
