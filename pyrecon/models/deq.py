@@ -34,14 +34,14 @@ from pyrecon.models.weights import (
     whole_number,
     write_weights,
 )
-from pyrecon.nn import ResidualUNet
+from pyrecon.nn import DnCNN, ResidualUNet
 from pyrecon.nn._channels import from_channels, to_channels
 from pyrecon.nn.unet import steady_weights
 from pyrecon.solvers import Anderson, FixedPointMethod, Solution, Status
 
 Start = Literal["adjoint", "pinv"]
 # Networks that a file of weights can hold: by name, as ``channels`` and their ``config`` build them again.
-NETWORKS: dict[str, type[Any]] = {"unet": ResidualUNet}
+NETWORKS: dict[str, type[Any]] = {"unet": ResidualUNet, "dncnn": DnCNN}
 
 
 class _Model(nn.Module, ABC):

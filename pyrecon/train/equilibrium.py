@@ -20,11 +20,11 @@ from pyrecon._errors import DataError
 from pyrecon._plain import plain
 from pyrecon.data.photographs import Part, photographs
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree
-from pyrecon.linops import Fourier, LinearOperator, Whitened
+from pyrecon.linops import Fourier, Whitened
 from pyrecon.losses import equivariant_imaging, supervised
 from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement, load
 from pyrecon.models.weights import Card
-from pyrecon.nn import ResidualUNet
+from pyrecon.nn import DnCNN, ResidualUNet
 from pyrecon.solvers import Anderson, Status
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import Stage, setting
@@ -312,8 +312,6 @@ class EquilibriumTraining(Training):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             if config.network == "dncnn":
-                from pyrecon.nn import DnCNN
-
                 return DnCNN(config.channels, layers=config.convolutions, width=config.width, bias=True)
             return ResidualUNet(
                 config.channels, config.width, config.levels, norm=config.norm, group_norm=config.group_norm
@@ -364,9 +362,3 @@ def build(config: Config, denoiser: nn.Module) -> Model:
     if config.gradient == "implicit":
         gradient = ImplicitGradient(solver=Anderson(), tol=config.backward_tolerance, max_iter=config.limit)
     return kind(denoiser, step=config.step, tol=config.tolerance, max_iter=config.limit, gradient=gradient)
-
-
-def reconstructed(model: Model, batch: Batch) -> tuple[Tensor, LinearOperator]:
-    """Images in the scale of the batch, and its physics."""
-    scaled = batch.scaled()
-    return model.reconstruct(scaled.y, scaled.physics).value * batch.scale, batch.physics
