@@ -72,7 +72,7 @@ class Config(ProblemConfig):
         Standard deviation of the noise, in every channel, that D learns to remove, and the crops that it learns from.
     """
 
-    task: Literal["ct", "mri"] = setting("mri", "--task", "The physics: ct or mri.")  # type: ignore[assignment]
+    task: Literal["ct", "mri"] = setting("mri", "--task", "The physics: ct or mri.")
     fixed_mask: bool = setting(True, "", "mri: one mask for all images.")
     validate_every: int = setting(50, "--validate-every", "Steps between validations.", least=1)
 
@@ -226,7 +226,7 @@ def noise_std(config: ProblemConfig, scaled: Batch) -> Tensor:
     """The standard deviation of the noise in every entry of a scaled batch's y."""
     level = config.noise_level / scaled.scale.reshape(-1, *[1] * (scaled.y.dim() - 1))
     if isinstance(scaled.physics, Whitened):
-        return level * scaled.physics.gain  # type: ignore[no-any-return]
+        return level * scaled.physics.gain
     if isinstance(scaled.physics, Fourier):
         return level * scaled.physics.mask[:, 0]
     return level

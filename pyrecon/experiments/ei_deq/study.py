@@ -113,11 +113,13 @@ class EIDEQStudy(Study):
 def applied(model: Any, batch: Batch) -> Tensor:
     """Images in the scale of the batch; where an equilibrium is not finite, nothing."""
     scaled = batch.scaled()
-    return model.reconstruct(scaled.y, scaled.physics).value.nan_to_num(0.0) * batch.scale  # type: ignore[no-any-return]
+    images: Tensor = model.reconstruct(scaled.y, scaled.physics).value
+    return images.nan_to_num(0.0) * batch.scale
 
 
 def quality(images: Tensor, batch: Batch) -> list[float]:
     """PSNR of every image against a peak of 1, of magnitudes, dB."""
     assert batch.images is not None
     shown = (images.abs(), batch.images.abs()) if images.is_complex() else (images, batch.images)
-    return metrics.psnr(*shown, peak=1.0).tolist()  # type: ignore[no-any-return]
+    values: list[float] = metrics.psnr(*shown, peak=1.0).tolist()
+    return values

@@ -15,8 +15,7 @@ from pyrecon.experiments.ei_deq.study import LOSSES, SELF, TASKS, EIDEQStudy, qu
 from pyrecon.experiments.paired import paired
 from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing
-from pyrecon.linops import LinearOperator
-from pyrecon.models.deq import load
+from pyrecon.models.deq import Equilibrium, load
 from pyrecon.transforms import QuarterTurns
 
 _TASKS = {"mri": "MRI", "ct": "CT"}
@@ -154,14 +153,13 @@ def pipeline_error(study: EIDEQStudy, name: str) -> list[float]:
 
 def step_error(study: EIDEQStudy, task: str, name: str) -> list[float]:
     """Of one step F from the truth x with the data ``A x``, per test image, dB."""
-    batch, model = study.test(task), load(study.weights(name))
-    physics: LinearOperator = batch.physics
+    batch, model, physics = study.test(task), load(study.weights(name)), study.test(task).physics
+    assert isinstance(model, Equilibrium)
 
     def step(x: Tensor) -> Tensor:
         small = x / batch.scale
         with torch.no_grad():
-            found: Tensor = model.step(small, physics.gram(small), physics) * batch.scale  # type: ignore[union-attr]
-        return found
+            return model.step(small, physics.gram(small), physics) * batch.scale
 
     assert batch.images is not None
     return equivariance(step, batch.images)
@@ -170,7 +168,8 @@ def step_error(study: EIDEQStudy, task: str, name: str) -> list[float]:
 def equivariance(f: Callable[[Tensor], Tensor], images: Tensor) -> list[float]:
     """PSNR of ``f(T x)`` against ``T f(x)`` for a quarter turn T, a peak of 1, per image, dB."""
     turn = QuarterTurns().by(1)
-    return metrics.psnr(f(turn(images)), turn(f(images)), peak=1.0).tolist()  # type: ignore[no-any-return]
+    values: list[float] = metrics.psnr(f(turn(images)), turn(f(images)), peak=1.0).tolist()
+    return values
 
 
 def _as(scale: Tensor, y: Tensor) -> Tensor:
