@@ -196,7 +196,7 @@ def test_virtual_measurements_have_the_noise_of_the_real_ones() -> None:
             )
             if False
             else None
-        )  # noqa: E501
+        )
         del problem
         physics = equilibrium.make_problem.__globals__["operator_of"](config)
         y = physics(torch.zeros(400, 8, 8, dtype=torch.complex64 if task == "mri" else torch.float32))
@@ -272,6 +272,6 @@ def test_photographs_are_not_the_problems_images(tmp_path: Path) -> None:
     assert photos.shape == (256, 2, 16, 16)
     assert data.held_out_photographs.shape == (32, 2, 16, 16)
     magnitude = photos.square().sum(1).sqrt()
-    assert 0 <= float(magnitude.min())
+    assert float(magnitude.min()) >= 0
     assert float(magnitude.max()) <= 1 + 1e-5
     assert float(photos[:, 1].std()) > 0.05
