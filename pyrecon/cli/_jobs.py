@@ -149,9 +149,10 @@ def ct_job(file: Path, kind: str, method: str | None, settings: list[str], optio
         found = read(file)
         assert isinstance(found, CTScan)
         scan = found
-    if options.views is not None:
+    views = _slice("--views", options.views)
+    if views is not None:
         try:
-            scan = some_views(scan, _slice("--views", options.views) or slice(None))
+            scan = some_views(scan, views)
         except ValueError as error:
             raise DataError(f"--views: {options.views} leaves nothing of {scan.geometry.views} views") from error
     size = None if options.pixel_size is None else 1e-3 * options.pixel_size
@@ -166,9 +167,9 @@ def ct_job(file: Path, kind: str, method: str | None, settings: list[str], optio
     else:
         names = {v: k for k, v in METHODS.items()}
         chosen = _settings.make(known, method or names[type(default_method(scan))], settings)
-    slices, views, n_det = scan.sinogram.shape
+    slices, count, n_det = scan.sinogram.shape
     facts = {
-        "file": f"{file.name}: {kind}, {slices} slices, {views} views of {n_det} detector pixels",
+        "file": f"{file.name}: {kind}, {slices} slices, {count} views of {n_det} detector pixels",
         "coverage": str(coverage(geometry)),
         "image": f"{geometry.shape[0]} x {geometry.shape[1]} pixels of "
         + " x ".join(f"{1e3 * p:.4g}" for p in geometry.pixel_size)
@@ -178,7 +179,7 @@ def ct_job(file: Path, kind: str, method: str | None, settings: list[str], optio
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
     # The sinogram, the rays in double, and what solvers hold: about eight images of each slice.
-    memory = 4 * scan.sinogram.size + 25 * views * n_det + 4 * 8 * slices * geometry.shape[0] * geometry.shape[1]
+    memory = 4 * scan.sinogram.size + 25 * count * n_det + 4 * 8 * slices * geometry.shape[0] * geometry.shape[1]
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         return reconstruct_ct(scan if first is None else some_slices(scan, first), chosen, device=device)
