@@ -77,8 +77,9 @@ class LUSERStudy(Study):
             for seed in range(self.seeds)
         }
 
-    def config_of(self, name: str) -> Config:
-        config: Config = self.config(self.recipes[name])
+    def config_of(self, task: str, network: str = "luser-dw") -> Config:
+        """Of the first seed, final loss."""
+        config: Config = self.config(Recipe(network, TASKS[task] | {"seed": self.seed}))
         return config
 
     def model(self, name: str) -> Reconstructor | None:
@@ -90,7 +91,7 @@ class LUSERStudy(Study):
 
     def test_set(self, task: str) -> Batch:
         """The same images, masks and noise for every model of a task."""
-        config = self.config_of(name_of(task, "luser-dw", "final", 0))
+        config = self.config_of(task)
         return problem_of(config, self.folder / "test").test(self.amounts.test).scaled()
 
     def result(self, task: str, network: str, loss: str, seed: int) -> Result | None:
@@ -101,7 +102,7 @@ class LUSERStudy(Study):
         return self._results[name]
 
     def _evaluated(self, model: Reconstructor, task: str) -> Result:
-        batch, config = self.test_set(task), self.config_of(name_of(task, "luser-dw", "final", 0))
+        batch, config = self.test_set(task), self.config_of(task)
         found, converged = [], []
         for part in parts(batch, 16):
             solution = model.reconstruct(part.y, physics_of(model, part))

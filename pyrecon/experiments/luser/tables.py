@@ -14,7 +14,7 @@ from pyrecon.experiments.luser import published
 from pyrecon.experiments.luser.memory import Line, memory_line
 from pyrecon.experiments.luser.study import LABELS, ROWS, TASKS, LUSERStudy, name_of, problem_of
 from pyrecon.experiments.paired import paired
-from pyrecon.experiments.study import Pictures, Recipe
+from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing
 from pyrecon.linops import LinearOperator
 from pyrecon.losses import supervised
@@ -53,7 +53,7 @@ def table_2(study: LUSERStudy) -> tuple[Listing, Pictures]:
             lines.append([*row, f"{theirs[0]:.2f}", f"{theirs[1]:.3f}"])
         pictures[task] = _images(study, task)
     some = next(iter(TASKS))
-    config = study.config_of(name_of(some, "luser-dw", "final", 0))
+    config = study.config_of(some)
     notes = [
         f"Here: generated images of {config.size} x {config.size} pixels, {config.pool} to train on and "
         f"{study.amounts.test} others to test, the same for all models; {study.seeds} models a row, ± the deviation of "
@@ -62,7 +62,7 @@ def table_2(study: LUSERStudy) -> tuple[Listing, Pictures]:
         f"{config.layers} layers of {config.dncnn_width} (published: 8, 32, 17, 64).",
         f"All models: {config.reconstruction.steps} steps of {config.reconstruction.batch} images, the same ones in "
         "the same order. DEQ4IP begins with a denoiser, trained for "
-        f"{study.config(Recipe('deq4ip')).denoiser.steps} steps more.",
+        f"{study.config_of(some, 'deq4ip').denoiser.steps} steps more.",
         "Equilibria reached: share of test images on which every solve met its tolerance.",
     ]
     heads = ["task", "network", "loss", "PSNR, dB", "SSIM", "equilibria reached", "PSNR, published", "SSIM, published"]
@@ -222,7 +222,7 @@ def table_4(study: LUSERStudy) -> tuple[Listing, Pictures]:
         "training, MiB an image",
         "stability", *(f"{name}, published" for name in published.PROPERTIES["luser-dw"]),
     ]  # fmt: skip
-    config = study.config_of(name_of(task, "luser-dw", "final", 0))
+    config = study.config_of(task)
     notes = [
         f"The models of Table 2, CT, {config.size} x {config.size} pixels, batch {len(batch.y)}; "
         f"{torch.get_num_threads()} thread(s), best of three in turn.",
@@ -234,7 +234,7 @@ def table_4(study: LUSERStudy) -> tuple[Listing, Pictures]:
 def _few(study: LUSERStudy, task: str) -> list[Batch]:
     from pyrecon.experiments.luser.study import parts
 
-    config = study.config_of(name_of(task, "luser-dw", "final", 0))
+    config = study.config_of(task)
     return list(parts(study.test_set(task), config.reconstruction.batch))
 
 
@@ -254,7 +254,7 @@ def _times(model: Reconstructor, batch: Batch) -> tuple[float, float]:
 
 
 def _memory(study: LUSERStudy, task: str, network: str) -> str:
-    config = study.config_of(name_of(task, network, "final", 0))
+    config = study.config_of(task, network)
     sizes = [(config.size, 2), (config.size, 4)]
     found = memory_line(replace(config), lambda c: problem_of(c, study.folder / "test"), sizes)
     return f"{found.per_pixel * config.size**2 / 2**20:.1f}"
