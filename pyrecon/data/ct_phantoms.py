@@ -223,7 +223,9 @@ def _spine(canvas: Canvas, y: float, x: float) -> None:
     rng, size = canvas.rng, canvas.rng.uniform(0.09, 0.13)
     bone = rng.normal(_BONE, 0.05)
     for side in (-1, 1):  # transverse and spinous processes
-        canvas.cover(canvas.stroke(np.array([[y + size, x], [y + 1.5 * size, x + 1.8 * side * size]]), 0.05), bone - 0.1)
+        canvas.cover(
+            canvas.stroke(np.array([[y + size, x], [y + 1.5 * size, x + 1.8 * side * size]]), 0.05), bone - 0.1
+        )
     canvas.cover(canvas.stroke(np.array([[y + size, x], [y + 2.3 * size, x]]), 0.045), bone - 0.1)
     canvas.cover(canvas.ellipse(y, x, size, 1.2 * size, wobble=0.04), bone)
     body = canvas.ellipse(y, x, 0.85 * size, 1.05 * size, wobble=0.04)
