@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -130,10 +131,11 @@ class Shifts(Group):
     def by(self, pixels: Tensor) -> Element:
         """By ``(B, 2)`` pixels, down and to the right."""
         moves = pixels.tolist()
-        return Element(
-            lambda x: _each(x, [lambda image, m=move: image.roll(m, (-2, -1)) for move in moves]),
-            lambda x: _each(x, [lambda image, m=(-a, -b): image.roll(m, (-2, -1)) for a, b in moves]),
-        )
+
+        def rolled(x: Tensor, sign: int) -> Tensor:
+            return _each(x, [partial(torch.roll, shifts=(sign * a, sign * b), dims=(-2, -1)) for a, b in moves])
+
+        return Element(lambda x: rolled(x, 1), lambda x: rolled(x, -1))
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Flips(Group):
         dims = [[d for d, flipped in zip((-2, -1), row, strict=True) if flipped] for row in axes.tolist()]
 
         def flipped(x: Tensor) -> Tensor:
-            return _each(x, [lambda image, d=d: image.flip(d) if d else image for d in dims])
+            return _each(x, [partial(torch.flip, dims=d) for d in dims])
 
         return Element(flipped, flipped)
 
@@ -217,7 +219,7 @@ def _square(images: Tensor) -> Tensor:
 
 
 def _quarters(images: Tensor, turns: Tensor) -> Tensor:
-    return _each(images, [lambda x, k=int(k): x.rot90(k, (-2, -1)) for k in turns.expand(len(images))])
+    return _each(images, [partial(torch.rot90, k=k, dims=(-2, -1)) for k in turns.expand(len(images)).tolist()])
 
 
 def _each(images: Tensor, maps: list[Callable[[Tensor], Tensor]]) -> Tensor:

@@ -112,7 +112,7 @@ def test_measurements_are_made_once_and_outlive_the_truth(tmp_path: Path, name: 
     first, of = blind.measurements(0, 64), p.measurements(0, 64)
     assert equal(first, of)
     assert first.images is None
-    assert len(torch.unique(first.y, dim=0)) == 4  # each image has one measurement
+    assert len({tuple(y.flatten().abs().tolist()) for y in first.y}) == 4  # each image has one measurement
     assert equal(blind.self_validation(), p.self_validation())
     assert len(blind.self_validation().y) == 3
     assert torch.isfinite(first.y.abs()).all()
@@ -130,12 +130,12 @@ def test_measurements_are_made_once_and_outlive_the_truth(tmp_path: Path, name: 
 
 def test_masks(tmp_path: Path) -> None:
     """Of the kind, the acceleration and the number of them that the settings say."""
-    for mask, axes in (("gaussian-points", (16, 16)), ("gaussian-lines", (1, 16)), ("random-lines", (1, 16))):
-        p = problem(tmp_path / mask, "mri", mask=mask)
+    for mask, axes in (("gaussian-points", (32, 32)), ("gaussian-lines", (1, 32)), ("random-lines", (1, 32))):
+        p = problem(tmp_path / mask, "mri", mask=mask, size=32)
         masks = p.batch(0, 4).physics.mask
         assert masks.shape == (4, 1, *axes)  # type: ignore[union-attr]
         assert float(masks.float().mean()) == 0.25  # type: ignore[union-attr,operator]
-        assert masks[..., axes[0] // 2, 8].all()  # type: ignore[index]
+        assert masks[..., axes[0] // 2, 16].all()  # type: ignore[index]
         assert len(torch.unique(masks.flatten(1), dim=0)) > 1  # type: ignore[union-attr,operator]
     fixed = problem(tmp_path / "fixed", "mri of one mask")
     other = problem(tmp_path / "other", "mri of one mask", seed=3)

@@ -34,14 +34,14 @@ from pyrecon.models.weights import (
     whole_number,
     write_weights,
 )
-from pyrecon.nn import ResidualUNet
+from pyrecon.nn import DnCNN, ResidualUNet
 from pyrecon.nn._channels import from_channels, to_channels
 from pyrecon.nn.unet import steady_weights
 from pyrecon.solvers import Anderson, FixedPointMethod, Solution, Status
 
 Start = Literal["adjoint", "pinv"]
 # Networks that a file of weights can hold: by name, as ``channels`` and their ``config`` build them again.
-NETWORKS: dict[str, type[Any]] = {"unet": ResidualUNet}
+NETWORKS: dict[str, type[Any]] = {"unet": ResidualUNet, "dncnn": DnCNN}
 
 
 class _Model(nn.Module, ABC):
@@ -89,7 +89,8 @@ class _Model(nn.Module, ABC):
         kind = next((name for name, kind in NETWORKS.items() if type(self.denoiser) is kind), None)
         if kind is None:
             raise DataError(f"{path}: not written, a denoiser of the class {type(self.denoiser).__name__} is not ours")
-        network = {"channels": self.denoiser.channels, **self.denoiser.config}
+        denoiser: Any = self.denoiser
+        network = {"channels": denoiser.channels, **denoiser.config}
         config = {"network": kind, "denoiser": network, **self._settings()}
         write_weights(path, self.system, config, self.state_dict(), self.card)
 
@@ -226,14 +227,10 @@ class Equilibrium(_Model):
 
     @classmethod
     def _from_settings(cls, denoiser: nn.Module, settings: dict[str, Any]) -> Self:
-        layers = settings.pop("layers")
-        return cls(
-            denoiser,
-            start=settings.pop("start"),
-            layers=None if layers is None else whole_number(layers),
-            max_iter=whole_number(settings.pop("max_iter")),
-            **{name: _finite(name, value) for name, value in settings.items()},
-        )
+        known: dict[str, Any] = {name: _finite(name, settings.pop(name)) for name in ("step", "strength", "tol")}
+        layers, limit = settings.pop("layers"), whole_number(settings.pop("max_iter"))
+        known |= {"layers": None if layers is None else whole_number(layers), "max_iter": limit}
+        return cls(denoiser, start=settings.pop("start"), **known, **settings)
 
 
 class DEProx(Equilibrium):

@@ -20,11 +20,11 @@ from pyrecon._errors import DataError
 from pyrecon._plain import plain
 from pyrecon.data.photographs import Part, photographs
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree
-from pyrecon.linops import Fourier, LinearOperator, Whitened
+from pyrecon.linops import Fourier, Whitened
 from pyrecon.losses import equivariant_imaging, supervised
 from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement, load
 from pyrecon.models.weights import Card
-from pyrecon.nn import ResidualUNet
+from pyrecon.nn import DnCNN, ResidualUNet
 from pyrecon.solvers import Anderson, Status
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import Stage, setting
@@ -68,11 +68,11 @@ class Config(ProblemConfig):
         change of its gradient.
     denoiser, equilibrium
         The two stages: D learns to denoise photographs, then trains inside the reconstruction.
-    denoiser_noise
-        Standard deviation of the noise, in every channel, that D learns to remove.
+    denoiser_noise, photographs
+        Standard deviation of the noise, in every channel, that D learns to remove, and the crops that it learns from.
     """
 
-    task: Literal["ct", "mri"] = setting("mri", "--task", "The physics: ct or mri.")  # type: ignore[assignment]
+    task: Literal["ct", "mri"] = setting("mri", "--task", "The physics: ct or mri.")
     fixed_mask: bool = setting(True, "", "mri: one mask for all images.")
     validate_every: int = setting(50, "--validate-every", "Steps between validations.", least=1)
 
@@ -102,6 +102,7 @@ class Config(ProblemConfig):
     denoiser: Stage = setting(Stage(300, batch=8, halve=100), "--denoiser-steps", "Steps of the denoiser's stage.")
     equilibrium: Stage = setting(Stage(200, batch=8, rate=5e-4, halve=50, clip=1.0))
     denoiser_noise: float = setting(0.05, "", "Noise that the denoiser learns to remove.", above=0)
+    photographs: int = setting(256, "", "Crops that the denoiser learns from.", least=1)
 
     @classmethod
     def of_scale(cls, scale: Literal["quick", "full"], role: Any = None, **changes: Any) -> Self:
@@ -225,7 +226,7 @@ def noise_std(config: ProblemConfig, scaled: Batch) -> Tensor:
     """The standard deviation of the noise in every entry of a scaled batch's y."""
     level = config.noise_level / scaled.scale.reshape(-1, *[1] * (scaled.y.dim() - 1))
     if isinstance(scaled.physics, Whitened):
-        return level * scaled.physics.gain  # type: ignore[no-any-return]
+        return level * scaled.physics.gain
     if isinstance(scaled.physics, Fourier):
         return level * scaled.physics.mask[:, 0]
     return level
@@ -259,7 +260,7 @@ class EquilibriumTraining(Training):
         if config.blind:
             problem = problem.blind()
             self._check_group(problem)
-        count = (256, 32) if config.denoiser.steps else (0, 0)
+        count = (config.photographs, 32) if config.denoiser.steps else (0, 0)
         shape = (config.channels, config.size, config.size)
         photos = kept_pool(
             self.folder / "photographs.npy", sum(count), shape, lambda first, n: self._photographs(first, n, count[0])
@@ -311,8 +312,6 @@ class EquilibriumTraining(Training):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             if config.network == "dncnn":
-                from pyrecon.nn import DnCNN
-
                 return DnCNN(config.channels, layers=config.convolutions, width=config.width, bias=True)
             return ResidualUNet(
                 config.channels, config.width, config.levels, norm=config.norm, group_norm=config.group_norm
@@ -363,9 +362,3 @@ def build(config: Config, denoiser: nn.Module) -> Model:
     if config.gradient == "implicit":
         gradient = ImplicitGradient(solver=Anderson(), tol=config.backward_tolerance, max_iter=config.limit)
     return kind(denoiser, step=config.step, tol=config.tolerance, max_iter=config.limit, gradient=gradient)
-
-
-def reconstructed(model: Model, batch: Batch) -> tuple[Tensor, LinearOperator]:
-    """Images in the scale of the batch, and its physics."""
-    scaled = batch.scaled()
-    return model.reconstruct(scaled.y, scaled.physics).value * batch.scale, batch.physics
