@@ -52,6 +52,7 @@ PYBIND11_MODULE(_core, m) {
   register_kaczmarz(m);
   register_langevin(m);
   register_learned_consistency(m);
+  register_radon(m);
   register_rdn(m);
   register_variation(m);
   register_sense(m);

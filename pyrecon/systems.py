@@ -71,6 +71,11 @@ SYSTEMS: dict[str, System] = {
         paper_path="pyrecon.experiments.ei_deq:PAPER",
         paper_name="ei-deq",
     ),
+    "luser": System(
+        "LUSER: loop-unrolled reconstruction with shallow equilibria, and its rivals",
+        model_path="pyrecon.models:LUSER",
+        training_path="pyrecon.train.luser:LUSERTraining",
+    ),
     "de-grad": System(
         "EI-DEQ: equivariant deep equilibrium models, its gradient model",
         model_path="pyrecon.models:DEGrad",

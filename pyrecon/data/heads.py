@@ -107,7 +107,7 @@ def _brain(
     between = np.abs(across + 0.012 * canvas.field(0.06))  # the hemispheres
     steep = 0.05  # of the fields' slope: a share changes within points, not within folds
     sulci = canvas.share((fold - rng.uniform(0.2, 0.4) * (1 - depth)) * steep)
-    cortex = canvas.share((fold - rng.uniform(0.9, 1.2) * (1.05 - depth)) * steep)
+    cortex = canvas.share((fold - rng.uniform(0.9, 1.2) * (0.95 - depth)) * steep)
     middle = canvas.share(np.abs(along) - rng.uniform(0.2, 0.35) * a)  # the hemispheres' bridge
     gap = canvas.share(between - rng.uniform(0.004, 0.015)) * (1 - middle)
     medial = canvas.share(between - rng.uniform(0.04, 0.06)) * (1 - middle)

@@ -1,4 +1,4 @@
-"""Random crops of the photographs in scikit-image's wheel that are CC0 or in the public domain."""
+"""Random crops of photographs in scikit-image's wheel that are CC0 or in the public domain."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrecon._check import check_count, check_flag, check_size
 from pyrecon._errors import DataError, MissingDependency
 
 Part = Literal["train", "validation", "test"]
+Images = NDArray[np.float32]
 
-# As scikit-image 0.26 states of each: CC0, or released into the public domain by the photographer, NASA or SpaceX. No
-# photograph is in two parts.
-PHOTOGRAPHS: dict[Part, tuple[str, ...]] = {
-    "train": ("astronaut", "coffee", "retina", "hubble_deep_field", "camera", "brick", "gravel"),
-    "validation": ("rocket", "grass"),
-    "test": ("chelsea", "clock"),
-}
-_SMALLEST = 0.4  # of a crop's pixel in those of the photograph: not below, or it would show the camera's blur
+# As scikit-image 0.26 states of each: CC0, or released into the public domain by NASA (astronaut) or SpaceX (rocket);
+# with how often each is taken.
+_TRAIN = {"astronaut": 3, "coffee": 3, "rocket": 2, "retina": 1, "brick": 1, "gravel": 1, "grass": 1}
+_HELD_OUT = {"chelsea": 2, "camera": 1}
+PHOTOGRAPHS = (*_TRAIN, *_HELD_OUT)
+
+_LARGEST_SCALE = 8.0
+_PLAIN = 0.03  # a crop of a smaller standard deviation is drawn again: a wall teaches nothing
+_ATTEMPTS = 50
 
 
 def photographs(
-    count: int,
-    shape: tuple[int, int],
-    *,
-    color: bool = True,
-    part: Part = "train",
-    seed: int = 0,
-    first: int = 0,
-) -> NDArray[np.float32]:
+    count: int, shape: tuple[int, int], *, color: bool = True, part: Part = "train", seed: int = 0, first: int = 0
+) -> Images:
     """Random crops, turned and mirrored, each at a scale of its own: from 0 to 1.
 
     Parameters
@@ -38,62 +35,71 @@ def photographs(
     count, shape, color
         Returns ``(count, 3, H, W)``, or ``(count, H, W)`` of their luminance without ``color``.
     part
-        Crops of ``"train"``, ``"validation"`` and ``"test"`` come from different photographs.
+        ``"train"``, or of other photographs ``"validation"`` (their left halves) and ``"test"`` (their right halves).
+        In training half of the crops have their colours exchanged: so few photographs have few colours.
     seed, first
         Image i depends on ``(seed, first + i)`` alone.
     """
-    if part not in PHOTOGRAPHS:
-        raise ValueError(f"part: {part!r}, expected one of {', '.join(PHOTOGRAPHS)}")
-    if len(shape) != 2 or min(shape) < 1 or count < 0:
-        raise ValueError(f"count={count}, shape={shape}: expected a whole number from 0 and two sizes")
-    sources = [_photograph(name) for name in PHOTOGRAPHS[part]]
-    if max(shape) > min(min(source.shape[1:]) for source in sources):
-        smallest = min(min(source.shape[1:]) for source in sources)
+    check_count("count", count, 0)
+    check_count("seed", seed, 0)
+    check_count("first", first, 0)
+    check_flag("color", color)
+    shape = check_size("shape", shape, 2)  # type: ignore[assignment]  # two of them
+    if part not in ("train", "validation", "test"):
+        raise ValueError(f"part: {part!r}, expected train, validation or test")
+    weights = _TRAIN if part == "train" else _HELD_OUT
+    sources = [_half(_photograph(name), part) for name in weights]
+    smallest = min(min(source.shape[1:]) for source in sources)
+    if max(shape) > smallest:
         raise DataError(f"shape: {shape} is larger than a photograph, expected at most {smallest} pixels along an axis")
+    shares = np.array([*weights.values()]) / sum(weights.values())
     images = np.empty((count, 3, *shape), np.float32)
     for i in range(count):
-        images[i] = _crop(np.random.default_rng((seed, 4, first + i)), sources, shape)
-    return images if color else np.tensordot(images, np.float32([0.299, 0.587, 0.114]), axes=([1], [0]))
+        rng = np.random.default_rng((seed, 4, first + i))
+        for _ in range(_ATTEMPTS):
+            images[i] = _crop(rng, sources[int(rng.choice(len(sources), p=shares))], shape)
+            if images[i].std(axis=(1, 2)).max() >= _PLAIN:
+                break
+        if part == "train" and rng.random() < 0.5:
+            images[i] = images[i][rng.permutation(3)]
+    return images if color else np.tensordot(images, np.array([0.299, 0.587, 0.114], np.float32), axes=([1], [0]))
 
 
-def _crop(rng: np.random.Generator, sources: list[NDArray[np.float32]], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """A window of 1 to 8 pixels for one of the result, most of them small, averaged down."""
-    weights = np.array([np.sqrt(source[0].size) * (1.0 if _colored(source) else 0.5) for source in sources])
-    source = sources[int(rng.choice(len(sources), p=weights / weights.sum()))]
+def _crop(rng: np.random.Generator, source: Images, shape: tuple[int, int]) -> Images:
+    """A window of ``scale`` pixels for one of the result, averaged down; log-uniform scales."""
     turned = bool(rng.integers(2))
     height, width = shape[::-1] if turned else shape
-    most = min(source.shape[1] / height, source.shape[2] / width)
-    scale = float(np.exp(rng.uniform(0.0, np.log(min(most, 8.0)))))
-    rows, columns = int(scale * height), int(scale * width)
+    most = min(source.shape[1] / height, source.shape[2] / width, _LARGEST_SCALE)
+    scale = np.exp(rng.uniform(0.0, np.log(max(most, 1.0))))
+    rows, columns = min(int(scale * height), source.shape[1]), min(int(scale * width), source.shape[2])
     top, left = int(rng.integers(source.shape[1] - rows + 1)), int(rng.integers(source.shape[2] - columns + 1))
-    crop = source[:, top : top + rows, left : left + columns]
-    crop = np.asarray(_mean_to(_mean_to(crop, height, 1), width, 2))
+    crop = means(means(source[:, top : top + rows, left : left + columns], height, 1), width, 2)
     crop = crop.transpose(0, 2, 1) if turned else crop
-    crop = crop[:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    return crop * np.float32(rng.uniform(0.8, 1.0))
+    return crop[:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])] * np.float32(rng.uniform(0.8, 1.0))
 
 
-def _colored(source: NDArray[np.float32]) -> bool:
-    return not np.array_equal(source[0], source[1])
-
-
-def _mean_to(image: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
-    """Means over ``size`` intervals of equal length, pixels at their borders shared."""
+def means(image: Images, size: int, axis: int) -> Images:
+    """Means over ``size`` intervals of equal length along an axis, pixels at their borders shared."""
     n = image.shape[axis]
     edges = np.arange(size + 1) * n / size
     weights = (np.minimum(edges[1:, None], np.arange(1, n + 1)) - np.maximum(edges[:-1, None], np.arange(n))).clip(0)
-    moved = np.tensordot(image, (weights * size / n).astype(np.float32), axes=([axis], [1]))
-    return np.moveaxis(moved, -1, axis)
+    moved = np.tensordot(image, (weights * (size / n)).astype(np.float32), axes=([axis], [1]))
+    return np.asarray(np.moveaxis(moved, -1, axis), np.float32)
+
+
+def _half(image: Images, part: Part) -> Images:
+    middle = image.shape[2] // 2
+    return {"train": image, "validation": image[:, :, :middle], "test": image[:, :, middle:]}[part]
 
 
 @lru_cache(maxsize=16)
-def _photograph(name: str) -> NDArray[np.float32]:
-    """``(3, H, W)`` from 0 to 1."""
+def _photograph(name: str) -> Images:
+    """``(3, H, W)`` from 0 to 1, read-only."""
     try:
         from skimage import data
     except ImportError as error:
         raise MissingDependency("scikit-image", "demo", "training on photographs") from error
-    image = np.asarray(getattr(data, name)(), np.float32) / 255
+    image = np.asarray(getattr(data, name)(), np.float32) / np.float32(255)
     image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
     image = np.ascontiguousarray(image.transpose(2, 0, 1))
     image.flags.writeable = False

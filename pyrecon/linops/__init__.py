@@ -1,7 +1,7 @@
 """Linear operators: ``A(x)``, ``A.H(y)``, ``A.gram(x)``, ``A.pinv(y)``, and their algebra."""
 
 from pyrecon.linops._base import Identity, LinearOperator, Stack
-from pyrecon.linops.blur import Blur, gaussian_kernel
+from pyrecon.linops.blur import Blur, disk_kernel, gaussian_kernel, motion_kernel
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.noncartesian import NonCartesianSense, density_weights
@@ -29,5 +29,7 @@ __all__ = [
     "Wavelet",
     "Whitened",
     "density_weights",
+    "disk_kernel",
     "gaussian_kernel",
+    "motion_kernel",
 ]

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrecon import _core
 from pyrecon._check import FLOATING, check_dtype, check_out, dense, described
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._radon_geometry import Beam
 
 SAMPLES = 1 << 21  # of rays at once, in plain torch
@@ -52,13 +54,13 @@ class _Planes:
         """For some views at a time: where every ray is at every row, (a, D, N): the index of the pixel before, how far
         it is from that one, and the row, -1 where it has none."""
         height, width = self.size
-        views, n_det, _ = rays.shape
+        views, _, n_det = rays.shape
         steps = max(height, width)
         chunk = max(1, SAMPLES // max(1, n_det * steps))
         row = torch.arange(steps, device=rays.device)
         for first in range(0, views, chunk):
             part = slice(first, first + chunk)
-            start, slope, _ = rays[part, :, :, None].unbind(2)
+            start, slope, _ = rays[part, :, :, None].unbind(1)
             down = along[part, :, None]
             position = start + slope * row
             limit = torch.where(down, width, height)
@@ -77,11 +79,11 @@ def _framed(image: Tensor) -> Tensor:
 def _reference(image: Tensor, rays: Tensor, along: Tensor) -> Tensor:
     planes = _Planes(*image.shape[1:])
     values = planes.lay(image)
-    parts = [image.new_zeros(len(image), 0, rays.shape[1])]
+    parts = [image.new_zeros(len(image), 0, rays.shape[2])]
     for part, index, f, row in planes.samples(rays, along):
         f = f.to(image.dtype)
         sums = ((1 - f) * values[:, index] + f * values[:, index + 1]) * (row >= 0)
-        parts.append(sums.sum(-1) * rays[part, :, 2].to(image.dtype))
+        parts.append(sums.sum(-1) * rays[part, 2].to(image.dtype))
     return torch.cat(parts, dim=1)
 
 
@@ -89,7 +91,7 @@ def _adjoint_reference(sino: Tensor, rays: Tensor, along: Tensor, height: int, w
     planes = _Planes(height, width)
     sums = sino.new_zeros(len(sino), planes.length)
     for part, index, f, row in planes.samples(rays, along):
-        weighted = (sino[:, part] * rays[part, :, 2].to(sino.dtype))[..., None] * (row >= 0)
+        weighted = (sino[:, part] * rays[part, 2].to(sino.dtype))[..., None] * (row >= 0)
         f = f.to(sino.dtype)
         sums.index_add_(1, index.flatten(), ((1 - f) * weighted).flatten(1))
         sums.index_add_(1, index.flatten() + 1, (f * weighted).flatten(1))
@@ -97,17 +99,34 @@ def _adjoint_reference(sino: Tensor, rays: Tensor, along: Tensor, height: int, w
 
 
 def _by_rays(image: Tensor, rays: Tensor, along: Tensor) -> Tensor:
-    """Derivatives of the integrals by start, slope and weight of their rays, (B, A, D, 3); differentiable."""
+    """Derivatives of the integrals by start, slope and weight of their rays, (B, A, 3, D); differentiable."""
     planes = _Planes(*image.shape[1:])
     values = planes.lay(image)
-    parts = [image.new_zeros(len(image), 0, rays.shape[1], 3)]
+    parts = [image.new_zeros(len(image), 0, 3, rays.shape[2])]
     for part, index, f, row in planes.samples(rays, along):
-        f, weight = f.to(image.dtype), rays[part, :, 2].to(image.dtype)
+        f, weight = f.to(image.dtype), rays[part, 2].to(image.dtype)
         before, here = values[:, index], row >= 0
         rise = (values[:, index + 1] - before) * here
         sums = (rise.sum(-1) * weight, (rise * row).sum(-1) * weight, ((before + f * rise) * here).sum(-1))
-        parts.append(torch.stack(sums, dim=-1))
+        parts.append(torch.stack(sums, dim=2))
     return torch.cat(parts, dim=1)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------
+def _cpp(image: Tensor, rays: Tensor, along: Tensor, out: Tensor) -> None:
+    kernel = _core.radon_f32 if image.dtype == torch.float32 else _core.radon_f64
+    kernel(
+        image.data_ptr(), rays.data_ptr(), along.data_ptr(), out.data_ptr(), *image.shape, *along.shape,
+        kernel_threads(),
+    )  # fmt: skip
+
+
+def _adjoint_cpp(sino: Tensor, rays: Tensor, along: Tensor, height: int, width: int, out: Tensor) -> None:
+    kernel = _core.radon_adjoint_f32 if sino.dtype == torch.float32 else _core.radon_adjoint_f64
+    kernel(
+        sino.data_ptr(), rays.data_ptr(), along.data_ptr(), out.data_ptr(), len(sino), height, width, *along.shape,
+        kernel_threads(),
+    )  # fmt: skip
 
 
 # --- registration and autograd: each of the two is the other's gradient ----------------------------------------
@@ -115,13 +134,13 @@ _radon = Op(
     "radon(Tensor image, Tensor rays, Tensor along) -> Tensor",
     outputs=lambda image, rays, along: image.new_empty(image.shape[0], *along.shape),
     reference=_reference,
-    kernels={},
+    kernels={"cpp": _cpp},
 )
 _radon_adjoint = Op(
     "radon_adjoint(Tensor sino, Tensor rays, Tensor along, int height, int width) -> Tensor",
     outputs=lambda sino, rays, along, height, width: sino.new_empty(sino.shape[0], height, width),
     reference=_adjoint_reference,
-    kernels={},
+    kernels={"cpp": _adjoint_cpp},
 )
 
 
@@ -163,7 +182,7 @@ class _RadonAdjoint(torch.autograd.Function):
 
 
 def _contracted(derivatives: Tensor, g: Tensor) -> Tensor:
-    return (derivatives * g[..., None]).sum(0).to(torch.float64)
+    return (derivatives * g[:, :, None]).sum(0).to(torch.float64)
 
 
 # --- the public functions --------------------------------------------------------------------------------------

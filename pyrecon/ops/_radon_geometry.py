@@ -104,7 +104,7 @@ class Beam(ABC):
         return part
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What the kernels read: ``(views, n_det, 3)`` float64 and ``(views, n_det)`` bool, see ops/_radon.py."""
+        """What the kernels read: ``(views, 3, n_det)`` float64 and ``(views, n_det)`` bool, see ops/_radon.py."""
         if self.requires_grad:
             rays, along = self._lines()
             return rays.to(device), along.to(device)
@@ -136,7 +136,7 @@ class Beam(ABC):
         slope = across / step
         start = torch.where(along, column, row) - slope * torch.where(along, row, column)
         weight = torch.linalg.vector_norm(directions, dim=-1) / step.abs()
-        rays = torch.stack([start, slope, weight], dim=-1)
+        rays = torch.stack([start, slope, weight], dim=1)
         return rays, along.detach()
 
     def _check(self, sources: Tensor | None = None) -> None:

@@ -330,9 +330,9 @@ def draw(config: ProblemConfig, part: Part, first: int, count: int) -> NDArray[n
         heads = [mri.head_phantom(config.shape, seed=seed + first + i) for i in range(count)]
         return np.asarray(torch.cat(heads).numpy())
     drawings: dict[str, Callable[..., NDArray[np.float32]]] = {
-        "organs": ct_phantoms.ellipses,
+        "organs": ct_phantoms.organs,
         "ellipses": ct_phantoms.ellipses,
-        "discs": ct_phantoms.ellipses,
+        "discs": ct_phantoms.discs,
     }
     return drawings[config.kind](count, config.shape, seed=seed, first=first)
 
