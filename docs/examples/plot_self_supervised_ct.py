@@ -32,8 +32,8 @@ config = Config(loss="ei", size=32, angles=12, pool=150, validation=8).changed(
 # %%
 # Why it can work: bodies may lie in the scanner at any angle, and the scanner
 # does not commute with rotations. A rotated reconstruction, measured anew,
-# shows what the 12 directions do not. A quarter turn takes every one of them to
-# another: from such a group nothing could be learned, and training would refuse
+# shows what the 12 directions do not. A quarter turn takes every one of them
+# to another: from such a group nothing could be learned, and training refuses
 # it.
 physics = operator_of(config)
 like = torch.zeros(1, 32, 32)

@@ -80,7 +80,9 @@ class Blur(LinearOperator):
         self.border, self.channels = border, channels
         self.domain_shape = self.range_shape = (*(() if channels is None else (channels,)), shape[0], shape[1])
         self._derived: dict[str, tuple[object, Any]] = {}
-        rows, columns = (next_fast_len(n + size - 1, real=True) for n, size in zip(shape, kernel.shape[-2:], strict=True))
+        rows, columns = (
+            next_fast_len(n + size - 1, real=True) for n, size in zip(shape, kernel.shape[-2:], strict=True)
+        )
         self._fft_size = (rows, columns)
         self.method: str = method
         if method == "auto":
