@@ -80,6 +80,7 @@ SYSTEMS: dict[str, System] = {
     "de-grad": System(
         "EI-DEQ: equivariant deep equilibrium models, its gradient model",
         model_path="pyrecon.models:DEGrad",
+        methods_path="pyrecon.models.ct:LEARNED",
         training_path="pyrecon.train.de_grad:DEGradTraining",
     ),
 }
