@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         solvers,
         testing,
         train,
+        transforms,
     )
 
 try:
@@ -54,6 +55,7 @@ __all__ = [
     "solvers",
     "testing",
     "train",
+    "transforms",
 ]
 
 __getattr__, __dir__ = submodules(__name__, *(name for name in __all__ if name not in globals()))

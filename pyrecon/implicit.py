@@ -69,7 +69,8 @@ class ImplicitGradient:
         value = _Adjoint.apply(self, z, *taped)  # type: ignore[no-untyped-call]
         return _with_value(solution, _like(value, solution.value))
 
-    def _backward(self, z: tuple[Tensor, ...], taped: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> State:
+    def adjoint_solve(self, z: tuple[Tensor, ...], taped: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> State:
+        """u of ``u = g + (df/dz)^T u``, for ``taped = f(z)`` that was recorded at the solution."""
         batch = len(grads[0])
 
         def step(u: State, rows: Tensor) -> State:
@@ -232,7 +233,7 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        u = ctx.method._backward(ctx.z, ctx.taped, grads)
+        u = ctx.method.adjoint_solve(ctx.z, ctx.taped, grads)
         return None, None, *_parts(u)
 
 

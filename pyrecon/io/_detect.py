@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import numpy as np
 from pyrecon._errors import DataError
 from pyrecon.io._files import PathLike, existing_file, one_line
 from pyrecon.io._hdf5 import Hdf5
+from pyrecon.io._matlab import SIGNATURE, find_struct, read_matlab
+from pyrecon.io._npz import damage
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LOOKED_FOR = (
-    "HDF5 (MDF, ISMRMRD, pyrecon image), Siemens twix, NIfTI, NPZ, PNG, DICOM"  # the order in which they are tried
+    "HDF5 (MDF, ISMRMRD, Data Exchange, pyrecon sinogram or image), Siemens twix, MATLAB 5, NIfTI, NPZ, PNG, DICOM"
 )
 
 
@@ -22,8 +25,8 @@ def detect(path: PathLike) -> str:
     """The kind of a file by its content, never by its extension.
 
     One of ``"mdf-measurement"``, ``"mdf-system-matrix"``, ``"mdf-reconstruction"``, ``"ismrmrd"``, ``"fastmri"``,
-    ``"pyrecon-image"`` (HDF5), ``"twix"``, ``"nifti"``, ``"npz"``, ``"png"``, ``"dicom"``. Raises DataError saying what
-    was looked for if it is none of them.
+    ``"data-exchange"``, ``"pyrecon-image"`` (HDF5), ``"sinogram"`` (HDF5 or NPZ), ``"htc"`` (MATLAB), ``"twix"``,
+    ``"nifti"``, ``"npz"``, ``"png"``, ``"dicom"``. Raises DataError saying what was looked for if it is none of them.
     """
     path = existing_file(path)
     with path.open("rb") as file:
@@ -55,19 +58,32 @@ def _hdf5_kind(path: Path) -> str:
             return "pyrecon-image"
         if file.has("/kspace") and file.has("/ismrmrd_header"):
             return "fastmri"
+        if file.has("/sinogram") and file.has("/beam"):
+            return "sinogram"
+        if file.has("/exchange/data"):
+            return "data-exchange"
         for name in file.names("/"):
             if file.has(f"/{name}/xml") and file.has(f"/{name}/data"):
                 return "ismrmrd"
         names = ", ".join(file.names("/")[:8]) or "nothing"
     raise DataError(
         f"{path}: an HDF5 file of unknown layout (it holds {names}); looked for MDF (/version and /measurement), "
-        "ISMRMRD (a group with xml and data) and a pyrecon image"
+        "ISMRMRD (a group with xml and data), Data Exchange (/exchange/data), a pyrecon sinogram (/sinogram and /beam) "
+        "and a pyrecon image"
     )
 
 
 def _kind_of_bytes(path: Path, head: bytes) -> str | None:
     if head[:4] == b"PK\x03\x04":
-        return "npz"
+        return "sinogram" if _holds_sinogram(path) else "npz"
+    if head.startswith(SIGNATURE):
+        variables = read_matlab(path)
+        if find_struct(variables) is None:
+            raise DataError(
+                f"{path}: a MATLAB file of unknown layout (it holds {', '.join(variables) or 'nothing'}); looked for a "
+                "struct with sinogram and parameters (Helsinki Tomography Challenge)"
+            )
+        return "htc"
     if head[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if head[:2] == b"\x1f\x8b":
@@ -84,6 +100,11 @@ def _kind_of_bytes(path: Path, head: bytes) -> str | None:
     if head[128:132] == b"DICM":
         return "dicom"
     return "twix" if _is_twix(head) else None
+
+
+def _holds_sinogram(path: Path) -> bool:
+    with damage(path, "NPZ"), zipfile.ZipFile(path) as archive:
+        return {"sinogram.npy", "beam.npy"} <= set(archive.namelist())
 
 
 def _is_nifti(head: bytes) -> bool:

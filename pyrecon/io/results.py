@@ -11,8 +11,7 @@ import json
 import platform
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from pyrecon.data.raw import Grid
 from pyrecon.io._detect import detect
 from pyrecon.io._files import PathLike, check_memory, one_line, written_whole
 from pyrecon.io._hdf5 import Hdf5
+from pyrecon.io._npz import damage, read_npy
 
 __all__ = ["FORMATS", "Result", "read_result", "write_result"]
 
@@ -342,53 +342,22 @@ def _declared_size(head: bytes) -> int:
 
 def _read_npz(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
     """Read without NumPy's pickle and without believing a size that the archive cannot hold."""
-    with _damage(path, "NPZ"), zipfile.ZipFile(path) as archive:
+    with damage(path, "NPZ"), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         arrays = [name for name in names if name.endswith(".npy") and name != f"{_KEY}.npy"]
         name = "image.npy" if "image.npy" in arrays else (arrays[0] if len(arrays) == 1 else None)
         if name is None:
             raise DataError(f"{path}: holds {', '.join(names[:8]) or 'nothing'}; expected an array called 'image'")
-        image = _read_npy(path, archive, name)
+        image = read_npy(path, archive, name)
         if image.ndim < 2 or image.dtype.kind not in "biufc":
             raise DataError(
                 f"{path}: image: {image.dtype} of shape {image.shape}, expected numbers on two or more axes"
             )
         story: dict[str, Any] = {}
         if f"{_KEY}.npy" in names:
-            packed = _read_npy(path, archive, f"{_KEY}.npy")
+            packed = read_npy(path, archive, f"{_KEY}.npy")
             story = _parsed(path, packed.tobytes().decode(errors="replace"))
     return image, story
-
-
-def _read_npy(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    entry = archive.getinfo(name)
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read_header(file)
-        if dtype.hasobject:
-            raise DataError(f"{path}: {name}: holds Python objects, expected numbers")
-        nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if nbytes > entry.file_size:
-            raise DataError(f"{path}: {name}: declares shape {shape}, but holds {entry.file_size} bytes")
-        check_memory(path, name, nbytes, path.stat().st_size, _MOST_EXPANSION)
-        content = file.read(nbytes)
-    if len(content) < nbytes:
-        raise DataError(f"{path}: {name}: holds {len(content)} bytes, expected {nbytes} for shape {shape}")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C").copy()
-
-
-@contextmanager
-def _damage(path: Path, kind: str) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, SyntaxError, TypeError,
-            MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
-        raise DataError(
-            f"{path}: is not a readable {kind} file ({one_line(error)}); it is truncated or corrupted"
-        ) from error
 
 
 # ---- PNG
@@ -436,7 +405,7 @@ def _mosaic(tiles: NDArray[np.float64], fill: float) -> NDArray[np.float64]:
 
 def _read_png(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
     image_module, _ = _pillow()
-    with _damage(path, "PNG"), image_module.open(path, formats=["PNG"]) as picture:
+    with damage(path, "PNG"), image_module.open(path, formats=["PNG"]) as picture:
         if picture.width * picture.height > _MOST_PIXELS:
             raise DataError(f"{path}: {picture.width} x {picture.height} pixels, expected at most {_MOST_PIXELS}")
         image = np.asarray(picture.convert("L"))

@@ -1,6 +1,7 @@
 """Linear operators: ``A(x)``, ``A.H(y)``, ``A.gram(x)``, ``A.pinv(y)``, and their algebra."""
 
 from pyrecon.linops._base import Identity, LinearOperator, Stack
+from pyrecon.linops.blur import Blur, disk_kernel, gaussian_kernel, motion_kernel
 from pyrecon.linops.fourier import Fourier
 from pyrecon.linops.gradient import Gradient
 from pyrecon.linops.noncartesian import NonCartesianSense, density_weights
@@ -9,8 +10,10 @@ from pyrecon.linops.sense import Sense, Sense3D, SoftSense
 from pyrecon.linops.sharded import ShardedSystemMatrix
 from pyrecon.linops.system_matrix import SystemMatrix
 from pyrecon.linops.wavelet import Wavelet
+from pyrecon.linops.whitened import Whitened
 
 __all__ = [
+    "Blur",
     "Fourier",
     "Gradient",
     "Identity",
@@ -24,5 +27,9 @@ __all__ = [
     "Stack",
     "SystemMatrix",
     "Wavelet",
+    "Whitened",
     "density_weights",
+    "disk_kernel",
+    "gaussian_kernel",
+    "motion_kernel",
 ]

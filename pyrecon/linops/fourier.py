@@ -16,7 +16,8 @@ class Fourier(LinearOperator):
     Parameters
     ----------
     mask
-        ``(B | 1, 1, H | 1, W | 1)``, bool or real: see :func:`pyrecon.ops.sense_forward`.
+        ``(B | 1, 1, H | 1, W | 1)``, bool or real, of every image at least one sample: see
+        :func:`pyrecon.ops.sense_forward`.
     shape
         ``(H, W)``; needed where the mask is constant along an axis.
     """
@@ -31,6 +32,8 @@ class Fourier(LinearOperator):
             raise ValueError(
                 f"mask: shape {tuple(mask.shape)} does not fit, expected (B | 1, 1, H | 1, W | 1) of {shape}"
             )
+        if not mask.is_meta and not bool((mask != 0).flatten(1).any(dim=1).all()):
+            raise ValueError("mask: takes no sample of some image, expected at least one of each")
         self.register_buffer("mask", mask)
         self.domain_shape = self.range_shape = (shape[0], shape[1])
 
@@ -42,6 +45,10 @@ class Fourier(LinearOperator):
 
     def gram(self, x: Tensor) -> Tensor:
         return sense_normal(x, self._one_coil(x), self.mask)
+
+    def _random(self, shape: tuple[int, ...], seed: int, batch: int) -> Tensor:
+        x = super()._random(shape, seed, batch)  # of the mask's dtype, which is real
+        return torch.view_as_complex(torch.stack([x, super()._random(shape, seed + 2**20, batch)], dim=-1))
 
     def _one_coil(self, like: Tensor) -> Tensor:
         return torch.ones(1, 1, 1, 1, dtype=like.dtype, device=like.device)

@@ -6,12 +6,24 @@ from typing import TYPE_CHECKING, Any
 from pyrecon._lazy import submodules
 
 if TYPE_CHECKING:
-    from pyrecon.models.deq import DEProx
+    from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement
     from pyrecon.models.deq_mpi import DEQMPI
+    from pyrecon.models.luser import LUSER
+    from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 
-__all__ = ["DEQMPI", "DEProx"]
-_MODULES = {"DEProx": "deq", "DEQMPI": "deq_mpi"}
-_module, __dir__ = submodules(__name__, "deq", "deq_mpi", "method", "mpi", "mri", "weights", *_MODULES)
+_MODULES = {
+    "DEGrad": "deq",
+    "DEProx": "deq",
+    "DEQ4IP": "unrolled",
+    "DEQMPI": "deq_mpi",
+    "LUSER": "luser",
+    "UNetRefinement": "deq",
+    "UnrolledDnCNN": "unrolled",
+}
+__all__ = ["DEQ4IP", "DEQMPI", "LUSER", "DEGrad", "DEProx", "UNetRefinement", "UnrolledDnCNN"]
+_module, __dir__ = submodules(
+    __name__, "deq", "deq_mpi", "luser", "method", "mpi", "mri", "unrolled", "weights", *_MODULES
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,18 @@
 """Networks of the models."""
 
+from pyrecon.nn.dncnn import DnCNN
 from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
-from pyrecon.nn.residual import ResidualDenoiser
+from pyrecon.nn.shallow import ShallowBlock
+from pyrecon.nn.unet import ResidualUNet
 
-__all__ = ["RDN", "BallConsistency", "ExactConsistency", "LearnedConsistency", "ResidualDenoiser", "RowLayout"]
+__all__ = [
+    "RDN",
+    "BallConsistency",
+    "DnCNN",
+    "ExactConsistency",
+    "LearnedConsistency",
+    "ResidualUNet",
+    "RowLayout",
+    "ShallowBlock",
+]

@@ -3,6 +3,7 @@
 from pyrecon.solvers._conjugate_gradient import conjugate_gradient
 from pyrecon.solvers._fixed_point import Anderson, Broyden, FixedPointMethod, Picard, Shared, fixed_point
 from pyrecon.solvers._langevin import Chain, langevin
+from pyrecon.solvers._least_squares import cgls, sirt
 from pyrecon.solvers._proximal import fista, primal_dual
 from pyrecon.solvers._solution import ConvergenceError, ConvergenceWarning, Solution, Status
 
@@ -17,9 +18,11 @@ __all__ = [
     "Shared",
     "Solution",
     "Status",
+    "cgls",
     "conjugate_gradient",
     "fista",
     "fixed_point",
     "langevin",
     "primal_dual",
+    "sirt",
 ]

@@ -73,7 +73,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    measure: ClassVar[Quality] = Quality()
+    measure: Quality = Quality()
 
     def __init__(self, model: Any, data: Any, stage: Stage) -> None:
         self.model, self.data, self.stage = model, data, stage

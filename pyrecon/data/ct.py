@@ -1,0 +1,279 @@
+"""CT scans: the container of line integrals with their rays, preprocessing, and what a scan can and cannot show.
+
+Arrays are NumPy, as in :mod:`pyrecon.data.raw`; images are in 1/m, lengths in metres.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrecon._check import check_number, check_size
+from pyrecon._errors import DataError
+from pyrecon.data._ct_center import find_center
+from pyrecon.data.raw import Grid
+from pyrecon.ops import FanBeam, ParallelBeam, ViewBeam
+from pyrecon.ops._radon_geometry import Beam
+
+__all__ = [
+    "CTScan",
+    "Coverage",
+    "check_scan",
+    "coverage",
+    "find_center",
+    "line_integrals",
+    "natural_grid",
+    "noise_std",
+    "on_grid",
+    "some_slices",
+    "some_views",
+]
+
+Given = TypeVar("Given")
+_GAP = 2.5  # a gap between views this many times the usual one is a missing range, not sparse sampling
+_NARROW = math.radians(4)  # narrower ones are not worth a word
+_FEW = 4  # fewer than one view for so many pixels of the detector, over half a turn, is sparse
+
+
+@dataclass(frozen=True)
+class CTScan:
+    """Line integrals of one slice or more, measured along the same rays.
+
+    Attributes
+    ----------
+    sinogram
+        ``(S, A, D)`` float32, dimensionless: slices, views, detector pixels.
+    geometry
+        The rays, and the grid that an image has unless another is asked for.
+    labels
+        One text per slice, or none.
+    metadata
+        What was done and assumed on the way, by name, in words and numbers; reports print it.
+    """
+
+    sinogram: NDArray[np.float32]
+    geometry: Beam
+    labels: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Grid:
+        """Of the images; row 0 is at the top (largest y)."""
+        return Grid(self.geometry.shape, self.geometry.pixel_size, (0.0, 0.0))
+
+
+def check_scan(scan: CTScan) -> None:
+    """DataError if the parts of a scan do not fit together, or it holds NaN, Inf or nothing."""
+    if not isinstance(scan, CTScan):
+        raise TypeError(f"scan: expected a CTScan from a reader or a simulation, got {type(scan).__name__}")
+    if not isinstance(scan.geometry, Beam):
+        raise TypeError(f"geometry: got {type(scan.geometry).__name__}, expected ParallelBeam, FanBeam or ViewBeam")
+    data = np.asarray(scan.sinogram)
+    if data.ndim != 3 or data.dtype.kind != "f" or len(data) == 0 or data.shape[1:] != scan.geometry.range_shape:
+        views, pixels = scan.geometry.range_shape
+        raise DataError(
+            f"sinogram: {data.dtype} of shape {data.shape}, expected floating-point (S, A, D) = (?, {views}, {pixels}) "
+            "as the geometry has it"
+        )
+    if scan.labels and len(scan.labels) != len(data):
+        raise DataError(f"labels: got {len(scan.labels)}, expected one for each of {len(data)} slices")
+    bad = np.argwhere(~np.isfinite(data).all(axis=2))
+    if len(bad):
+        s, view = bad[0]
+        raise DataError(f"sinogram: {len(bad)} views hold NaN or Inf, the first is view {view} of slice {s}")
+    if not data.any():
+        raise DataError("sinogram: is zero everywhere, nothing to reconstruct")
+
+
+def some_views(scan: CTScan, views: slice | Sequence[int] | Tensor) -> CTScan:
+    """The scan without the other views."""
+    geometry = quietly(scan.metadata, lambda: scan.geometry.subset(views))
+    index = views if isinstance(views, slice) else np.asarray(views)
+    return replace(scan, sinogram=np.ascontiguousarray(scan.sinogram[:, index]), geometry=geometry)
+
+
+def some_slices(scan: CTScan, count: int) -> CTScan:
+    """The first ``count`` slices."""
+    return replace(scan, sinogram=scan.sinogram[:count], labels=scan.labels[:count])
+
+
+# --- grids ---------------------------------------------------------------------------------------------------------
+def on_grid(
+    geometry: Beam, shape: Sequence[int] | None = None, pixel_size: float | Sequence[float] | None = None
+) -> Beam:
+    """The same rays through an image of another ``shape``, or of other pixels (metres).
+
+    With only one of the two the field of view stays as it is, as nearly as whole pixels allow.
+    """
+    if shape is None and pixel_size is None:
+        return geometry
+    if shape is not None:
+        shape = check_size("shape", shape, 2)
+    extent = [n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True)]
+    if pixel_size is None:
+        assert shape is not None
+        pixels = [e / n for e, n in zip(extent, shape, strict=True)]
+    else:
+        given = pixel_size if isinstance(pixel_size, Sequence) else [pixel_size, pixel_size]
+        pixels = [check_number("pixel_size", p, above=True) for p in given]
+        if len(pixels) != 2:
+            raise ValueError(f"pixel_size: {pixels} does not fit, expected a number, or (of a row, of a column)")
+    size = [max(1, round(e / p)) for e, p in zip(extent, pixels, strict=True)] if shape is None else list(shape)
+    grid: dict[str, Any] = {"shape": size, "pixel_size": tuple(pixels), "unit": "m"}
+    if isinstance(geometry, ParallelBeam):
+        return ParallelBeam(
+            geometry.angles, n_det=geometry.n_det, det_spacing=geometry.det_spacing, det_offset=geometry.det_offset,
+            **grid,
+        )  # fmt: skip
+    if isinstance(geometry, FanBeam):
+        return FanBeam(
+            geometry.angles, n_det=geometry.n_det, det_spacing=geometry.det_spacing, det_offset=geometry.det_offset,
+            source_to_axis=geometry.source_to_axis, source_to_detector=geometry.source_to_detector,
+            curved=geometry.curved, **grid,
+        )  # fmt: skip
+    assert isinstance(geometry, ViewBeam)
+    return ViewBeam(
+        geometry.detectors, geometry.axes, n_det=geometry.n_det, sources=geometry.sources, rays=geometry.ray_directions,
+        curved=geometry.curved, **grid,
+    )  # fmt: skip
+
+
+def natural_grid(geometry: Beam) -> tuple[tuple[int, int], float]:
+    """The square grid of a scan: pixels as wide as rays are apart at the axis, as far as every view sees.
+
+    ``(H, W)`` and the pixel size in metres.
+    """
+    points, directions = (t.detach().numpy() for t in geometry.rays())
+    across = np.stack([directions[..., 1], -directions[..., 0]], axis=-1)
+    distance = (points * across).sum(axis=-1) / np.linalg.norm(across, axis=-1)  # of each ray from the axis
+    middle = distance.shape[1] // 2
+    steps = np.abs(np.diff(distance, axis=1)) if distance.shape[1] > 1 else np.abs(2 * distance) + 1e-3
+    pixel = float(np.median(steps[:, max(0, middle - 2) : middle + 2]))
+    reach = float(np.minimum(np.abs(distance.min(axis=1)), np.abs(distance.max(axis=1))).min())
+    if not np.all((distance.min(axis=1) < 0) & (distance.max(axis=1) > 0)):
+        reach = float(np.abs(distance).max())  # some views see one side only
+    side = max(1, int(2 * reach / pixel + 1 + 1e-6))
+    return (side, side), pixel
+
+
+def quietly(metadata: dict[str, Any], build: Callable[[], Given]) -> Given:
+    """What ``build`` returns; what it warned of is kept in ``metadata["warnings"]``, for the report."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = build()
+    texts = [*metadata.get("warnings", []), *(str(w.message) for w in caught)]
+    if texts:
+        metadata["warnings"] = list(dict.fromkeys(texts))
+    return value
+
+
+# --- what the views cover ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Coverage:
+    """Which directions the rays through the axis have.
+
+    Attributes
+    ----------
+    views
+        How many.
+    arc
+        Radians of directions from the first view to the last, of pi; a fan's views from opposite sides count once.
+    missing
+        Ranges ``(first, last)`` in degrees of the edge normals that no ray is tangent to, counted anticlockwise from x.
+        Modulo 180; ``last`` may exceed it.
+    sparse
+        Whether there are few views for the detector's resolution.
+    """
+
+    views: int
+    arc: float
+    missing: tuple[tuple[float, float], ...]
+    sparse: bool
+
+    @property
+    def limited(self) -> bool:
+        """Whether a range of directions is missing."""
+        return bool(self.missing)
+
+    def __str__(self) -> str:
+        if not self.limited:
+            kind = "few views: streaks in filtered back-projection" if self.sparse else "all directions"
+            return f"{self.views} views, {kind}"
+        ranges = " and ".join(f"{a:.0f} to {b:.0f}" for a, b in self.missing)
+        return (
+            f"limited angle: {self.views} views over {math.degrees(self.arc):.0f} of 180 degrees; edges whose normal "
+            f"lies between {ranges} degrees (anticlockwise from the right) cannot be recovered by filtered "
+            "back-projection"
+        )
+
+
+def coverage(geometry: Beam) -> Coverage:
+    """What the views of a scan cover, by their rays through the axis.
+
+    An edge is seen where a ray is tangent to it (Quinto, SIAM J Math Anal 24:1215, 1993). Rays of a fan besides its
+    middle one see edges away from the axis up to half the fan's angle further.
+    """
+    points, directions = (t.detach().numpy() for t in geometry.rays())
+    cross = points[..., 0] * directions[..., 1] - points[..., 1] * directions[..., 0]
+    nearest = np.abs(cross / np.linalg.norm(directions, axis=-1)).argmin(axis=1)
+    middle = directions[np.arange(len(directions)), nearest]
+    normals = np.sort(np.arctan2(-middle[:, 0], middle[:, 1]) % np.pi)
+    gaps = np.diff(np.append(normals, normals[0] + np.pi))
+    apart = gaps[gaps > 1e-6]
+    usual = float(np.median(apart)) if len(apart) > 1 else 0.0
+    wide = (gaps > max(_GAP * usual, _NARROW)) & (gaps > _NARROW + usual)
+    if len(apart) <= 1:
+        wide = gaps > _NARROW
+    ranges = tuple((math.degrees(normals[i]), math.degrees(normals[i] + gaps[i])) for i in np.flatnonzero(wide))
+    arc = math.pi - float(gaps[wide].sum())
+    return Coverage(len(normals), arc, ranges, len(apart) * _FEW < geometry.n_det * arc / math.pi)
+
+
+# --- preprocessing -------------------------------------------------------------------------------------------------
+def line_integrals(
+    counts: NDArray[Any], dark: NDArray[Any] | None = None, white: NDArray[Any] | float = 1.0
+) -> tuple[NDArray[np.float32], int]:
+    """``-log((counts - dark) / (white - dark))`` and how many values had to be clamped to make sense.
+
+    Parameters
+    ----------
+    counts
+        ``(A, S, D)`` or any other shape.
+    dark, white
+        The detector without and with the beam, nothing in it; broadcast with ``counts``.
+
+    Returns
+    -------
+    line_integrals, clamped
+        Where no more than the dark came through, the transmission counts as the smallest positive one of the scan;
+        where the white is no brighter than the dark, the detector is dead, and the integral is 0. Both are clamped.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        floor = np.zeros(1) if dark is None else np.asarray(dark, np.float64)
+        beam = np.asarray(white, np.float64) - floor
+        transmission = (np.asarray(counts, np.float64) - floor) / beam
+        dead = np.broadcast_to(~(beam > 0), transmission.shape)
+        opaque = ~(transmission > 0) & ~dead
+        seen = transmission[~opaque & ~dead]
+        least = float(seen.min()) if seen.size else 1.0
+        integrals = -np.log(np.where(opaque, least, np.where(dead, 1.0, transmission)))
+    return integrals.astype(np.float32), int(opaque.sum() + dead.sum())
+
+
+def noise_std(sinogram: NDArray[Any]) -> float:
+    """Standard deviation of white noise in a sinogram ``(..., D)``, from third differences along the detector.
+
+    The median absolute difference, so edges hardly count; an object that is smooth from pixel to pixel not at all.
+    """
+    data = np.asarray(sinogram, np.float64)
+    if data.shape[-1] < 4:
+        return 0.0
+    differences = np.diff(data, n=3, axis=-1)  # weights 1, -3, 3, -1
+    return float(np.median(np.abs(differences)) / (0.6745 * math.sqrt(20)))

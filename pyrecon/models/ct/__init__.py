@@ -1,0 +1,27 @@
+"""Reconstruction of CT: filtered back-projection, CGLS, SIRT, total variation, and trained networks.
+
+>>> scan = pyrecon.io.read("scan.mat")
+>>> images, report = reconstruct_ct(scan, TV())
+
+Images are in 1/m. What a method knows of the noise it estimates from the sinogram, unless it is told.
+"""
+
+from pyrecon.models.ct.learned import DEGradCT
+from pyrecon.models.ct.methods import CGLS, FBP, METHODS, SIRT, TV, CTMethod
+from pyrecon.models.ct.reconstruct import default_method, reconstruct_ct
+
+# Those that need trained weights.
+LEARNED: dict[str, type[CTMethod]] = {"de-grad": DEGradCT}
+
+__all__ = [
+    "CGLS",
+    "FBP",
+    "LEARNED",
+    "METHODS",
+    "SIRT",
+    "TV",
+    "CTMethod",
+    "DEGradCT",
+    "default_method",
+    "reconstruct_ct",
+]
