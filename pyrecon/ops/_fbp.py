@@ -144,7 +144,7 @@ class _Projection(torch.autograd.Function):
 
 
 # --- the filter ------------------------------------------------------------------------------------------------
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
     return _cached_response(n_det, window, fan_step)
 
@@ -319,7 +319,7 @@ def fbp(
     return image.view(*lead, *geometry.shape) if out is None else out
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, float | None, bool]:
     """Weights (A, D) before the filter, cameras (A, 8), radians between pixels of a curved detector, curved."""
     if isinstance(geometry, ViewBeam):
@@ -356,13 +356,8 @@ def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, floa
 
 
 def _as_ideal(geometry: ViewBeam) -> ParallelBeam | FanBeam:
-    """The parallel beam or fan on a circle that a scanner given view by view is, to ``IDEAL``; raises if it is neither.
-
-    Mirrored detectors are turned round by views: rays that come from the other side are the same lines.
-    """
-    detectors, axes, sources = (
-        t if t is None else t.detach().cpu() for t in (geometry.detectors, geometry.axes, geometry.sources)
-    )
+    """The parallel beam or fan on a circle that the scanner is, to ``IDEAL``; raises if it is neither."""
+    detectors, axes, sources = geometry.detectors.detach(), geometry.axes.detach(), geometry.sources
     spacing = torch.linalg.vector_norm(axes, dim=1)
     across = axes / spacing[:, None]
     forward = torch.stack([-across[:, 1], across[:, 0]], dim=1)
@@ -375,6 +370,7 @@ def _as_ideal(geometry: ViewBeam) -> ParallelBeam | FanBeam:
             offset = (detectors * across).sum(1)
             ideal = ParallelBeam(angles, geometry.shape, geometry.n_det, spacing.mean(), offset, **options)
         else:
+            sources = sources.detach()
             axis = -(sources * forward).sum(1)
             far = ((detectors - sources) * forward).sum(1)
             offset = ((detectors - sources) * across).sum(1)
@@ -384,9 +380,10 @@ def _as_ideal(geometry: ViewBeam) -> ParallelBeam | FanBeam:
                 angles, geometry.shape, geometry.n_det, spacing.mean(), axis.mean(), far.mean(), offset,
                 curved=geometry.curved, **options,
             )  # fmt: skip
-    wanted, found = _lines(geometry), _lines(ideal)
+    (distance, direction), (found, toward) = _lines(geometry), _lines(ideal)
     size = max(n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True))
-    off = torch.maximum((wanted[0] - found[0]).abs() / size, 1 - (wanted[1] * found[1]).sum(-1).abs())
+    turn = direction[..., 0] * toward[..., 1] - direction[..., 1] * toward[..., 0]
+    off = torch.maximum((distance - found).abs() / size, turn.abs())
     if not float(off.max()) <= IDEAL:
         raise ValueError(f"geometry: view {int(off.amax(1).argmax())} is not that of an ideal scanner, {_ADVICE}")
     return ideal
@@ -401,7 +398,7 @@ _ADVICE = (
 
 def _lines(geometry: Beam) -> tuple[Tensor, Tensor]:
     """Distance from the origin, ``(A, D)`` without its sign, and direction of each ray."""
-    points, directions = (t.detach().cpu() for t in geometry.rays())
+    points, directions = (t.detach() for t in geometry.rays())
     directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
     cross = points[..., 0] * directions[..., 1] - points[..., 1] * directions[..., 0]
     return cross.abs(), directions

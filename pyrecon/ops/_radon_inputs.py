@@ -24,7 +24,7 @@ def unit_scale(unit: str | None) -> float:
 
 
 def finite_numbers(name: str, value: Any, meaning: str) -> Tensor:
-    """``value`` as a float64 tensor of finite numbers; a tensor that requires grad stays part of its graph."""
+    """``value`` as a float64 tensor of finite numbers on the CPU; a tensor that requires grad stays part of its graph."""
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name}: dtype {value.dtype} is not supported, expected {meaning}")
@@ -35,7 +35,7 @@ def finite_numbers(name: str, value: Any, meaning: str) -> Tensor:
             tensor = torch.as_tensor(value, dtype=torch.float64)
         except (OverflowError, RuntimeError, TypeError, ValueError):
             raise TypeError(f"{name}: {described(value)}, expected {meaning}") from None
-    tensor = tensor.to(torch.float64)
+    tensor = tensor.to("cpu", torch.float64)
     if not bool(torch.isfinite(tensor.detach()).all()):
         raise ValueError(f"{name}: holds NaN or infinity, expected {meaning}")
     return tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from pyrecon.ops import Beam, FanBeam, ParallelBeam, ViewBeam, fbp, radon, radon_adjoint
-from pyrecon.testing.cases._case import Case, Make, randn
+from pyrecon.testing.cases._case import Case, randn
 
 REAL = (torch.float32, torch.float64)
 Geometry = Callable[[], Beam]
