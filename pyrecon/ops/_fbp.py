@@ -96,12 +96,18 @@ def _backward_cpp(image: Tensor, cameras: Tensor, curved: bool, n_det: int, out:
     )  # fmt: skip
 
 
+def _triton(sino: Tensor, cameras: Tensor, curved: bool, height: int, width: int, out: Tensor) -> None:
+    from pyrecon.kernels.fbp import fbp as launch
+
+    launch(sino, cameras, curved, height, width, out)
+
+
 # --- registration and autograd -------------------------------------------------------------------------------------
 _fbp = Op(
     "fbp(Tensor sino, Tensor cameras, bool curved, int height, int width) -> Tensor",
     outputs=lambda sino, cameras, curved, height, width: sino.new_empty(sino.shape[0], height, width),
     reference=_reference,
-    kernels={"cpp": _cpp},
+    kernels={"cpp": _cpp, "triton": _triton},
 )
 _fbp_backward = Op(
     "fbp_backward(Tensor image, Tensor cameras, bool curved, int n_det) -> Tensor",
