@@ -19,7 +19,17 @@ from pyrecon.cli import app
 from pyrecon.data.ct import CTScan, noise_std, some_views
 from pyrecon.io.sinogram import write_sinogram
 from pyrecon.linops import Radon
-from pyrecon.models.ct import CGLS, FBP, METHODS, SIRT, TV, default_method, reconstruct_ct
+from pyrecon.models.ct import (
+    CGLS,
+    FBP,
+    METHODS,
+    SIRT,
+    TV,
+    default_method,
+    evaluate_ct,
+    evaluation_table,
+    reconstruct_ct,
+)
 from pyrecon.models.ct.methods import _largest_eigenvalue, noise_of
 from pyrecon.ops import FanBeam, ParallelBeam
 from pyrecon.physics.ct import phantom, scanner, simulate, truth
@@ -358,3 +368,41 @@ def test_what_the_command_line_refuses(tmp_path: Path, options: list[str], words
 def test_methods_have_names_of_their_own() -> None:
     assert len({kind.name for kind in METHODS.values()}) == len(METHODS)
     assert int(Status.CONVERGED) == 0
+
+
+# --- the comparison ------------------------------------------------------------------------------------------------
+def test_limited_views_are_scored_by_segmentation(tmp_path: Path) -> None:
+    geometry = scanner("fan", 90, n_det=64)
+    body = phantom("disc", geometry)
+    scan, mask = simulate(body, geometry, noise_std=0.01), truth(body, geometry)[0] > 18
+    parts = {"all": scan, "few": some_views(scan, slice(0, 10))}
+    rows, images = evaluate_ct(parts, mask.numpy(), (FBP(), TV()))
+    scores = {(row.scan, row.method): row.correlation for row in rows}
+    assert scores["all", "TV"] > 0.97
+    assert scores["few", "FBP"] < scores["few", "TV"] < scores["all", "TV"]
+    for (name, method), score in scores.items():
+        above = images[name, method] > next(r.threshold for r in rows if (r.scan, r.method) == (name, method))
+        assert score == pytest.approx(np.corrcoef(above.flatten().double(), mask.flatten().double())[0, 1])
+    assert [row.views for row in rows] == [90, 90, 10, 10]
+    assert rows[2].degrees == pytest.approx(36, abs=0.5)
+    table = evaluation_table(rows)
+    assert table.splitlines()[0] == "| scan | degrees | views | FBP | TV |"
+    assert f"{scores['few', 'TV']:.3f}" in table
+
+    write_sinogram(tmp_path / "few.h5", parts["few"])
+    io.write_result(tmp_path / "mask.npz", io.Result(mask.numpy()))
+    shown = command("evaluate", "ct", str(tmp_path / "few.h5"), "--truth", str(tmp_path / "mask.npz"), "-m", "fbp", "-m",
+                    "tv", "-o", str(tmp_path / "a.md"), "--figure", str(tmp_path / "a.png"))  # fmt: skip
+    assert f"{scores['few', 'FBP']:.3f}" in shown
+    assert shown.strip() in (tmp_path / "a.md").read_text()
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_truths_that_are_none() -> None:
+    scan, _ = scanned(24, n_det=32)
+    with pytest.raises(DataError, match="truth"):
+        evaluate_ct({"a": scan}, np.ones((9, 9)))
+    with pytest.raises(DataError, match="truth"):
+        evaluate_ct({"a": scan}, np.zeros((2, 9, 9)))
+    with pytest.raises(DataError, match="a: 2 slices"):
+        evaluate_ct({"a": simulate(phantom("disc", scan.geometry, 2), scan.geometry)}, np.eye(9))

@@ -6,6 +6,7 @@ import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from pyrecon._errors import DataError
@@ -208,7 +209,7 @@ def ct(
         if not isinstance(scan, CTScan):
             raise DataError(f"{file}: is {io.detect(file)}, expected a CT scan")
         scans[file.stem] = scan
-    known = io.read_result(truth).image
+    known = io.read_result(truth).image.astype(np.float32)
     size = None if pixel_size is None else 1e-3 * pixel_size
     with _console.err.status("reconstructing"):
         rows, images = evaluate_ct(scans, known, chosen, pixel_size=size, device=device)
