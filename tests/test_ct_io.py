@@ -226,9 +226,11 @@ def exchange_file(path: Path, offset: float = 3.3, arc: float = 180.0, **change:
     lines = ellipse_projection(rays, DISC).numpy()
     gain = np.random.default_rng(0).uniform(0.8, 1.2, 80)
     counts = 100 + 1e4 * gain * np.exp(-np.stack([lines, 0.5 * lines], axis=1))
+    dark = np.full((5, 2, 80), 100, np.uint16)
+    dark[3] = 60000  # a spark in one frame
     content: dict[str, Any] = {
         "exchange/data": counts.astype(np.float32),
-        "exchange/data_dark": np.full((5, 2, 80), 100, np.uint16),
+        "exchange/data_dark": dark,
         "exchange/data_white": np.broadcast_to(100 + 1e4 * gain, (4, 2, 80)).astype(np.float32),
         "exchange/theta": theta,
     } | {f"exchange/{k}" if "/" not in k else k: v for k, v in change.items()}

@@ -391,8 +391,9 @@ def test_limited_views_are_scored_by_segmentation(tmp_path: Path) -> None:
 
     write_sinogram(tmp_path / "few.h5", parts["few"])
     io.write_result(tmp_path / "mask.npz", io.Result(mask.numpy()))
-    shown = command("evaluate", "ct", str(tmp_path / "few.h5"), "--truth", str(tmp_path / "mask.npz"), "-m", "fbp", "-m",
-                    "tv", "-o", str(tmp_path / "a.md"), "--figure", str(tmp_path / "a.png"))  # fmt: skip
+    files = {name: str(tmp_path / name) for name in ("few.h5", "mask.npz", "a.md", "a.png")}
+    shown = command("evaluate", "ct", files["few.h5"], "--truth", files["mask.npz"], "-m", "fbp", "-m", "tv",
+                    "-o", files["a.md"], "--figure", files["a.png"])  # fmt: skip
     assert f"{scores['few', 'FBP']:.3f}" in shown
     assert shown.strip() in (tmp_path / "a.md").read_text()
     assert (tmp_path / "a.png").stat().st_size > 1000
