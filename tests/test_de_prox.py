@@ -42,10 +42,10 @@ def small(kind: type[Config] = Config, **given: Any) -> Config:
 
 
 # --- as a method of raw scans --------------------------------------------------------------------------------------
-def saved(folder: Path) -> Path:
+def saved(folder: Path, **data: Any) -> Path:
     torch.manual_seed(0)
     model = DEProx(ResidualUNet(2, 4, 2), tol=1e-4, max_iter=30, step=0.9)
-    model.card = Card("de-prox", "equilibrium", (16, 16), {"noise_std": 0.01}, {"images": "none"})
+    model.card = Card("de-prox", "equilibrium", (16, 16), {"noise_std": 0.01} | data, {"images": "none"})
     model.save(folder / "w.safetensors")
     return folder / "w.safetensors"
 
@@ -77,8 +77,12 @@ def test_data_unlike_those_of_training_are_named(tmp_path: Path) -> None:
         reconstruct_mri(scan(noise_std=0.3), DEProxMRI(str(path)))
     with pytest.warns(UserWarning, match="trained on images of 16 x 16, the scan has 20 x 20"):
         reconstruct_mri(scan(size=20), DEProxMRI(str(path)))
+    with pytest.warns(UserWarning, match="their noise is .* trained at 0.5"):
+        reconstruct_mri(scan(), DEProxMRI(str(saved(tmp_path, noise_over_brightest=0.5))))
     with pytest.raises(DataError, match="pyrecon train de-prox"):
         reconstruct_mri(scan(), DEProxMRI())
+    with pytest.raises(DataError, match="trained for 'ct', DE-Prox takes 'mri' here"):
+        reconstruct_mri(scan(), DEProxMRI(str(saved(tmp_path, task="ct"))))
 
 
 # --- training ------------------------------------------------------------------------------------------------------
@@ -90,6 +94,15 @@ def test_training_gains_over_the_denoiser_it_begins_with(tmp_path: Path) -> None
     (_, first), *_, (_, last) = model.card.training["curves"]["equilibrium"]
     assert last > first + 1
     assert (model.card.data["angles"], model.card.data["task"]) == (6, "ct")
+
+
+def test_the_card_says_how_much_noise_there_was_against_the_brightest_pixel(tmp_path: Path) -> None:
+    """At high accelerations that pixel is far below the image's peak, in which noise_std is."""
+    config = small(noise_std=0.02, **{"denoiser.steps": 1, "equilibrium.steps": 1})
+    model = train(DEProxTraining, tmp_path, None, config)
+    problem = DEProxTraining(tmp_path, None, config).data(lambda done, total: None).problem
+    scale = problem.self_validation().scale.mean()
+    assert model.card.data["noise_over_brightest"] == pytest.approx(0.02 / float(scale), rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["ei", "robust-ei"])
@@ -160,6 +173,15 @@ def step_of(config: Config, folder: Path) -> tuple[Tensor, ...]:
     return first.detach(), loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, ...]:
+    """A step of the settings that the next test changes; taken twice, it is the same."""
+    folder = tmp_path_factory.mktemp("usual")
+    one, again = (step_of(small(loss="ei"), folder / name) for name in ("a", "b"))
+    assert all(map(torch.equal, one, again))
+    return one
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -172,16 +194,11 @@ def step_of(config: Config, folder: Path) -> tuple[Tensor, ...]:
     ids=str,
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::pyrecon.solvers.ConvergenceWarning")
-def test_settings_have_their_effects(tmp_path: Path, given: dict[str, Any]) -> None:
-    """On a step: its losses or its gradients; and the same settings have the same step."""
-    base = {"loss": "ei"}
-    one, again, other = (
-        step_of(small(**(base | more)), tmp_path / name) for name, more in (("a", {}), ("b", {}), ("c", given))
-    )
-    assert all(map(torch.equal, one, again))
-    assert len(one) != len(other) or any(
-        a.shape != b.shape or not torch.equal(a, b) for a, b in zip(one, other, strict=True)
-    )
+def test_settings_have_their_effects(tmp_path: Path, usual: tuple[Tensor, ...], given: dict[str, Any]) -> None:
+    """On a step: its losses or its gradients."""
+    other = step_of(small(**({"loss": "ei"} | given)), tmp_path / "other")
+    same = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(usual, other, strict=False)]
+    assert len(usual) != len(other) or not all(same)
 
 
 def test_a_denoiser_is_shared_by_runs_that_begin_with_it(tmp_path: Path) -> None:

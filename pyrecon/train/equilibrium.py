@@ -323,11 +323,12 @@ class EquilibriumTraining(Training):
         facts["quality"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
         about: dict[str, Any] = {"task": config.task, "images": config.kind, "noise_std": config.noise_level}
-        about |= (
-            {"acceleration": config.acceleration, "mask": config.mask}
-            if config.task == "mri"
-            else {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whiten": config.whiten}
-        )
+        if config.task == "mri":
+            brightest = float(data.problem.self_validation().scale.mean())
+            about |= {"acceleration": config.acceleration, "mask": config.mask}
+            about["noise_over_brightest"] = config.noise_level / brightest  # of A^H y, what a scan can be compared by
+        else:
+            about |= {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whiten": config.whiten}
         role = "denoiser" if config.model == "denoiser" else "equilibrium"
         if role == "equilibrium" and config.model == "deq":
             facts["converged"] = self._converged(model, data)

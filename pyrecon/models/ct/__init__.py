@@ -1,4 +1,4 @@
-"""Classical reconstruction of CT: filtered back-projection, CGLS, SIRT and total variation.
+"""Reconstruction of CT: filtered back-projection, CGLS, SIRT, total variation, and trained networks.
 
 >>> scan = pyrecon.io.read("scan.mat")
 >>> images, report = reconstruct_ct(scan, TV())
@@ -6,11 +6,12 @@
 Images are in 1/m. What a method knows of the noise it estimates from the sinogram, unless it is told.
 """
 
+from pyrecon.models.ct.learned import DEGradCT
 from pyrecon.models.ct.methods import CGLS, FBP, METHODS, SIRT, TV, CTMethod
 from pyrecon.models.ct.reconstruct import default_method, reconstruct_ct
 
 # Those that need trained weights.
-LEARNED: dict[str, type[CTMethod]] = {}
+LEARNED: dict[str, type[CTMethod]] = {"de-grad": DEGradCT}
 
 __all__ = [
     "CGLS",
@@ -20,6 +21,7 @@ __all__ = [
     "SIRT",
     "TV",
     "CTMethod",
+    "DEGradCT",
     "default_method",
     "reconstruct_ct",
 ]

@@ -43,7 +43,9 @@ class DEProxMRI(MRIMethod):
         if self.weights is None:
             raise DataError("weights: none of DE-Prox come with this package; `pyrecon train de-prox` makes a file")
         model = DEProx.load(find_weights(self.weights))
-        check_role(str(self.weights), model.card, self.role, self.name)
+        card = check_role(str(self.weights), model.card, self.role, self.name)
+        if card.data.get("task", "mri") != "mri":
+            raise DataError(f"{self.weights}: trained for {card.data['task']!r}, {self.name} takes 'mri' here")
         return model
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
@@ -58,8 +60,8 @@ class DEProxMRI(MRIMethod):
 
 def _warn(card: Card, noise: float, shape: tuple[int, int]) -> None:
     """Of data that are not like those of training; ``noise`` is that of a sample over the brightest pixel."""
-    trained = float(card.data.get("noise_std", noise))
-    if not 1 / _FAR <= noise / trained <= _FAR:
+    trained = float(card.data.get("noise_over_brightest", card.data.get("noise_std", noise)))
+    if not trained / _FAR <= noise <= _FAR * trained:
         warnings.warn(
             f"data: their noise is {noise:.2g} of the brightest pixel, the weights were trained at {trained:.2g}: the "
             "images may be less good than they look",
