@@ -46,8 +46,8 @@ class LUSER(Reconstructor):
     start
         ``"adjoint"``: from ``A^H y``; ``"data"``: from y, for blurred images.
     kernel
-        ``(channels, rows, columns)``, odd: a blur to begin with that is learned too. It stands in where no physics is
-        given: data are images convolved with it, zero beyond the border.
+        ``(channels, rows, columns)``: a blur to begin with that is learned too. It stands in where no physics is given:
+        data are images ``(B, channels, H, W)`` convolved with it, :class:`pyrecon.linops.Blur`.
     solver, tol, max_iter
         Of the equilibria, in training and at inference.
     gradient
@@ -70,7 +70,7 @@ class LUSER(Reconstructor):
         stages: int = 8,
         shared: bool = False,
         width: int = 32,
-        groups: int = 4,
+        groups: int = 1,
         step: float = 1.0,
         start: Start = "adjoint",
         kernel: Tensor | None = None,

@@ -22,8 +22,8 @@ from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 from pyrecon.models.weights import Card, find_weights
 from pyrecon.solvers import Solution
 from pyrecon.train.config import Stage, setting
-from pyrecon.train.problem import Batch, Problem, ProblemConfig, make_problem
-from pyrecon.train.run import Drawn, Training
+from pyrecon.train.problem import Batch, Problem, ProblemConfig, ProblemTraining
+from pyrecon.train.run import Drawn
 from pyrecon.train.task import Outcome, Task
 
 Network = Literal["luser-dw", "luser-sw", "lu-dncnn", "deq4ip"]
@@ -64,7 +64,7 @@ class Config(ProblemConfig):
     network: Network = setting("luser-dw", "", "What is trained; --model sets it.")
     unrolled: int = setting(8, "--stages", "Stages of LUSER and LU-DnCNN.", least=1, most=64)
     width: int = setting(32, "", "Channels of LUSER's block.", least=1, most=1024)
-    groups: int = setting(4, "", "Groups of its group norm.", least=1, most=1024)
+    groups: int = setting(1, "", "Groups of its group norm.", least=1, most=1024)
     dncnn_width: int = setting(64, "", "Channels of the rivals' DnCNN.", least=1, most=1024)
     layers: int = setting(17, "", "Convolutions of the rivals' DnCNN.", least=2, most=1024)
     auxiliary: float = setting(0.0, "--auxiliary", "Weight of earlier stages in the loss.", least=0, most=1e6)
@@ -216,7 +216,7 @@ def new_model(config: Config) -> Reconstructor:
         )  # fmt: skip
 
 
-class LUSERTraining(Training):
+class LUSERTraining(ProblemTraining):
     """LUSER, LU-DnCNN or DEQ4IP on a problem of CT, MRI or deblurring."""
 
     config: Config
@@ -233,7 +233,7 @@ class LUSERTraining(Training):
     def data(self, drawn: Drawn) -> Problem:
         if self.config.denoiser.steps and self.config.network != "deq4ip":
             raise DataError(f"denoiser: {self.config.network} is not trained as a denoiser first; say denoiser.steps=0")
-        return make_problem(self.config, self.folder, drawn)
+        return self.problem(drawn)
 
     def model(self, initial: Path | None) -> Reconstructor:
         model = new_model(self.config)
