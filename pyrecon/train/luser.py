@@ -17,7 +17,7 @@ from pyrecon.implicit import ImplicitGradient
 from pyrecon.linops import LinearOperator, gaussian_kernel
 from pyrecon.losses import supervised
 from pyrecon.models._data_step import Reconstructor
-from pyrecon.models.luser import LUSER, load
+from pyrecon.models.luser import LUSER, ROLE, load
 from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 from pyrecon.models.weights import Card, find_weights
 from pyrecon.solvers import Solution
@@ -227,6 +227,12 @@ class LUSERTraining(ProblemTraining):
     models: ClassVar[Mapping[str, Any]] = {name: name for name in ("luser-dw", "luser-sw", "lu-dncnn", "deq4ip")}
 
     @classmethod
+    def advice(cls, model: Reconstructor, path: Path) -> str:
+        assert model.card is not None
+        scan = {"mri": "SCAN.h5", "ct": "SCAN.mat"}.get(model.card.data["task"])
+        return f"pyrecon reconstruct {scan} -m luser --weights {path}" if scan else ""
+
+    @classmethod
     def pretrained(cls, name: str | Path) -> Reconstructor:
         return load(find_weights(name))
 
@@ -253,11 +259,14 @@ class LUSERTraining(ProblemTraining):
         facts: dict[str, Any] = {"config": asdict(config)}
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
-        about: dict[str, Any] = {"task": config.task, "images": config.kind, "noise_std": config.noise_level}
+        about: dict[str, Any] = {"task": config.task, "network": config.network, "images": config.kind}
+        about["noise_std"] = config.noise_level
         if config.task == "ct":
-            about |= {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whitened": config.whiten}
+            about |= {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whiten": config.whiten}
         elif config.task == "mri":
             about |= {"mask": config.mask, "acceleration": config.acceleration}
+            brightest = float(data.validation().scale.mean())
+            about["noise_over_brightest"] = config.noise_level / brightest  # what a scan can be compared by
         else:
             about |= {"blur_size": config.blur_size, "blur_variance": config.blur_variance}
-        model.card = Card("luser", config.network, config.shape, about, plain(facts))
+        model.card = Card(model.system, ROLE, config.shape, about, plain(facts))
