@@ -88,11 +88,11 @@ def test_data_unlike_those_of_training_are_named(tmp_path: Path) -> None:
 # --- training ------------------------------------------------------------------------------------------------------
 def test_training_gains_over_the_denoiser_it_begins_with(tmp_path: Path) -> None:
     """Twenty steps; the curve's first entry is the equilibrium of the denoiser alone (measured: 2.7 dB more)."""
-    settings = small(GradConfig, **{"pool": 24, "width": 8, "denoiser.steps": 20, "limit": 20, "validate_every": 10})
+    settings = small(GradConfig, **{"pool": 24, "width": 8, "denoiser.steps": 20, "limit": 15, "validate_every": 10})
     settings = settings.changed({"equilibrium.steps": 20, "equilibrium.batch": 4, "equilibrium.rate": 5e-3})
     model = train(DEGradTraining, tmp_path / "run", None, settings)
     (_, first), *_, (_, last) = model.card.training["curves"]["equilibrium"]
-    assert last > first + 1
+    assert last > first + 0.8
     assert (model.card.data["angles"], model.card.data["task"]) == (6, "ct")
 
 
