@@ -75,6 +75,7 @@ SYSTEMS: dict[str, System] = {
         "LUSER: loop-unrolled reconstruction with shallow equilibria, and its rivals",
         model_path="pyrecon.models:LUSER",
         training_path="pyrecon.train.luser:LUSERTraining",
+        paper_path="pyrecon.experiments.luser:PAPER",
     ),
     "de-grad": System(
         "EI-DEQ: equivariant deep equilibrium models, its gradient model",

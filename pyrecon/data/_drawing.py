@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from pyrecon._check import check_count, check_size
+
 Real = NDArray[np.float64]
 Images = NDArray[np.float32]
 
@@ -121,6 +123,16 @@ def drawn(
     draw: Callable[[Canvas], Real], count: int, shape: tuple[int, int], seed: int, first: int, stream: int
 ) -> list[Real]:
     """``count`` images, each a function of ``(seed, first + i)``."""
-    if count < 0 or first < 0 or len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"count={count}, first={first}, shape={shape}: expected whole numbers from 0 and two sizes")
+    for name, value in (("count", count), ("seed", seed), ("first", first)):
+        check_count(name, value, 0)
+    check_size("shape", shape, 2)
     return [draw(Canvas(np.random.default_rng((seed, stream, first + i)), shape)) for i in range(count)]
+
+
+def means(image: NDArray[Any], size: int, axis: int) -> NDArray[Any]:
+    """Means over ``size`` intervals of equal length along an axis, pixels at their borders shared."""
+    n = image.shape[axis]
+    edges = np.arange(size + 1) * n / size
+    weights = (np.minimum(edges[1:, None], np.arange(1, n + 1)) - np.maximum(edges[:-1, None], np.arange(n))).clip(0)
+    moved = np.tensordot(image, (weights * (size / n)).astype(np.float32), axes=([axis], [1]))
+    return np.asarray(np.moveaxis(moved, -1, axis))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrecon._check import check_number, check_size
 from pyrecon._errors import DataError
 from pyrecon.data._ct_center import find_center
 from pyrecon.data.raw import Grid
@@ -113,12 +114,17 @@ def on_grid(
     """
     if shape is None and pixel_size is None:
         return geometry
+    if shape is not None:
+        shape = check_size("shape", shape, 2)
     extent = [n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True)]
     if pixel_size is None:
         assert shape is not None
-        pixels = [e / int(n) for e, n in zip(extent, shape, strict=True)]
+        pixels = [e / n for e, n in zip(extent, shape, strict=True)]
     else:
-        pixels = list(pixel_size) if isinstance(pixel_size, Sequence) else [pixel_size, pixel_size]
+        given = pixel_size if isinstance(pixel_size, Sequence) else [pixel_size, pixel_size]
+        pixels = [check_number("pixel_size", p, above=True) for p in given]
+        if len(pixels) != 2:
+            raise ValueError(f"pixel_size: {pixels} does not fit, expected a number, or (of a row, of a column)")
     size = [max(1, round(e / p)) for e, p in zip(extent, pixels, strict=True)] if shape is None else list(shape)
     grid: dict[str, Any] = {"shape": size, "pixel_size": tuple(pixels), "unit": "m"}
     if isinstance(geometry, ParallelBeam):

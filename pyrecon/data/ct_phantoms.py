@@ -110,7 +110,7 @@ def _chest(canvas: Canvas, centre: tuple[float, float], half: tuple[float, float
         root = np.array([y0 + rng.uniform(-0.1, 0.1) * a, x0 + side * rng.uniform(0.15, 0.25) * b])
         _vessels(canvas, root, side, lung, int(rng.integers(5, 10)))
         if rng.random() < 0.15:  # a nodule or a consolidation
-            at = root + [rng.uniform(-0.4, 0.4) * a, side * rng.uniform(0.1, 0.5) * b]
+            at = root + np.array([rng.uniform(-0.4, 0.4) * a, side * rng.uniform(0.1, 0.5) * b])
             size = np.exp(rng.uniform(np.log(0.02), np.log(0.12)))
             canvas.cover(canvas.ellipse(at[0], at[1], size, size, wobble=0.15) * lung, rng.uniform(0.3, 0.55))
     heart = canvas.ellipse(
@@ -153,7 +153,7 @@ def _vessels(canvas: Canvas, root: Real, side: int, lung: Real, count: int) -> N
         widths = width * np.linspace(1, 0.3, len(points))
         canvas.cover(canvas.stroke(np.array(points), widths) * lung, rng.uniform(0.35, 0.5))
     for _ in range(3 * count):
-        dot = root + [rng.uniform(-0.5, 0.5), side * rng.uniform(0.0, 0.5)]
+        dot = root + np.array([rng.uniform(-0.5, 0.5), side * rng.uniform(0.0, 0.5)])
         size = rng.uniform(0.006, 0.014)
         canvas.cover(canvas.stroke(np.array([dot, dot + rng.normal(0, 0.01, 2)]), 2 * size) * lung, 0.4)
 
@@ -186,8 +186,8 @@ def _abdomen(canvas: Canvas, centre: tuple[float, float], half: tuple[float, flo
         canvas.cover(lumen * loop, filling)
     liver = organ(-0.15, -0.5, 0.75, 0.45, _BLOOD + contrast, -0.3)
     for _ in range(int(rng.integers(2, 7))):
-        y, x = y0 + rng.uniform(-0.5, 0.3) * a, x0 - rng.uniform(0.25, 0.7) * b
-        line = np.array([[y, x], [y, x] + rng.normal(0, 0.12, 2), [y, x] + rng.normal(0, 0.2, 2)])
+        at = np.array([y0 + rng.uniform(-0.5, 0.3) * a, x0 - rng.uniform(0.25, 0.7) * b])
+        line = at + np.array([(0, 0), rng.normal(0, 0.12, 2), rng.normal(0, 0.2, 2)])
         canvas.cover(canvas.stroke(line, rng.uniform(0.01, 0.025)) * liver, _BLOOD + 1.6 * contrast - 0.01)
     if rng.random() < 0.7:
         organ(0.1, 0.72, 0.4, 0.16, _BLOOD + contrast, 0.3)  # spleen
@@ -223,9 +223,8 @@ def _spine(canvas: Canvas, y: float, x: float) -> None:
     rng, size = canvas.rng, canvas.rng.uniform(0.09, 0.13)
     bone = rng.normal(_BONE, 0.05)
     for side in (-1, 1):  # transverse and spinous processes
-        canvas.cover(
-            canvas.stroke(np.array([[y + size, x], [y + 1.5 * size, x + 1.8 * side * size]]), 0.05), bone - 0.1
-        )
+        line = np.array([[y + size, x], [y + 1.5 * size, x + 1.8 * side * size]])
+        canvas.cover(canvas.stroke(line, 0.05), bone - 0.1)
     canvas.cover(canvas.stroke(np.array([[y + size, x], [y + 2.3 * size, x]]), 0.045), bone - 0.1)
     canvas.cover(canvas.ellipse(y, x, size, 1.2 * size, wobble=0.04), bone)
     body = canvas.ellipse(y, x, 0.85 * size, 1.05 * size, wobble=0.04)
@@ -299,7 +298,8 @@ def _hole(canvas: Canvas, y: float, x: float, size: float) -> Real:
     joints = np.array([y, x]) + (size - width / 2) * _joints(rng, int(rng.integers(2, 5)), turn)
     if kind == 3:
         return canvas.stroke(joints, width)
-    return np.maximum.reduce([canvas.stroke(np.array([[y, x], joint]), width) for joint in joints])  # a star of bars
+    bars = [canvas.stroke(np.array([[y, x], joint]), width) for joint in joints]  # a star
+    return np.asarray(np.maximum.reduce(bars))
 
 
 def _joints(rng: np.random.Generator, count: int, turn: float) -> Real:

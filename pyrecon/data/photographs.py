@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._check import check_count, check_flag, check_size
-from pyrecon._errors import DataError, MissingDependency
+from pyrecon._errors import MissingDependency
+from pyrecon.data._drawing import means
 
 Part = Literal["train", "validation", "test"]
 Images = NDArray[np.float32]
@@ -33,7 +34,8 @@ def photographs(
     Parameters
     ----------
     count, shape, color
-        Returns ``(count, 3, H, W)``, or ``(count, H, W)`` of their luminance without ``color``.
+        Returns ``(count, 3, H, W)``, or ``(count, H, W)`` of their luminance without ``color``. Beyond 225 pixels
+        along an axis, 400 in training, photographs are enlarged.
     part
         ``"train"``, or of other photographs ``"validation"`` (their left halves) and ``"test"`` (their right halves).
         In training half of the crops have their colours exchanged: so few photographs have few colours.
@@ -49,10 +51,11 @@ def photographs(
         raise ValueError(f"part: {part!r}, expected train, validation or test")
     weights = _TRAIN if part == "train" else _HELD_OUT
     sources = [_half(_photograph(name), part) for name in weights]
-    smallest = min(min(source.shape[1:]) for source in sources)
-    if max(shape) > smallest:
-        raise DataError(f"shape: {shape} is larger than a photograph, expected at most {smallest} pixels along an axis")
-    shares = np.array([*weights.values()]) / sum(weights.values())
+    # The largest ones at least; in the end that is enlarged, to no use.
+    fitting = [min(*source.shape[1:], max(shape)) for source in sources]
+    sources = [source for source, size in zip(sources, fitting, strict=True) if size == max(fitting)]
+    shares = np.array([w for w, size in zip(weights.values(), fitting, strict=True) if size == max(fitting)], float)
+    shares /= shares.sum()
     images = np.empty((count, 3, *shape), np.float32)
     for i in range(count):
         rng = np.random.default_rng((seed, 4, first + i))
@@ -70,21 +73,12 @@ def _crop(rng: np.random.Generator, source: Images, shape: tuple[int, int]) -> I
     turned = bool(rng.integers(2))
     height, width = shape[::-1] if turned else shape
     most = min(source.shape[1] / height, source.shape[2] / width, _LARGEST_SCALE)
-    scale = np.exp(rng.uniform(0.0, np.log(max(most, 1.0))))
+    scale = np.exp(rng.uniform(min(0.0, np.log(most)), np.log(most)))
     rows, columns = min(int(scale * height), source.shape[1]), min(int(scale * width), source.shape[2])
     top, left = int(rng.integers(source.shape[1] - rows + 1)), int(rng.integers(source.shape[2] - columns + 1))
     crop = means(means(source[:, top : top + rows, left : left + columns], height, 1), width, 2)
     crop = crop.transpose(0, 2, 1) if turned else crop
     return crop[:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])] * np.float32(rng.uniform(0.8, 1.0))
-
-
-def means(image: Images, size: int, axis: int) -> Images:
-    """Means over ``size`` intervals of equal length along an axis, pixels at their borders shared."""
-    n = image.shape[axis]
-    edges = np.arange(size + 1) * n / size
-    weights = (np.minimum(edges[1:, None], np.arange(1, n + 1)) - np.maximum(edges[:-1, None], np.arange(n))).clip(0)
-    moved = np.tensordot(image, (weights * (size / n)).astype(np.float32), axes=([axis], [1]))
-    return np.asarray(np.moveaxis(moved, -1, axis), np.float32)
 
 
 def _half(image: Images, part: Part) -> Images:

@@ -24,10 +24,10 @@ _LARGEST = 4096  # of a kernel that auto decomposes, along an axis
 
 
 class Blur(LinearOperator):
-    """x convolved with ``kernel``, as large as x: ``(B, H, W)``, or ``(B, C, H, W)`` with ``channels``; real or complex.
+    """x convolved with ``kernel``, real or complex: ``(B, H, W)``, or ``(B, C, H, W)`` with ``channels``, to the same.
 
-    ``(A x)[i] = sum_j kernel[j] x[i + k // 2 - j]`` along both axes, k the kernel's size there, odd or even. The adjoint
-    is exact for every border. Differentiable twice in x, and in a kernel that requires grad.
+    ``(A x)[i] = sum_j kernel[j] x[i + k // 2 - j]`` along both axes, k the kernel's size there, odd or even. The
+    adjoint is exact for every border. Differentiable twice in x, and in a kernel that requires grad.
 
     Parameters
     ----------
@@ -129,21 +129,21 @@ class Blur(LinearOperator):
         rows, columns = self.domain_shape[-2:]
         if self.method == "fft":
             spectrum = torch.fft.rfft2(x, self._fft_size) * self._transfer(x.dtype).conj()
-            return torch.fft.irfft2(spectrum, self._fft_size)[..., :rows, :columns]
+            result: Tensor = torch.fft.irfft2(spectrum, self._fft_size)
+            return result[..., :rows, :columns]
         if self._traced():
             return F.conv2d(x, self._flipped(x.dtype), groups=self._kernels())
-        shifted: Tensor = _Shifted.apply(x, self._terms()[1], self._terms()[2], False)
-        return shifted
+        return _shifted(x, *self._terms()[1:], False)
 
     def _spread(self, y: Tensor) -> Tensor:
         rows, columns = (n + sum(self._sides(axis)) for axis, n in zip((-2, -1), self.domain_shape[-2:], strict=True))
         if self.method == "fft":
             spectrum = torch.fft.rfft2(y, self._fft_size) * self._transfer(y.dtype)
-            return torch.fft.irfft2(spectrum, self._fft_size)[..., :rows, :columns]
+            result: Tensor = torch.fft.irfft2(spectrum, self._fft_size)
+            return result[..., :rows, :columns]
         if self._traced():
             return F.conv_transpose2d(y, self._flipped(y.dtype), groups=self._kernels())
-        shifted: Tensor = _Shifted.apply(y, self._terms()[1], self._terms()[2], True)
-        return shifted
+        return _shifted(y, *self._terms()[1:], True)
 
     def _traced(self) -> bool:
         """Whether the kernel's gradient is wanted, or a graph in which it may become another one."""
@@ -157,7 +157,8 @@ class Blur(LinearOperator):
         """The flipped kernel's FFT, ``(C | 1, m, n // 2 + 1)``."""
 
         def make() -> Tensor:
-            return torch.fft.rfft2(self._flipped(dtype)[:, 0], self._fft_size)
+            made: Tensor = torch.fft.rfft2(self._flipped(dtype)[:, 0], self._fft_size)
+            return made
 
         if self._traced():
             return make()
@@ -222,13 +223,17 @@ class _Shifted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         columns, rows = ctx.saved_tensors
-        return _Shifted.apply(grad, columns, rows, not ctx.transposed), None, None, None
+        return _shifted(grad, columns, rows, not ctx.transposed), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, columns: Tensor, rows: Any, transposed: bool) -> Any:
         planes = x.movedim(in_dims[0], 0)
-        result = _Shifted.apply(planes.flatten(0, 1), columns, rows, transposed)
+        result = _shifted(planes.flatten(0, 1), columns, rows, transposed)
         return result.unflatten(0, planes.shape[:2]), 0
+
+
+def _shifted(x: Tensor, columns: Tensor, rows: Tensor | None, transposed: bool) -> Tensor:
+    return _Shifted.apply(x, columns, rows, transposed)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _sum(x: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -337,5 +342,5 @@ def _covered(half: int, inside: Any) -> Tensor:
     """Shares of the pixels from -half to half that are inside, by 16 x 16 points each."""
     fine, size = 16, 2 * half + 1
     points = (torch.arange(size * fine, dtype=torch.float64) + 0.5) / fine - size / 2
-    share = inside(points[:, None], points[None, :]).double().reshape(size, fine, size, fine).mean(dim=(1, 3))
+    share: Tensor = inside(points[:, None], points[None, :]).double().reshape(size, fine, size, fine).mean(dim=(1, 3))
     return share / share.sum()

@@ -16,7 +16,8 @@ class Fourier(LinearOperator):
     Parameters
     ----------
     mask
-        ``(B | 1, 1, H | 1, W | 1)``, bool or real: see :func:`pyrecon.ops.sense_forward`.
+        ``(B | 1, 1, H | 1, W | 1)``, bool or real, of every image at least one sample: see
+        :func:`pyrecon.ops.sense_forward`.
     shape
         ``(H, W)``; needed where the mask is constant along an axis.
     """
@@ -31,6 +32,8 @@ class Fourier(LinearOperator):
             raise ValueError(
                 f"mask: shape {tuple(mask.shape)} does not fit, expected (B | 1, 1, H | 1, W | 1) of {shape}"
             )
+        if not mask.is_meta and not bool((mask != 0).flatten(1).any(dim=1).all()):
+            raise ValueError("mask: takes no sample of some image, expected at least one of each")
         self.register_buffer("mask", mask)
         self.domain_shape = self.range_shape = (shape[0], shape[1])
 

@@ -50,9 +50,9 @@ class Whitened(LinearOperator):
         rows, columns = prod(operator.range_shape), prod(operator.domain_shape)
         if rows * columns > _MOST:
             raise ValueError(
-                f"operator: {rows} data of {columns} unknowns are {rows * columns / 2**30:.1f} Gi entries to decompose, "
-                f"expected at most {_MOST / 2**30} Gi; take smaller images or fewer data, or the operator as it is and "
-                "its pinv"
+                f"operator: {rows} data of {columns} unknowns make {rows * columns / 2**30:.1f} Gi entries of a matrix, "
+                f"expected at most {_MOST / 2**30} Gi to decompose; take smaller images or fewer data, or the operator "
+                "as it is and its pinv"
             )
         u, s, vh = torch.linalg.svd(_dense(operator), full_matrices=False)
         kept = int((s > rtol * s[:1]).sum())
@@ -69,13 +69,15 @@ class Whitened(LinearOperator):
         """Data of A ``(B, *data_shape)`` as data of this operator: ``S_r^-1 U_r^H y``."""
         check_dtype("y", y, (*FLOATING, *COMPLEX))
         check_shape("y", y, (None, *self.data_shape), "(B, *data_shape)")
-        return y.flatten(1).to(self._left.dtype) @ self._left.mT
+        whitened: Tensor = y.flatten(1).to(self._left.dtype) @ self._left.mT
+        return whitened
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1).to(self.matrix.dtype) @ self.matrix.mT
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return (y.to(self.matrix.dtype) @ self.matrix.conj()).unflatten(1, self.domain_shape)
+        images: Tensor = (y.to(self.matrix.dtype) @ self.matrix.conj()).reshape(-1, *self.domain_shape)
+        return images
 
     def pinv(self, y: Tensor, *, rtol: float | None = None, max_iter: int | None = None) -> Tensor:
         """The adjoint, which is the pseudo-inverse; ``rtol`` and ``max_iter`` are those of other operators' pinv."""

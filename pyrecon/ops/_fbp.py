@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrecon import _core
 from pyrecon._check import check_flag, check_out, dense, described
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._radon import SAMPLES, check_input
 from pyrecon.ops._radon_geometry import Beam, FanBeam, ParallelBeam, ViewBeam
 
@@ -39,7 +41,7 @@ def _seen(cameras: Tensor, curved: bool, height: int, width: int) -> tuple[Tenso
     n, u = c[0] + c[1] * j + c[2] * i, c[3] + c[4] * j + c[5] * i
     if curved:
         return c[6] + c[7] * torch.atan2(n, u), 1 / (n * n + u * u)
-    return c[6] + c[7] * n / u, 1 / (u * u)
+    return torch.where(u > 0, c[6] + c[7] * n / u, -1.0), torch.where(u > 0, 1 / (u * u), 0.0)  # none behind the source
 
 
 def _samples(
@@ -77,18 +79,34 @@ def _backward_reference(image: Tensor, cameras: Tensor, curved: bool, n_det: int
     return torch.cat(parts, dim=1)
 
 
+# --- kernels -----------------------------------------------------------------------------------------------------
+def _cpp(sino: Tensor, cameras: Tensor, curved: bool, height: int, width: int, out: Tensor) -> None:
+    kernel = _core.fbp_f32 if sino.dtype == torch.float32 else _core.fbp_f64
+    kernel(
+        sino.data_ptr(), cameras.data_ptr(), curved, out.data_ptr(), *sino.shape, height, width, kernel_threads()
+    )  # fmt: skip
+
+
+def _backward_cpp(image: Tensor, cameras: Tensor, curved: bool, n_det: int, out: Tensor) -> None:
+    kernel = _core.fbp_backward_f32 if image.dtype == torch.float32 else _core.fbp_backward_f64
+    kernel(
+        image.data_ptr(), cameras.data_ptr(), curved, out.data_ptr(), len(image), len(cameras), n_det,
+        *image.shape[1:], kernel_threads(),
+    )  # fmt: skip
+
+
 # --- registration and autograd -------------------------------------------------------------------------------------
 _fbp = Op(
     "fbp(Tensor sino, Tensor cameras, bool curved, int height, int width) -> Tensor",
     outputs=lambda sino, cameras, curved, height, width: sino.new_empty(sino.shape[0], height, width),
     reference=_reference,
-    kernels={},
+    kernels={"cpp": _cpp},
 )
 _fbp_backward = Op(
     "fbp_backward(Tensor image, Tensor cameras, bool curved, int n_det) -> Tensor",
     outputs=lambda image, cameras, curved, n_det: image.new_empty(image.shape[0], cameras.shape[0], n_det),
     reference=_backward_reference,
-    kernels={},
+    kernels={"cpp": _backward_cpp},
 )
 
 
@@ -125,6 +143,7 @@ class _Projection(torch.autograd.Function):
 
 
 # --- the filter ------------------------------------------------------------------------------------------------
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=64)
 def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
     """Of the ramp for detector pixels one apart, ``(m // 2 + 1,)`` of a transform of m >= 2 n_det - 1 numbers.
@@ -159,6 +178,8 @@ def _window(name: str | None, m: int) -> Tensor:
 
 def _filtered(sino: Tensor, window: str | None, fan_step: float | None) -> Tensor:
     n_det = sino.shape[-1]
+    if sino.shape[0] == 0:  # FFTs refuse nothing
+        return sino
     response = _response(n_det, window, fan_step).to(sino.device, sino.dtype)
     spectrum = torch.fft.rfft(sino, n=2 * (len(response) - 1))
     filtered: Tensor = torch.fft.irfft(spectrum * response, n=2 * (len(response) - 1))
@@ -293,6 +314,7 @@ def fbp(
     return image.view(*lead, *geometry.shape) if out is None else out
 
 
+@torch.compiler.assume_constant_result
 def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, float | None, bool]:
     """Weights (A, D) before the filter, cameras (A, 8), radians between pixels of a curved detector, curved."""
     if isinstance(geometry, ViewBeam):

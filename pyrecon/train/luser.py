@@ -123,6 +123,7 @@ class Denoiser(Task):
 
     def _denoised(self, batch: Batch, step: int) -> Tensor:
         config, images = self.data.config, batch.images
+        assert images is not None
         generator = torch.Generator().manual_seed((config.seed << 32) + step)
         noise = torch.randn(images.shape, dtype=images.dtype, generator=generator).to(images.device)
         denoised: Tensor = self.model.denoiser(images + config.denoiser_noise * noise)

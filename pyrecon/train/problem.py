@@ -1,18 +1,19 @@
 """The inverse problem that a model of any system trains on: images, physics, noise, and measurements without truth.
 
-Three tasks, each with an operator of norm 1 and images of peak about 1: ``ct``, parallel or fan beam of few views;
-``mri``, one coil and a sampling mask; ``deblur``, colour images through a Gaussian. Every random number is a function of
-(seed, stream, step), whatever ran before.
+Three tasks, each with an operator of norm 1 (deblur: just below) and images of peak about 1: ``ct``, parallel or fan
+beam of few views; ``mri``, one coil and a sampling mask; ``deblur``, colour images through a Gaussian. Every random
+number is a function of (seed, stream, step), whatever ran before.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,18 +22,30 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data import ct_phantoms
-from pyrecon.data.photographs import Part, photographs
-from pyrecon.linops import Blur, Fourier, LinearOperator, SystemMatrix, Whitened, gaussian_kernel
+from pyrecon.data.heads import heads, smooth_phase
+from pyrecon.data.photographs import photographs
+from pyrecon.io.folders import ImageFolder, Part, Values
+from pyrecon.linops import Blur, Fourier, LinearOperator, Radon, Whitened, gaussian_kernel
+from pyrecon.ops import FanBeam, ParallelBeam
 from pyrecon.physics import mri
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, setting
-from pyrecon.train.run import Drawn
+from pyrecon.train.run import Drawn, Option, Training
 
+Task = Literal["ct", "mri", "deblur"]
 Kind = Literal["organs", "ellipses", "photographs", "heads", "discs", "folder"]
-# The streams of random numbers; virtual noise takes those from _VIRTUAL on.
-_IMAGES, _NOISE, _MASKS, _STORE, _HELD_STORE, _VALIDATION, _TEST, _VIRTUAL = range(8)
+# The streams of random numbers: virtual noise takes those from _VIRTUAL on, masks that of their noise and _MASKS more.
+_IMAGES, _NOISE, _STORE, _HELD_STORE, _VALIDATION, _TEST = range(6)
+_VIRTUAL, _MASKS = 100, 10_000
 _FIXED = 2**31 - 1  # the seed of what is the same in all runs: the fixed mask, and test images with their noise
-_USUAL: dict[str, tuple[Kind, float]] = {"ct": ("organs", 0.0), "mri": ("heads", 0.05), "deblur": ("photographs", 0.01)}
+_USUAL: dict[Task, tuple[Kind, float]] = {
+    "ct": ("organs", 0.0),
+    "mri": ("heads", 0.05),
+    "deblur": ("photographs", 0.01),
+}
+_SMALL = 64  # pixels along an axis: images up to this size are kept for the next run of the process
+# The fan of the Helsinki challenge's scanner, in sides of its image: source to axis, source to detector.
+_FAN = (410.66 / 75.94, 553.74 / 75.94)
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class ProblemConfig(RunConfig):
         deblur: the Gaussian's window in pixels and its variance in pixels squared.
     """
 
-    task: Literal["ct", "mri", "deblur"] = setting("mri", "--task", "The physics: ct, mri or deblur.")
+    task: Task = setting("mri", "--task", "The physics: ct, mri or deblur.")
     size: int = setting(48, "--size", "Pixels along an axis.", least=8, most=1024)
     images: Literal["auto", "organs", "ellipses", "photographs", "heads", "discs", "folder"] = setting(
         "auto", "--images", "What the images show; auto is by the task."
@@ -104,8 +117,8 @@ class ProblemConfig(RunConfig):
 class Batch:
     """Measurements ``y = physics(images) + noise``; ``images`` is None where nobody may know them.
 
-    ``scale`` ``(B, 1, ...)`` is what a model's input is divided by: in mri the brightest pixel of ``A^H y``, so that raw
-    scans of any gain fit, elsewhere 1.
+    ``scale`` ``(B, 1, ...)`` is what a model's input is divided by: in mri the brightest pixel of ``A^H y``, so that
+    raw scans of any gain fit, elsewhere 1.
     """
 
     images: Tensor | None
@@ -129,12 +142,15 @@ class Problem:
         ct: real ``(P, H, W)``; mri: complex ``(P, H, W)``; deblur: real ``(P, 3, H, W)``.
     operator
         The physics, None in mri with a mask for every image.
+    source
+        The folder that the images are from, if any.
     """
 
     config: ProblemConfig
     pool: Tensor
     held_out: Tensor
     operator: LinearOperator | None = None
+    source: ImageFolder | None = None
     _stores: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Problem:
@@ -157,7 +173,7 @@ class Problem:
 
     def test(self, count: int) -> Batch:
         """Images that no run trains or selects weights on, with their noise; the same ones for every seed."""
-        images = as_task(self.config, draw(self.config, "test", 0, count)).to(self.pool.device)
+        images = draw(self.config, "test", 0, count, self.source).to(self.pool.device)
         return self._measured(images, _FIXED, 0, _TEST)
 
     # --- without truth -----------------------------------------------------------------------------------------------
@@ -190,7 +206,7 @@ class Problem:
         return self.operator
 
     def _measured(self, images: Tensor, seed: int, step: int, stream: int = _NOISE) -> Batch:
-        physics = self.operator or self._masked(self._masks(len(images), seed, stream + _MASKS * 100, step))
+        physics = self.operator or self._masked(self._masks(len(images), seed, _MASKS + stream, step))
         clean = physics(images)
         y = clean + self._noise(clean, physics, seed, step, stream)
         return Batch(images, y, physics, self._scale(y, physics))
@@ -236,80 +252,100 @@ class Problem:
         return Fourier(masks, self.config.shape)
 
 
-def make_problem(config: ProblemConfig, folder: Path, drawn: Drawn = lambda done, total: None) -> Problem:
-    """The problem of a run: its images are drawn, or read from ``folder``, where they are kept."""
-    check_problem(config)
+# --- a run -----------------------------------------------------------------------------------------------------------
+class ProblemTraining(Training):
+    """What systems that train on a problem share: ``--folder``, which becomes the run's source."""
+
+    options: ClassVar[tuple[Option, ...]] = (
+        Option(
+            "--folder", Path, None, "Folder of images for --images folder: fastMRI, LoDoPaB, NIfTI, NumPy, pictures."
+        ),
+    )
+
+    @classmethod
+    def new_source(cls, seed: int, options: Mapping[str, Any]) -> Path | None:
+        folder = options.get("folder")
+        return None if folder is None else Path(folder).resolve()
+
+    @classmethod
+    def kept(cls, source: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return None if source is None else ({}, {"folder": str(source)})
+
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path | None:
+        return Path(facts["folder"]) if facts else None
+
+    def problem(self, drawn: Drawn) -> Problem:
+        return make_problem(self.config, self.folder, drawn, self.source)
+
+
+def make_problem(
+    config: ProblemConfig, folder: Path, drawn: Drawn = lambda done, total: None, source: Path | None = None
+) -> Problem:
+    """The problem of a run: its images are drawn, or read from ``source``, and kept in the run's ``folder``."""
+    if (config.kind == "folder") != (source is not None):
+        said = "give --folder too" if source is None else f"give --images folder too, the images are {config.kind}"
+        raise DataError(f"images: {config.images} with{'out' if source is None else ''} a folder; {said}")
     operator = operator_of(config)
+    images_of = None if source is None else ImageFolder(source)
     shape = (*config.image_shape, 2) if config.task == "mri" else config.image_shape
 
     def part(first: int, count: int) -> NDArray[np.float32]:
         """Training images first, then those for validation."""
         train = max(0, min(count, config.pool - first))
-        images = [draw(config, "train", first, train)] if train else []
+        parts = [draw(config, "train", first, train, images_of)] if train else []
         if train < count:
-            images.append(draw(config, "validation", max(0, first - config.pool), count - train))
-        whole = as_task(config, np.concatenate(images))
-        return np.asarray(torch.view_as_real(whole).numpy() if whole.is_complex() else whole.numpy())
+            parts.append(draw(config, "validation", max(0, first - config.pool), count - train, images_of))
+        whole = torch.cat(parts)
+        return np.asarray((torch.view_as_real(whole) if whole.is_complex() else whole).numpy())
 
     images = kept_pool(folder / "pool.npy", config.pool + config.validation, shape, part, drawn, chunk=32)
     images = torch.view_as_complex(images) if config.task == "mri" else images
-    return Problem(config, images[: config.pool], images[config.pool :], operator)
-
-
-def check_problem(config: ProblemConfig) -> None:
-    """DataError for settings that fit no physics, before anything is drawn."""
-    if config.task == "mri":
-        try:
-            sampling_masks(config, 1, 0)
-        except ValueError as error:
-            raise DataError(f"acceleration: {config.acceleration:g} at size {config.size}: {error}") from None
+    return Problem(config, images[: config.pool], images[config.pool :], operator, images_of)
 
 
 # --- physics ---------------------------------------------------------------------------------------------------------
 def operator_of(config: ProblemConfig) -> LinearOperator | None:
-    """The physics of norm 1 that all images share; None where each has a mask of its own."""
-    if config.task == "mri":
-        return Fourier(sampling_masks(config, 1, _FIXED), config.shape) if config.fixed_mask else None
-    if config.task == "deblur":
-        kernel = gaussian_kernel(config.blur_size, config.blur_variance).float()
-        return Blur(kernel, config.shape, channels=3)
-    return copy.deepcopy(_ct_operator(config.size, config.angles, config.arc, config.beam, config.whiten))
+    """The physics that all images share, None where each has a mask of its own; DataError for settings of none."""
+    try:
+        if config.task == "mri":
+            mask = sampling_masks(config, 1, _FIXED)
+            return Fourier(mask, config.shape) if config.fixed_mask else None
+        if config.task == "deblur":
+            kernel = gaussian_kernel(config.blur_size, config.blur_variance).float()
+            return Blur(kernel, config.shape, channels=3)
+        settings = (config.size, config.angles, config.arc, config.beam, config.whiten)
+        return copy.deepcopy(_ct_operator(*settings))
+    except ValueError as error:
+        if config.task == "mri":
+            said = f"acceleration: {config.acceleration:g} at {config.size} pixels"
+        else:
+            said = f"whiten: {config.size} pixels and {config.angles} views" if config.whiten else "size, angles"
+        raise DataError(f"{said}: {error}") from None
 
 
-@lru_cache(maxsize=4)  # the decomposition takes seconds
+@lru_cache(maxsize=4)  # a decomposition takes seconds
 def _ct_operator(size: int, angles: int, arc: float, beam: str, whiten: bool) -> LinearOperator:
-    operator: LinearOperator = _Projections(size, angles, arc)
-    if whiten:
-        return Whitened(operator)
-    return operator / float(operator.norm(rtol=1e-7, max_iter=500))
+    operator = Radon(_geometry(size, angles, arc, beam))
+    return Whitened(operator) if whiten else operator / float(operator.norm(rtol=1e-7, max_iter=1000))
 
 
-class _Projections(LinearOperator):
-    """A stand-in: pixels' centres projected on the detector, linear between bins, as a dense matrix."""
-
-    def __init__(self, size: int, angles: int, arc: float) -> None:
-        super().__init__()
-        bins = int(np.ceil(np.sqrt(2) * size)) + 1
-        y, x = np.meshgrid(*2 * [np.arange(size) - (size - 1) / 2], indexing="ij")
-        matrix = torch.zeros(angles, bins, size * size)
-        for a, angle in enumerate(np.deg2rad(arc) * np.arange(angles) / angles):
-            s = (x * np.cos(angle) - y * np.sin(angle)).ravel() + (bins - 1) / 2
-            low = np.floor(s).astype(int)
-            for bin, share in ((low, 1 - (s - low)), (low + 1, s - low)):
-                matrix[a, torch.from_numpy(bin), torch.arange(size * size)] += torch.from_numpy(share).float()
-        self.matrix = SystemMatrix(matrix.flatten(0, 1))
-        self.domain_shape, self.range_shape = (size, size), (angles, bins)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.matrix(x.flatten(1)).unflatten(1, self.range_shape)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.matrix.adjoint(y.flatten(1)).unflatten(1, self.domain_shape)
+def _geometry(size: int, views: int, arc: float, beam: str) -> ParallelBeam | FanBeam:
+    """An image of side 1, its diagonal on the detector, a detector pixel for an image pixel."""
+    angles = torch.arange(views, dtype=torch.float64) * math.radians(arc) / views
+    pixel = 1 / size
+    if beam == "parallel":
+        return ParallelBeam(angles, (size, size), pixel_size=pixel)
+    to_axis, to_detector = _FAN
+    spacing = pixel * to_detector / to_axis
+    half = to_detector * math.tan(math.asin(math.sqrt(0.5) / to_axis))
+    n_det = 2 * math.ceil(half / spacing) + 1
+    return FanBeam(angles, (size, size), n_det, spacing, to_axis, to_detector, pixel_size=pixel)
 
 
 def sampling_masks(config: ProblemConfig, count: int, seed: int) -> Tensor:
-    """``(count, 1, H | 1, W | 1)`` bool. The centre is full: an eighth of an axis, in ``random-lines`` .32 / acceleration
-    of it as in fastMRI."""
+    """``(count, 1, H | 1, W | 1)`` bool, the centre full: an eighth of an axis; of ``random-lines`` as in fastMRI
+    .32 / acceleration of them."""
     n = config.size
     if config.mask == "random-lines":
         lines = max(1, round(0.32 * n / config.acceleration))
@@ -321,40 +357,46 @@ def sampling_masks(config: ProblemConfig, count: int, seed: int) -> Tensor:
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
-def draw(config: ProblemConfig, part: Part, first: int, count: int) -> NDArray[np.generic]:
-    """Images of the configured kind: real ``(count, H, W)``, colour ``(count, 3, H, W)`` or complex ``(count, H, W)``."""
-    seed = _seed(config.seed if part != "test" else _FIXED, ("train", "validation", "test").index(part))
-    if config.kind == "photographs":
-        return photographs(count, config.shape, color=config.task == "deblur", part=part, seed=seed, first=first)
-    if config.kind == "heads":
-        heads = [mri.head_phantom(config.shape, seed=seed + first + i) for i in range(count)]
-        return np.asarray(torch.cat(heads).numpy())
-    drawings: dict[str, Callable[..., NDArray[np.float32]]] = {
-        "organs": ct_phantoms.organs,
-        "ellipses": ct_phantoms.ellipses,
-        "discs": ct_phantoms.discs,
-    }
-    return drawings[config.kind](count, config.shape, seed=seed, first=first)
+def draw(config: ProblemConfig, part: Part, first: int, count: int, source: ImageFolder | None = None) -> Tensor:
+    """Images as the task has them, ``(count, *image_shape)``: real for ct and deblur, complex for mri."""
+    if source is not None:
+        values: dict[Task, Values] = {"ct": "real", "mri": "complex", "deblur": "color"}
+        return torch.from_numpy(source.read(part, first, count, config.shape, values[config.task]))
+    # Test images are the same whatever the seed.
+    seed = _state(_FIXED if part == "test" else config.seed, _IMAGES, _PARTS.index(part)) >> 33
+    make = _drawn if config.size <= _SMALL else _drawn.__wrapped__
+    return torch.from_numpy(make(config.kind, config.task, part, seed, first, count, config.size)).clone()
 
 
-def as_task(config: ProblemConfig, images: NDArray[np.generic]) -> Tensor:
-    """As the task has them: magnitudes for ct and deblur, complex for mri, three channels for deblur."""
-    if config.task == "mri":
-        return torch.from_numpy(images.astype(np.complex64))
-    magnitudes = torch.from_numpy(np.abs(images).astype(np.float32))
-    if config.task == "deblur" and magnitudes.dim() == 3:
-        return magnitudes[:, None].expand(-1, 3, -1, -1).contiguous()
-    return magnitudes
+_PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+
+@lru_cache(maxsize=64)  # chunks of 32: the second run of a process, of another model, has them at once
+def _drawn(kind: Kind, task: Task, part: Part, seed: int, first: int, count: int, size: int) -> NDArray[Any]:
+    shape = (size, size)
+    images: NDArray[Any]
+    if kind == "photographs":
+        images = photographs(count, shape, color=task == "deblur", part=part, seed=seed, first=first)
+    elif kind == "heads":
+        images = heads(count, shape, seed=seed, first=first)
+    else:
+        images = getattr(ct_phantoms, kind)(count, shape, seed=seed, first=first)
+    if task == "mri":
+        if not np.iscomplexobj(images):
+            phases = [smooth_phase(shape, seed=seed, number=first + i) for i in range(count)]
+            images = images / np.maximum(images.max(axis=(1, 2), keepdims=True), 1e-6) * np.stack(phases)
+        return images.astype(np.complex64)
+    images = np.abs(images).astype(np.float32)
+    if task == "deblur" and images.ndim == 3:
+        images = np.repeat(images[:, None], 3, axis=1)
+    return images
 
 
 # --- random numbers --------------------------------------------------------------------------------------------------
 def generator_of(seed: int, stream: int, step: int) -> torch.Generator:
+    """A function of its arguments alone."""
     return torch.Generator().manual_seed(_state(seed, stream, step) >> 1)
 
 
-def _state(*words: Any) -> int:
-    return int(np.random.SeedSequence(list(words)).generate_state(1, np.uint64)[0])
-
-
-def _seed(seed: int, part: int) -> int:
-    return _state(seed, part, 99) >> 33
+def _state(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

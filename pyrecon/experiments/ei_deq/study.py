@@ -14,7 +14,7 @@ from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.study import Recipe, Scale, Sizes, Study
 from pyrecon.models.deq import DEGrad, DEProx, load
 from pyrecon.train.equilibrium import Config, EquilibriumTraining, Model
-from pyrecon.train.problem import Batch, Problem, as_task, draw, operator_of
+from pyrecon.train.problem import Batch, Problem, draw, operator_of
 
 TASKS = ("mri", "ct")
 SEEDS = (0, 1, 2)
@@ -92,7 +92,7 @@ class EIDEQStudy(Study):
         """PnP or RED with a DnCNN that knows nothing of the task, and the settings that were best on other images."""
         config: Config = self.config(self.recipes[f"{task}-supervised-id-0"])
         denoiser = load(self.weights(f"{task}-dncnn")).denoiser
-        truth = as_task(config, draw(config, "validation", 0, self.amounts.validation))
+        truth = draw(config, "validation", 0, self.amounts.validation)
         problem = Problem(config, truth, truth, operator_of(config))
         batch = problem.validation()
         assert batch.images is not None

@@ -55,13 +55,13 @@ def training_bytes(model: Reconstructor, batch: Batch) -> int:
     optimizer = torch.optim.Adam(model.parameters())
 
     def step() -> None:
-        optimizer.zero_grad()
-        supervised(model(batch.y, physics_of(model, batch)), batch.images).backward()  # type: ignore[arg-type,no-untyped-call]
+        model.solves = []
+        supervised(model(batch.y, physics_of(model, batch)), batch.images).backward()  # type: ignore[arg-type]
         optimizer.step()
+        optimizer.zero_grad()
 
     step()
-    kept = [*model.parameters(), *model.buffers(), batch.y, batch.images]
-    kept += [value.grad for value in model.parameters()]
+    kept: list[torch.Tensor | None] = [*model.parameters(), *model.buffers(), batch.y, batch.images]
     kept += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     held = sum(tensor.nbytes for tensor in kept if tensor is not None)
     return held + peak_bytes(step, batch.y.device)

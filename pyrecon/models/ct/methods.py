@@ -140,7 +140,8 @@ class TV(CTMethod):
     ----------
     weight
         In units of the noise: ``w = weight * noise_std * sqrt(views)`` for pixels of side 1, so that it means the same
-        for other scans and grids.
+        for other scans and grids. The default gives the best PSNR, within 0.2 dB, of discs with holes seen by fans of
+        180 views, 91 over 90 degrees or 24, and by 180 parallel views, with 1 and 3 % of noise (0.1 to 4 tried).
     nonneg
         Keep the image at 0 or above.
     noise_std
