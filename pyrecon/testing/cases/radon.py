@@ -36,7 +36,9 @@ def crooked() -> Beam:
     )  # fmt: skip
 
 
-def _cases(op: Callable[..., Any], name: str, geometry: Geometry, k: float, batch: tuple[int, ...], **more: Any) -> Case:
+def _cases(
+    op: Callable[..., Any], name: str, geometry: Geometry, k: float, batch: tuple[int, ...], **more: Any
+) -> Case:
     def make(generator: Generator, dtype: torch.dtype) -> tuple[Any, ...]:
         beam = geometry()
         size = beam.shape if op is radon else beam.range_shape
