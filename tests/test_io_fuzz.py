@@ -17,12 +17,16 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.io import savemat
 
 from pyrecon._errors import DataError
+from pyrecon.data.ct import CTScan
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan, MRIScan
 from pyrecon.io import Result, mdf, read, write_result
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io.ismrmrd import write_ismrmrd
+from pyrecon.io.sinogram import write_sinogram
+from pyrecon.physics.ct import scanner
 from pyrecon.testing.siemens import twix_bytes
 
 SIEMENS = Path(__file__).parents[2] / "shared/data/siemens_gre_2coils.dat"
@@ -71,6 +75,30 @@ def image(kind: str) -> Callable[[Path], None]:
         named.rename(path)
 
     return write
+
+
+def sinogram(kind: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        geometry = scanner("fan", 5, n_det=8)
+        named = path.with_name(f"scan{kind}")
+        write_sinogram(named, CTScan(np.abs(noise(2, 5, 8)), geometry, ("a", "b"), {"x": 1}))
+        named.rename(path)
+
+    return write
+
+
+def htc(path: Path) -> None:
+    parameters = {"distanceSourceOrigin": 410.66, "distanceSourceDetector": 553.74, "distanceUnit": "mm",
+                  "pixelSizePost": 2.0, "angles": np.arange(5.0), "geometryType": "Cone"}  # fmt: skip
+    content = {"CtDataLimited": {"type": "2d", "sinogram": np.abs(noise(5, 8)), "parameters": parameters}}
+    savemat(path, content, appendmat=False)
+
+
+def exchange(path: Path) -> None:
+    counts = 100 + np.random.default_rng(0).uniform(0, 50, (9, 2, 12)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        file["exchange/data"], file["exchange/theta"] = counts, 20.0 * np.arange(9)
+        file["exchange/data_dark"], file["exchange/data_white"] = counts[:2] - 100, counts[:3] + 100
 
 
 @contextmanager
@@ -129,8 +157,26 @@ FEW_AND_ALL = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pyt
         (image(".nii.gz"), 200),
         (image(".npz"), 200),
         (image(".png"), 200),
+        (sinogram(".h5"), 400),
+        (sinogram(".npz"), 200),
+        (htc, 700),
+        (exchange, 300),
     ],
-    ids=["mdf", "mdf-system-matrix", "ismrmrd", "twix", "h5", "nii", "nii.gz", "npz", "png"],
+    ids=[
+        "mdf",
+        "mdf-system-matrix",
+        "ismrmrd",
+        "twix",
+        "h5",
+        "nii",
+        "nii.gz",
+        "npz",
+        "png",
+        "sinogram.h5",
+        "sinogram.npz",
+        "htc",
+        "data-exchange",
+    ],
 )
 def test_damaged_bytes(tmp_path: Path, write: Callable[[Path], None], count: int, share: float) -> None:
     count = int(share * count)
@@ -196,7 +242,11 @@ def fields_of(path: Path) -> list[str]:
 
 
 @FEW_AND_ALL
-@pytest.mark.parametrize("write", [measurement, system_matrix, ismrmrd], ids=["mdf", "mdf-system-matrix", "ismrmrd"])
+@pytest.mark.parametrize(
+    "write",
+    [measurement, system_matrix, ismrmrd, sinogram(".h5"), exchange],
+    ids=["mdf", "mdf-system-matrix", "ismrmrd", "sinogram", "data-exchange"],
+)
 def test_fields_deleted_and_retyped(tmp_path: Path, write: Callable[[Path], None], share: float) -> None:
     write(tmp_path / "sound")
     content = (tmp_path / "sound").read_bytes()
@@ -208,7 +258,7 @@ def test_fields_deleted_and_retyped(tmp_path: Path, write: Callable[[Path], None
         (tmp_path / "damaged").write_bytes(content)
         replaced(tmp_path / "damaged", field, kind)
         seen[outcome(tmp_path / "damaged")] += 1
-        if write is not ismrmrd:
+        if write in (measurement, system_matrix):
             outcome(tmp_path / "damaged", mdf.validate)
     assert seen["refused"] > len(chosen) // 10
 

@@ -4,22 +4,25 @@
 #include "cpu/parallel.hpp"
 #include "cpu/simd.hpp"
 
-// An image lies in scratch twice, by rows and by columns, so that every ray goes from row to row of one of these planes.
+// An image lies in scratch twice, by rows and by columns, so that every ray goes from row to row of one of these
+// planes.
 //
 // Forward, lanes are neighbouring rays: in one row they need numbers of one window. Places are computed in double once
-// per strip of 16 rows and in T from there, relative to the window: to 16 steps of rounding of small numbers.
+// per strip of 16 rows and in T from there, relative to the window: to 16 or 32 steps of rounding of small numbers.
 //
 // Backward, lanes are neighbouring pixels of a row. Which ray is nearest is interpolated from the corners of a tile of
-// `lanes` x 16 pixels; that need not be exact, as the place of each ray is looked up and its weight follows from that.
+// `lanes` x 32 pixels; that need not be exact, as the place of each ray is looked up and its weight follows from that.
 // Rays that are nearer to each other than pixels, or otherwise unlike a scanner's, are added one at a time.
+
+#define PYRECON_INDEPENDENT _Pragma("GCC ivdep")
 
 namespace pyrecon::PYRECON_ISA {
 namespace {
 
-constexpr int64_t strip = 16;           // rows
-constexpr int64_t margin = 96;          // zeros beside a row: a window starts at most 78 before it
-constexpr double fixed = 4294967296.0;  // places of windows are integers, 32 bits behind the point
-constexpr double slack = 1e-4;          // of a pixel, beyond all rounding
+constexpr int64_t strip = 16, tall = 32;  // rows whose places follow from the first one's, forward and back
+constexpr int64_t margin = 96;            // zeros beside a row: a window starts at most 78 before it
+constexpr double fixed = 4294967296.0;    // places of windows are integers, 32 bits behind the point
+constexpr double slack = 1e-4;            // of a pixel, beyond all rounding
 constexpr bool ways[2] = {true, false};
 
 PYRECON_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -37,8 +40,8 @@ PYRECON_INLINE int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 template <class Body>
 PYRECON_INLINE void for_segments(const uint8_t* along, bool way, int64_t n, const Body& body) {
   for (int64_t first = 0; first < n;) {
-    int64_t last = first + 1;
-    while (last < n && along[last] == along[first]) ++last;
+    const void* other = std::memchr(along + first, !along[first], n - first);
+    const int64_t last = other != nullptr ? static_cast<const uint8_t*>(other) - along : n;
     if ((along[first] != 0) == way) body(first, last);
     first = last;
   }
@@ -64,10 +67,12 @@ void lay(const T* image, int64_t height, int64_t width, const Plane<T>& down, co
     std::memset(to, 0, down.pitch * sizeof(T));
     std::memcpy(to + margin, image + r * width, width * sizeof(T));
   }
-  for (int64_t r = larger(begin, height) - height; r < end - height; ++r) {
-    T* to = across.at + r * across.pitch - margin;
-    std::memset(to, 0, across.pitch * sizeof(T));
-    for (int64_t i = 0; i < height; ++i) to[margin + i] = image[i * width + r];
+  for (int64_t r = larger(begin, height) - height; r < end - height; r += 16) {
+    const int64_t last = smaller(r + 16, end - height);
+    T* to = across.at + r * across.pitch;
+    std::memset(to - margin, 0, (last - r) * across.pitch * sizeof(T));
+    for (int64_t i = 0; i < height; ++i)
+      for (int64_t j = r; j < last; ++j) to[(j - r) * across.pitch + i] = image[i * width + j];
   }
 }
 
@@ -166,9 +171,10 @@ PYRECON_INLINE double invert(const double* p, int64_t n, double j, double guess)
 // What a thread needs for the rays of one view over one strip of rows, in the order of their places.
 template <class T>
 struct Fan {
-  double *place, *last_place;               // at the first row and at the last
-  T *whole, *fraction, *slope, *value;      // the integer before the place and what is beyond it
+  double *place, *last_place;           // at the first row and at the last
+  T *whole, *fraction, *slope, *value;  // the integer before the place and what is beyond it
   int64_t n = 0;
+  bool parallel = false;
 
   Fan(double* memory, int64_t detectors) {
     const int64_t size = room(detectors);
@@ -188,16 +194,9 @@ struct Fan {
     const auto at = [&](int64_t d, double row) { return start[d] + slopes[d] * (first + row); };
     const bool up = at(count - 1, 0) > at(0, 0);
     if (up != (at(count - 1, more) > at(0, more))) return false;
-    const int64_t step = up ? 1 : -1, begin = up ? 0 : count - 1;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t d = begin + step * i;
-      const double p = start[d] + slopes[d] * first;
-      const double w = static_cast<double>(floor_of(p));
-      whole[i] = T(w), fraction[i] = T(p - w), slope[i] = T(slopes[d]);
-      place[i] = p, last_place[i] = p + slopes[d] * more, value[i] = T(weight[d]) * sino[d];
-    }
-    bool grows = true;
-    for (int64_t i = 1; i < count; ++i) grows &= place[i] > place[i - 1] && last_place[i] > last_place[i - 1];
+    const bool grows =
+        up ? read<1>(start, slopes, weight, sino, first, more)
+           : read<-1>(start + count - 1, slopes + count - 1, weight + count - 1, sino + count - 1, first, more);
     if (!grows) return false;
     extend(0, -1), extend(count - 1, 1);
     return true;
@@ -215,6 +214,26 @@ struct Fan {
   }
 
  private:
+  template <int Step>
+  bool read(const double* start, const double* slopes, const double* weight, const T* sino, double first, double more) {
+    double *at = place, *last = last_place;
+    T *w = whole, *f = fraction, *b = slope, *v = value;
+    PYRECON_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t d = Step * i;
+      const double p = start[d] + slopes[d] * first, below = __builtin_floor(p);
+      at[i] = p, last[i] = p + slopes[d] * more, w[i] = T(below), f[i] = T(p - below);
+      b[i] = T(slopes[d]), v[i] = T(weight[d]) * sino[d];
+    }
+    int64_t wrong = 0, unlike = 0;
+    for (int64_t i = 1; i < n; ++i) {
+      wrong += !(at[i] > at[i - 1]) + !(last[i] > last[i - 1]);
+      unlike += b[i] != b[0];
+    }
+    parallel = unlike == 0;
+    return wrong == 0;
+  }
+
   // Goes on as the outermost two rays do.
   void extend(int64_t edge, int64_t step) {
     const double gap = place[edge] - place[edge - step], last_gap = last_place[edge] - last_place[edge - step];
@@ -228,25 +247,30 @@ struct Fan {
 };
 
 // Pixels [j, j + lanes) of `rows` rows, from tables that hold the rays from number `first` on: places relative to j.
-template <class T, int Pairs, int Reach, bool Bracketed>
+template <class T, int Pairs, int Reach, bool Bracketed, bool Parallel>
 PYRECON_INLINE void add_tile(T* out, int64_t pitch, int64_t rows, const T* places, const T* slope, const T* value,
-                             int64_t left, int64_t left_step, double width, double width_step) {
+                             int64_t left, int64_t left_step, T width, T width_step) {
   constexpr int64_t L = lanes<T>;
   const Vec<T> lane = counted<T>();
   typedef decltype(Ints<T>{}[0] + 0) Int;
-  T k = 0;
+  const Vec<T> first_step = lane * (width / L), more_step = lane * (width_step / L);
+  const T shared = slope[(left >> 32) - Reach];
+  Vec<T> k = {};
   for (int64_t r = 0; r < rows; ++r, out += pitch, left += left_step, k += T(1)) {
     const int64_t base = (left >> 32) - Reach;
-    const T offset = T(static_cast<double>(left - (base << 32)) * (1 / fixed)) + T(0.5);
-    const T step = T((width + width_step * static_cast<double>(r)) / L);
-    const Ints<T> nearest = truncated<T>(offset + lane * step);
+    const T offset = T(Reach) + T(0.5) + T(static_cast<int32_t>((left & 0xffffffff) >> 1)) * T(2 / fixed);
+    const Ints<T> nearest = truncated<T>(offset + (first_step + more_step * k));
     Window<T, Pairs> place(places + base);
-    const Window<T, Pairs> slopes(slope + base), values(value + base);
-    for (int i = 0; i < 2 * Pairs; ++i) place.part[i] = place.part[i] + slopes.part[i] * k;
+    const Window<T, Pairs> values(value + base);
+    if constexpr (Parallel) {
+      for (int i = 0; i < 2 * Pairs; ++i) place.part[i] = place.part[i] + shared * k;
+    } else {
+      const Window<T, Pairs> slopes(slope + base);
+      for (int i = 0; i < 2 * Pairs; ++i) place.part[i] = place.part[i] + slopes.part[i] * k;
+    }
     Vec<T> total = load<T>(out);
     const auto add = [&](Ints<T> i, Vec<T> distance) {
-      const Vec<T> near = T(1) - (distance < 0 ? -distance : distance);
-      total += (near > 0 ? near : Vec<T>{}) * values.at(i);
+      total += positive<T>(T(1) - magnitude<T>(distance)) * values.at(i);
     };
     const Vec<T> distance = place.at(nearest) - lane;
     add(nearest, distance);
@@ -306,22 +330,36 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
     const double near = dense + 1;  // rays within a pixel of the outermost of the tile's
     if (high < -near || low > n + near) continue;
     const int64_t first = floor_of(low - near) - 4, count = floor_of(high + near) + 5 - first;
-    // How far the middle of the tile is from where it would be if places were even, in rays.
-    const double middle = left + 0.5 * width;
     bool even = first > 1 - guard && first + count + 4 * L < fan.n + guard - 1 && count <= held;
     if (even) {
-      const int64_t m = floor_of(middle);
-      const double there = fan.place[m] + (middle - static_cast<double>(m)) * (fan.place[m + 1] - fan.place[m]);
-      const double off = (there - (right - 0.5 * L)) * dense;
-      even = off < 0.1 && off > -0.1;
       const auto spacing = [&](const double* p, double at) {
         const int64_t i = floor_of(at);
         return p[i + 1] - p[i];
       };
-      dense = 1 / least(least(spacing(fan.place, left), spacing(fan.place, top)),
-                        least(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+      double low_gap = least(least(spacing(fan.place, left), spacing(fan.place, top)),
+                             least(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+      if (!fan.parallel) {  // in between gaps are parabolas: no smaller than the least of three by a seventh of the range
+        const double high_gap = most(most(spacing(fan.place, left), spacing(fan.place, top)),
+                                     most(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+        low_gap = least(low_gap, least(spacing(fan.place, left + 0.5 * width),
+                                       spacing(fan.last_place, lower_left + 0.5 * bottom_width)));
+        low_gap -= 0.15 * (high_gap - low_gap);
+      }
+      dense = 1 / low_gap;
+      // How far from `column` the ray is that is taken for the nearest there, in rays; down: 0 at the first row, 1 at
+      // the last.
+      const auto off = [&](double across, double down) {
+        const double ray = left + across * width + down * (lower_left - left + across * (bottom_width - width));
+        const int64_t i = floor_of(ray);
+        const auto at = [&](const double* p) { return p[i] + (ray - static_cast<double>(i)) * (p[i + 1] - p[i]); };
+        const double there = at(fan.place) + down * (at(fan.last_place) - at(fan.place));
+        const double by = (there - (static_cast<double>(j) + across * L)) * dense;
+        return by < 0 ? -by : by;
+      };
+      even = off(0.5, 0) < 0.2;
+      if (!fan.parallel) even &= most(most(off(0.5, 0.5), off(0.5, 1)), most(off(0, 0.5), off(1, 0.5))) < 0.2;
     }
-    if (!permutes<T> || !even || dense > 3) {
+    if (!permutes<T> || !even || !(dense > 0 && dense <= 3)) {
       add_rays<T>(out + j, pitch, rows, smaller(L, columns - j), fan, first, first + count, j);
       continue;
     }
@@ -331,14 +369,17 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
     }
     const int64_t from = fixed_point(left), step = fixed_point(left_step);
     const T *p = places - first, *s = fan.slope, *v = fan.value;
-    if (dense <= 1 + 1e-6 && widest + 4 <= 2 * L)
-      add_tile<T, 1, 1, true>(out + j, pitch, rows, p, s, v, from, step, width, width_step);
+    const T wide = T(width), wider = T(width_step);
+    if (dense <= 1 + 1e-11 && fan.parallel && widest + 4 <= 2 * L)
+      add_tile<T, 1, 1, true, true>(out + j, pitch, rows, p, s, v, from, step, wide, wider);
+    else if (dense <= 1 + 1e-11 && widest + 4 <= 2 * L)
+      add_tile<T, 1, 1, true, false>(out + j, pitch, rows, p, s, v, from, step, wide, wider);
     else if (dense <= 1.25 && widest + 4 <= 2 * L)
-      add_tile<T, 1, 1, false>(out + j, pitch, rows, p, s, v, from, step, width, width_step);
+      add_tile<T, 1, 1, false, false>(out + j, pitch, rows, p, s, v, from, step, wide, wider);
     else if (dense <= 2.25 && widest + 6 <= 4 * L)
-      add_tile<T, 2, 2, false>(out + j, pitch, rows, p, s, v, from, step, width, width_step);
+      add_tile<T, 2, 2, false, false>(out + j, pitch, rows, p, s, v, from, step, wide, wider);
     else
-      add_tile<T, 2, 3, false>(out + j, pitch, rows, p, s, v, from, step, width, width_step);
+      add_tile<T, 2, 3, false, false>(out + j, pitch, rows, p, s, v, from, step, wide, wider);
   }
 }
 
@@ -381,11 +422,20 @@ void spread(const T* sino, const double* rays, const uint8_t* along, bool way, c
 template <class T>
 void join(const T* down, int64_t down_pitch, const T* across, int64_t across_pitch, T* image, int64_t width,
           int64_t begin, int64_t end) {
-  for (int64_t r = begin; r < end; r += 16)
-    for (int64_t c = 0; c < width; c += 16)
-      for (int64_t i = r; i < smaller(end, r + 16); ++i)
-        for (int64_t j = c; j < smaller(width, c + 16); ++j)
-          image[i * width + j] = down[i * down_pitch + j] + across[j * across_pitch + i];
+  constexpr int64_t L = lanes<T>;
+  for (int64_t i = begin; i < end; i += L)
+    for (int64_t j = 0; j < width; j += L) {
+      Vec<T> turned[L];
+      for (int64_t k = 0; k < L; ++k) turned[k] = load<T>(across + (j + k) * across_pitch + i);
+      transpose<T>(turned);
+      for (int64_t k = 0; k < smaller(L, end - i); ++k) {
+        const Vec<T> sum = load<T>(down + (i + k) * down_pitch + j) + turned[k];
+        if (j + L <= width)
+          store<T>(image + (i + k) * width + j, sum);
+        else
+          std::memcpy(image + (i + k) * width + j, &sum, (width - j) * sizeof(T));
+      }
+    }
 }
 
 }  // namespace
@@ -402,9 +452,8 @@ void radon(const T* image, const double* rays, const uint8_t* along, T* sino, co
     const Plane<T> across(memory.get() + slot * size + down_size, width, height);
     for (int64_t b = begin; b < end; ++b) {
       const T* x = image + b * height * width;
-      parallel_for(inner, height + width, 64, [&](int64_t r, int64_t last) {
-        lay<T>(x, height, width, down, across, r, last);
-      });
+      parallel_for(inner, height + width, 64,
+                   [&](int64_t r, int64_t last) { lay<T>(x, height, width, down, across, r, last); });
       parallel_for(inner, shape.views, 1, [&](int64_t first, int64_t last) {
         for (int64_t v = first; v < last; ++v) {
           const double* start = rays + 3 * v * n;
@@ -425,10 +474,10 @@ void radon_adjoint(const T* sino, const double* rays, const uint8_t* along, T* i
                    int threads) {
   const int64_t height = shape.height, width = shape.width;
   const int64_t down_pitch = padded(width), across_pitch = padded(height);
-  const int64_t planes = height * down_pitch + width * across_pitch;
+  const int64_t planes = height * down_pitch + (down_pitch + 16) * (across_pitch + 16);  // whole tiles are read
   const int slots = shape.batch >= threads ? share_count(threads, shape.batch, 1) : 1;
   const int inner = slots > 1 ? 1 : threads;
-  const int64_t down_strips = (height + strip - 1) / strip, across_strips = (width + strip - 1) / strip;
+  const int64_t down_strips = (height + tall - 1) / tall, across_strips = (width + tall - 1) / tall;
   const int64_t fan_size = Fan<T>::size(shape.detectors);
   const Scratch<T> memory(slots * planes);
   const Scratch<double> fans(slots * inner * fan_size);
@@ -445,9 +494,9 @@ void radon_adjoint(const T* sino, const double* rays, const uint8_t* along, T* i
         for (int64_t i = share; i < strips; i += shares) {
           const bool way = i < down_strips;
           const int64_t rows = way ? height : width, columns = way ? width : height;
-          const int64_t pitch = way ? down_pitch : across_pitch, first = (way ? i : i - down_strips) * strip;
+          const int64_t pitch = way ? down_pitch : across_pitch, first = (way ? i : i - down_strips) * tall;
           spread<T>(y, rays, along, way, shape, (way ? down : across) + first * pitch, pitch, first,
-                    smaller(strip, rows - first), columns, fan);
+                    smaller(tall, rows - first), columns, fan);
         }
       });
       parallel_for(inner, height, 16, [&](int64_t r, int64_t last) {

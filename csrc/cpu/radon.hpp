@@ -15,8 +15,8 @@ struct RadonShape {
 
 PYRECON_PER_ISA(
 
-    template <class T> void radon(const T* image, const double* rays, const uint8_t* along, T* sino,
-                                  const RadonShape& shape, int threads);
+    template <class T>
+    void radon(const T* image, const double* rays, const uint8_t* along, T* sino, const RadonShape& shape, int threads);
 
     template <class T> void radon_adjoint(const T* sino, const double* rays, const uint8_t* along, T* image,
                                           const RadonShape& shape, int threads);

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
+from pyrecon._errors import DataError
 from pyrecon.cli import _console
 from pyrecon.cli._commands import make_folder
 from pyrecon.data.raw import Grid
@@ -91,6 +92,62 @@ def mri(
     )
     ismrmrd.write_ismrmrd(output, scan)
     _console.out.print(f"written      {output}", soft_wrap=True)
+    _console.out.print(f"try          pyrecon reconstruct {output} --figure out.png", soft_wrap=True)
+
+
+class CTPhantom(enum.StrEnum):
+    """Objects to put into the CT scanner."""
+
+    disc = "disc"
+    body = "body"
+    head = "head"
+
+
+class CTBeam(enum.StrEnum):
+    """How its rays run."""
+
+    parallel = "parallel"
+    fan = "fan"
+    curved = "curved"
+
+
+@app.command("ct")
+def ct(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .h5 or .npz.")] = Path("ct_scan.h5"),
+    phantom: Annotated[CTPhantom, typer.Option(help="An acrylic disc with holes, a patient, a head.")] = CTPhantom.disc,
+    beam: Annotated[CTBeam, typer.Option(help="Parallel rays, or a fan on a flat or a curved detector.")] = CTBeam.fan,
+    views: Annotated[int, typer.Option(min=1, help="Views, evenly over the arc.")] = 360,
+    arc: Annotated[float | None, typer.Option(help="Degrees. Default: a full turn, half of one for parallel.")] = None,
+    start: Annotated[float, typer.Option(help="Angle of the first view, degrees.")] = 0.0,
+    detector: Annotated[int, typer.Option(min=2, help="Detector pixels.")] = 560,
+    offset: Annotated[float, typer.Option(help="Of the detector's middle from the axis, in detector pixels.")] = 0.0,
+    photons: Annotated[float | None, typer.Option(min=1, help="Counted by a pixel in the open beam.")] = None,
+    noise: Annotated[float, typer.Option(min=0, help="Standard deviation of a line integral.")] = 0.0,
+    slices: Annotated[int, typer.Option(min=1, help="Slices, each another object (a head has one).")] = 1,
+    truth: Annotated[Path | None, typer.Option(help="Also write the object itself: .npz, .nii.gz, ...")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of objects and noise.")] = 0,
+) -> None:
+    """Scan an object with simulated X-rays and write sinogram and geometry, the format documented under "CT files".
+
+    The scanner is that of the Helsinki Tomography Challenge: 0.4 m from source to axis, 0.55 m to a detector of 112 mm.
+    A patient fits into it too: he is scaled down, and his attenuation up.
+    """
+    from pyrecon import io
+    from pyrecon.io.sinogram import write_sinogram
+    from pyrecon.physics import ct as physics
+
+    if phantom is CTPhantom.head and slices > 1:
+        raise DataError("--slices: there is one head")
+    geometry = physics.scanner(beam.value, views, arc=arc, start=start, n_det=detector, offset=offset)
+    objects = physics.phantom(phantom.value, geometry, slices, seed=seed)
+    with _console.err.status("scanning"):
+        scan = physics.simulate(objects, geometry, photons=photons, noise_std=noise, seed=seed)
+    write_sinogram(output, scan)
+    written = str(output)
+    if truth is not None:
+        io.write_result(truth, io.Result(physics.truth(objects, geometry).numpy(), grid=scan.grid, method="truth"))
+        written += f", {truth}"
+    _console.out.print(f"written      {written}", soft_wrap=True)
     _console.out.print(f"try          pyrecon reconstruct {output} --figure out.png", soft_wrap=True)
 
 

@@ -32,7 +32,9 @@ _PIXELS = (
 _ASSUMED_PIXEL = 1e-3  # metres, where the file says nothing and nobody else does
 
 
-def read_data_exchange(path: PathLike, *, pixel_size: float | None = None, center: float | None = None) -> CTScan:
+def read_data_exchange(
+    path: PathLike, *, pixel_size: float | None = None, center: float | None = None, rows: slice | None = None
+) -> CTScan:
     """Read ``/exchange/data`` (views, rows, detector): line integrals of every row, about the centre of rotation.
 
     Corrected by the medians of ``data_dark`` and ``data_white`` where the file has them. Angles run anticlockwise as in
@@ -47,6 +49,8 @@ def read_data_exchange(path: PathLike, *, pixel_size: float | None = None, cente
         Of the detector, metres, at the object; else the file's (micrometres), else 1 mm is assumed.
     center
         Detector pixel, from 0, that the axis projects to; :func:`~pyrecon.data.ct.find_center` unless given.
+    rows
+        Of the detector, which are slices of the object: read these only. A whole scan may not fit the memory.
 
     Returns
     -------
@@ -55,9 +59,9 @@ def read_data_exchange(path: PathLike, *, pixel_size: float | None = None, cente
     """
     path = Path(path)
     with Hdf5(path) as file:
-        counts = _real(file, "/exchange/data", 3)
-        views, rows, n_det = counts.shape
-        dark, white = (_frame(file, f"/exchange/data_{kind}", rows, n_det) for kind in ("dark", "white"))
+        counts, taken = _counts(file, rows)
+        views, count, n_det = counts.shape
+        dark, white = (_frame(file, f"/exchange/data_{kind}", taken, n_det) for kind in ("dark", "white"))
         if not file.has("/exchange/theta"):
             raise DataError(f"{path}: /exchange/theta is missing, expected the angles of {views} views")
         theta = file.array("/exchange/theta", (views,))
@@ -93,25 +97,34 @@ def read_data_exchange(path: PathLike, *, pixel_size: float | None = None, cente
         return ParallelBeam(torch.from_numpy(angles), shape, n_det, pixel, offset, size, unit="m")
 
     geometry = on_natural_grid(path, build, metadata)
-    labels = tuple(f"row {row}" for row in range(rows)) if rows > 1 else ()
+    labels = tuple(f"row {row}" for row in taken) if count > 1 else ()
     return scan(path, "/exchange/data", sinogram, geometry, labels, metadata)
 
 
-def _real(file: Hdf5, field: str, axes: int) -> NDArray[Any]:
-    data = file.array(field)
-    if data.dtype.kind not in "fiu" or data.ndim != axes or not data.size:
-        raise file.fail(field, f"{data.dtype} of shape {data.shape}", f"real numbers on {axes} axes")
-    return data
+def _counts(file: Hdf5, rows: slice | None) -> tuple[NDArray[Any], range]:
+    """The data ``(views, rows, detector)``, and which rows they are."""
+    field = "/exchange/data"
+    node = file.dataset(field)
+    if node.dtype.kind not in "fiu" or node.ndim != 3 or not node.size:
+        raise file.fail(field, f"{node.dtype} of shape {node.shape}", "real numbers (views, rows, detector)")
+    taken = range(node.shape[1])[rows or slice(None)]
+    if not len(taken):
+        raise file.fail(field, f"{node.shape[1]} rows, of which none was asked for", "at least one of them")
+    with file.reading(field):
+        return np.asarray(node[:, taken.start : taken.stop : taken.step, :]), taken
 
 
-def _frame(file: Hdf5, field: str, rows: int, n_det: int) -> NDArray[np.float64] | None:
-    """The median of the frames: a spark in one does not count."""
+def _frame(file: Hdf5, field: str, taken: range, n_det: int) -> NDArray[np.float64] | None:
+    """The median of the frames, of the rows that are taken: a spark in one does not count."""
     if not file.has(field):
         return None
-    frames = _real(file, field, 3) if file.array(field).ndim == 3 else _real(file, field, 2)[None]
-    if frames.shape[1:] != (rows, n_det):
-        raise file.fail(field, f"shape {frames.shape}", f"(frames, {rows}, {n_det}) as the data have")
-    median: NDArray[np.float64] = np.median(frames, axis=0).astype(np.float64)
+    frames = file.array(field)
+    frames = frames[None] if frames.ndim == 2 else frames
+    fits = frames.ndim == 3 and len(frames) > 0 and frames.shape[1] >= taken[-1] + 1 and frames.shape[2] == n_det
+    if frames.dtype.kind not in "fiu" or not fits:
+        wanted = f"real numbers (frames, {taken[-1] + 1} or more, {n_det}) as the data have"
+        raise file.fail(field, f"{frames.dtype} of shape {frames.shape}", wanted)
+    median: NDArray[np.float64] = np.median(frames[:, taken.start : taken.stop : taken.step], axis=0).astype(np.float64)
     if not np.isfinite(median).all():
         raise file.fail(field, "NaN or Inf", "finite numbers")
     return median

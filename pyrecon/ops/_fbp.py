@@ -11,6 +11,7 @@ Principles of computerized tomographic imaging, 1988, Sec. 3.3 and 3.4), applied
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrecon import _core
 from pyrecon._check import check_flag, check_out, dense, described
 from pyrecon._library import Op, needs_grad
+from pyrecon._threads import kernel_threads
 from pyrecon.ops._radon import SAMPLES, check_input
 from pyrecon.ops._radon_geometry import Beam, FanBeam, ParallelBeam, ViewBeam
 
@@ -39,7 +42,7 @@ def _seen(cameras: Tensor, curved: bool, height: int, width: int) -> tuple[Tenso
     n, u = c[0] + c[1] * j + c[2] * i, c[3] + c[4] * j + c[5] * i
     if curved:
         return c[6] + c[7] * torch.atan2(n, u), 1 / (n * n + u * u)
-    return c[6] + c[7] * n / u, 1 / (u * u)
+    return torch.where(u > 0, c[6] + c[7] * n / u, -1.0), torch.where(u > 0, 1 / (u * u), 0.0)  # none behind the source
 
 
 def _samples(
@@ -77,18 +80,40 @@ def _backward_reference(image: Tensor, cameras: Tensor, curved: bool, n_det: int
     return torch.cat(parts, dim=1)
 
 
+# --- kernels -----------------------------------------------------------------------------------------------------
+def _cpp(sino: Tensor, cameras: Tensor, curved: bool, height: int, width: int, out: Tensor) -> None:
+    kernel = _core.fbp_f32 if sino.dtype == torch.float32 else _core.fbp_f64
+    kernel(
+        sino.data_ptr(), cameras.data_ptr(), curved, out.data_ptr(), *sino.shape, height, width, kernel_threads()
+    )  # fmt: skip
+
+
+def _backward_cpp(image: Tensor, cameras: Tensor, curved: bool, n_det: int, out: Tensor) -> None:
+    kernel = _core.fbp_backward_f32 if image.dtype == torch.float32 else _core.fbp_backward_f64
+    kernel(
+        image.data_ptr(), cameras.data_ptr(), curved, out.data_ptr(), len(image), len(cameras), n_det,
+        *image.shape[1:], kernel_threads(),
+    )  # fmt: skip
+
+
+def _triton(sino: Tensor, cameras: Tensor, curved: bool, height: int, width: int, out: Tensor) -> None:
+    from pyrecon.kernels.fbp import fbp as launch
+
+    launch(sino, cameras, curved, height, width, out)
+
+
 # --- registration and autograd -------------------------------------------------------------------------------------
 _fbp = Op(
     "fbp(Tensor sino, Tensor cameras, bool curved, int height, int width) -> Tensor",
     outputs=lambda sino, cameras, curved, height, width: sino.new_empty(sino.shape[0], height, width),
     reference=_reference,
-    kernels={},
+    kernels={"cpp": _cpp, "triton": _triton},
 )
 _fbp_backward = Op(
     "fbp_backward(Tensor image, Tensor cameras, bool curved, int n_det) -> Tensor",
     outputs=lambda image, cameras, curved, n_det: image.new_empty(image.shape[0], cameras.shape[0], n_det),
     reference=_backward_reference,
-    kernels={},
+    kernels={"cpp": _backward_cpp},
 )
 
 
@@ -125,8 +150,13 @@ class _Projection(torch.autograd.Function):
 
 
 # --- the filter ------------------------------------------------------------------------------------------------
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
+    return _cached_response(n_det, window, fan_step)
+
+
+@lru_cache(maxsize=64)
+def _cached_response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
     """Of the ramp for detector pixels one apart, ``(m // 2 + 1,)`` of a transform of m >= 2 n_det - 1 numbers.
 
     ``fan_step``: radians between the pixels of a curved detector, whose kernel is (g / sin g)^2 times that of the ramp.
@@ -159,6 +189,8 @@ def _window(name: str | None, m: int) -> Tensor:
 
 def _filtered(sino: Tensor, window: str | None, fan_step: float | None) -> Tensor:
     n_det = sino.shape[-1]
+    if sino.shape[0] == 0:  # FFTs refuse nothing
+        return sino
     response = _response(n_det, window, fan_step).to(sino.device, sino.dtype)
     spectrum = torch.fft.rfft(sino, n=2 * (len(response) - 1))
     filtered: Tensor = torch.fft.irfft(spectrum * response, n=2 * (len(response) - 1))
@@ -293,6 +325,7 @@ def fbp(
     return image.view(*lead, *geometry.shape) if out is None else out
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, float | None, bool]:
     """Weights (A, D) before the filter, cameras (A, 8), radians between pixels of a curved detector, curved."""
     if isinstance(geometry, ViewBeam):
@@ -329,7 +362,49 @@ def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, floa
 
 
 def _as_ideal(geometry: ViewBeam) -> ParallelBeam | FanBeam:
-    raise ValueError(
-        "geometry: filtered backprojection is for parallel beams and fans on a circle; for other scanners take least "
-        "squares (conjugate_gradient on Radon(geometry).gram) or total variation"
-    )
+    """The parallel beam or fan on a circle that the scanner is, to ``IDEAL``; raises if it is neither."""
+    detectors, axes, sources = geometry.detectors.detach(), geometry.axes.detach(), geometry.sources
+    spacing = torch.linalg.vector_norm(axes, dim=1)
+    across = axes / spacing[:, None]
+    forward = torch.stack([-across[:, 1], across[:, 0]], dim=1)
+    angles = torch.atan2(across[:, 1], across[:, 0])
+    options: dict[str, Any] = {"pixel_size": geometry.pixel_size}
+    ideal: ParallelBeam | FanBeam
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user has been told
+        if sources is None:
+            offset = (detectors * across).sum(1)
+            ideal = ParallelBeam(angles, geometry.shape, geometry.n_det, spacing.mean(), offset, **options)
+        else:
+            sources = sources.detach()
+            axis = -(sources * forward).sum(1)
+            far = ((detectors - sources) * forward).sum(1)
+            offset = ((detectors - sources) * across).sum(1)
+            if not bool((axis > 0).all() and (far > 0).all()):
+                raise ValueError(f"geometry: detectors count against the turn of their source, {_ADVICE}")
+            ideal = FanBeam(
+                angles, geometry.shape, geometry.n_det, spacing.mean(), axis.mean(), far.mean(), offset,
+                curved=geometry.curved, **options,
+            )  # fmt: skip
+    (distance, direction), (found, toward) = _lines(geometry), _lines(ideal)
+    size = max(n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True))
+    turn = direction[..., 0] * toward[..., 1] - direction[..., 1] * toward[..., 0]
+    off = torch.maximum((distance - found).abs() / size, turn.abs())
+    if not float(off.max()) <= IDEAL:
+        raise ValueError(f"geometry: view {int(off.amax(1).argmax())} is not that of an ideal scanner, {_ADVICE}")
+    return ideal
+
+
+IDEAL = 1e-6
+_ADVICE = (
+    "and filtered backprojection is for parallel beams and fans on a circle about the axis; take least squares "
+    "(conjugate_gradient on Radon(geometry).gram) or total variation"
+)
+
+
+def _lines(geometry: Beam) -> tuple[Tensor, Tensor]:
+    """Distance from the origin, ``(A, D)`` without its sign, and direction of each ray."""
+    points, directions = (t.detach() for t in geometry.rays())
+    directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
+    cross = points[..., 0] * directions[..., 1] - points[..., 1] * directions[..., 0]
+    return cross.abs(), directions

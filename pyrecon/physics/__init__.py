@@ -2,4 +2,4 @@
 
 from pyrecon._lazy import submodules
 
-__getattr__, __dir__ = submodules(__name__, "mpi", "mri")
+__getattr__, __dir__ = submodules(__name__, "ct", "mpi", "mri")

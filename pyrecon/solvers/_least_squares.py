@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_callable, check_count, check_flag, check_like, check_nonneg, check_number, check_shape
+from pyrecon._check import check_callable, check_count, check_flag, check_like, check_number, check_shape
 from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 from pyrecon.solvers._solution import Solution, Status
@@ -156,7 +156,7 @@ def sirt(
     Returns
     -------
     Solution
-        ``residual`` is ``|y - A x|`` of the iterate before the last step. No gradient flows through.
+        ``residual`` is ``|y - A x|``. No gradient flows through. Status DIVERGED: it grew a thousand times.
 
     Warns
     -----
@@ -164,7 +164,6 @@ def sirt(
         If a sample stopped by neither test.
     """
     _check_pair(A, A_adjoint, y, max_iter)
-    check_nonneg(nonneg, y)
     check_flag("nonneg", nonneg)
     check_number("tol", tol)
     if not 0 < check_number("relaxation", relaxation) < 2:
@@ -192,36 +191,32 @@ def _sirt(
     columns = _inverse("A_adjoint", _backprojected(A_adjoint, torch.ones_like(y), x0))
     rows = _inverse("A", applied("A", A, torch.ones_like(columns), like=y))
     x = torch.zeros_like(columns) if x0 is None else x0.detach().clone()
-    run = _Run(None, limit, y)
+    r = y if x0 is None else y - applied("A", A, x, like=y)
+    run = _Run(norm(r), limit, y)
     for k in range(max_iter):
         if run.over(k):
             break
-        r = y - applied("A", A, x, like=y)
-        run.step(norm(r))
-        if run.over(k):
-            break
-        step = relaxation * columns * applied("A_adjoint", A_adjoint, rows * r, like=x)
-        x_new = x + step
+        x_new = x + relaxation * columns * applied("A_adjoint", A_adjoint, rows * r, like=x)
         x_new = x_new.clamp(min=0) if nonneg else x_new
+        r_new = y - applied("A", A, x_new, like=y)
+        run.step(norm(r_new))
         run.converge(norm(x_new - x) <= tol * norm(x_new))
-        x = select(run.moved, x_new, x)
+        x, r = select(run.moved, x_new, x), select(run.moved, r_new, r)
     return run.solution(x)
 
 
 class _Run:
     """Status, iterations and residual of every sample; ``moved`` are those that the last step may change."""
 
-    def __init__(self, misfit: Tensor | None, limit: Tensor, y: Tensor) -> None:
+    def __init__(self, misfit: Tensor, limit: Tensor, y: Tensor) -> None:
         self.limit = limit
         self.dtype, self.every = real_dtype(y), GPU_STOP_TEST_EVERY if y.is_cuda else 1
         self.status = torch.full(limit.shape, Status.MAX_ITER, dtype=torch.int8, device=y.device)
         self.iterations = torch.zeros(limit.shape, dtype=torch.int32, device=y.device)
-        self.misfit = torch.full_like(limit, torch.inf) if misfit is None else misfit
-        self.smallest = self.misfit
+        self.misfit = self.smallest = misfit
         self.moved = self.active
-        if misfit is not None:
-            self._end(~misfit.isfinite(), Status.NONFINITE)
-            self._end(misfit <= limit, Status.CONVERGED)
+        self._end(~misfit.isfinite(), Status.NONFINITE)
+        self._end(misfit <= limit, Status.CONVERGED)
 
     @property
     def active(self) -> Tensor:

@@ -28,8 +28,8 @@ from pyrecon.nn import DnCNN, ResidualUNet
 from pyrecon.solvers import Anderson, Status
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import Stage, setting
-from pyrecon.train.problem import Batch, Problem, ProblemConfig, generator_of, make_problem
-from pyrecon.train.run import Drawn, Training
+from pyrecon.train.problem import Batch, Problem, ProblemConfig, ProblemTraining, generator_of
+from pyrecon.train.run import Drawn
 from pyrecon.train.task import Outcome, Quality, Task
 from pyrecon.transforms import Flips, Group, Product, QuarterTurns, Rotations, Shifts, commutes
 
@@ -239,7 +239,7 @@ def _psnr(images: Tensor, truth: Tensor | None) -> float:
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
-class EquilibriumTraining(Training):
+class EquilibriumTraining(ProblemTraining):
     """What the two systems share."""
 
     config: Config
@@ -256,7 +256,7 @@ class EquilibriumTraining(Training):
         config = self.config
         if config.loss == "robust-ei" and not config.noise_level:
             raise DataError("loss: robust-ei is for noisy measurements, these have none; take ei")
-        problem = make_problem(config, self.folder, drawn)
+        problem = self.problem(drawn)
         if config.blind:
             problem = problem.blind()
             self._check_group(problem)

@@ -1,0 +1,211 @@
+"""Reconstructions of each modality that are ready to run, made from what the command line was given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyrecon._errors import DataError
+from pyrecon.cli import _settings
+from pyrecon.data.raw import Grid, MPIScan, MRIScan
+from pyrecon.report import Report
+
+Progress = Callable[[float, int], None]
+
+
+def silent(done: float, total: int) -> None:
+    pass
+
+
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"--device: {device!r} is not usable here: {str(error).splitlines()[0]}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A reconstruction that is ready to run.
+
+    ``facts`` say what will be done; ``run(count, progress)`` reconstructs the first ``count`` images (all for None),
+    and calls ``progress`` with how many are done and how many there are, if it ``reports``.
+    """
+
+    facts: dict[str, str]
+    method: Any
+    images: int
+    memory: int
+    run: Callable[[int | None, Progress], tuple[torch.Tensor, Report]]
+    reports: bool
+    grid: Grid | None
+    labels: tuple[str, ...]
+
+
+def mpi_job(
+    file: Path,
+    system_matrix: Path,
+    method: str | None,
+    settings: list[str],
+    average: int,
+    snr_threshold: float,
+    band: tuple[float, float],
+    upsample: int,
+    device: str,
+) -> Job:
+    from pyrecon import io
+    from pyrecon.data.mpi import prepare_frames, prepare_system
+    from pyrecon.io import mdf
+    from pyrecon.models.mpi import LEARNED, METHODS, UNTRAINED, Reconstructor
+
+    chosen = _settings.make(METHODS | LEARNED | UNTRAINED, method or "hyb", settings)
+    if io.detect(system_matrix) != "mdf-system-matrix":
+        raise DataError(f"{system_matrix}: is {io.detect(system_matrix)}, expected an MDF system matrix")
+    scan: MPIScan = mdf.read_measurement(file)
+    system = prepare_system(mdf.read_system_matrix(system_matrix), scan, snr_threshold=snr_threshold, band=band)
+    frames = prepare_frames(system, scan, average=average)
+    if upsample > 1:
+        system = system.upsampled(upsample)
+    rows, voxels = system.matrix.shape
+    facts = {
+        "file": f"{file.name}: MPI measurement, {len(scan.is_background)} frames, "
+        f"{int(scan.is_background.sum())} of them background",
+        "system": f"{system_matrix.name}: {rows // 2} complex rows x {voxels} voxels "
+        f"({' x '.join(map(str, system.grid.shape))})",
+        "method": f"{chosen.name}",
+        "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
+    }
+    images = len(frames.y)
+    # The matrix, its factor in double while it is made, and the data; what the solvers add is small against these.
+    memory = 4 * rows * voxels * (1 + 2 + 2) + 4 * images * (rows + 6 * voxels)
+
+    def run(count: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
+        part = frames if count is None else dataclasses.replace(
+            frames, **{n: v[:count] for n, v in vars(frames).items() if isinstance(v, torch.Tensor) and v.dim()}
+        )  # fmt: skip
+        return Reconstructor(system, chosen, device=device)(part, progress=progress)
+
+    labels = tuple(f"frame {i}" for i in range(images))
+    return Job(facts, chosen, images, memory, run, True, system.grid, labels)
+
+
+def mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
+    from pyrecon import io
+    from pyrecon.data.mri import first_slices, readout_width
+    from pyrecon.models.mri import LEARNED, METHODS, default_method, reconstruct_mri
+
+    scan = io.read(file)
+    assert isinstance(scan, MRIScan)
+    chosen = default_method(scan) if method is None and not settings else None
+    if chosen is None:
+        names = {v: k for k, v in METHODS.items()}
+        chosen = _settings.make(METHODS | LEARNED, method or names[type(default_method(scan))], settings)
+    count, coils, height, width = scan.kspace.shape
+    facts = {
+        "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "
+        f"({scan.mask.mean():.0%} sampled, readout oversampling {scan.readout_oversampling:g})",
+        "method": chosen.name,
+        "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
+    }
+    width = readout_width(scan)
+    y, x, _ = scan.field_of_view
+    grid = Grid((height, width), (y / height, x / width), (0.0, 0.0))
+    # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.
+    memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
+
+    def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
+        return reconstruct_mri(scan if first is None else first_slices(scan, first), chosen, device=device)
+
+    return Job(facts, chosen, count, memory, run, False, grid, scan.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class CTOptions:
+    """What the command line says about a CT scan: pixel sizes in millimetres, views as ``START:STOP:STEP``."""
+
+    views: str | None = None
+    shape: tuple[int, int] | None = None
+    pixel_size: float | None = None
+    detector_pixel: float | None = None
+    center: float | None = None
+    rows: str | None = None
+
+    def given(self) -> list[str]:
+        """The options that were, as they are written."""
+        return [f"--{name.replace('_', '-')}" for name, value in dataclasses.asdict(self).items() if value is not None]
+
+
+def ct_job(file: Path, kind: str, method: str | None, settings: list[str], options: CTOptions, device: str) -> Job:
+    from pyrecon.data.ct import CTScan, coverage, on_grid, some_slices, some_views
+    from pyrecon.io import read
+    from pyrecon.io.data_exchange import read_data_exchange
+    from pyrecon.models.ct import LEARNED, METHODS, default_method, reconstruct_ct
+
+    if kind == "data-exchange":
+        pixel = None if options.detector_pixel is None else 1e-3 * options.detector_pixel
+        rows = _slice("--rows", options.rows)
+        scan = read_data_exchange(file, pixel_size=pixel, center=options.center, rows=rows)
+    else:
+        own = {"--detector-pixel", "--center", "--rows"} & set(options.given())
+        if own:
+            raise DataError(f"{', '.join(sorted(own))}: for Data Exchange files, {file} is {kind} and says it itself")
+        found = read(file)
+        assert isinstance(found, CTScan)
+        scan = found
+    views = _slice("--views", options.views)
+    if views is not None:
+        try:
+            scan = some_views(scan, views)
+        except ValueError as error:
+            raise DataError(f"--views: {options.views} leaves nothing of {scan.geometry.views} views") from error
+    size = None if options.pixel_size is None else 1e-3 * options.pixel_size
+    try:
+        geometry = on_grid(scan.geometry, options.shape, size)
+    except ValueError as error:
+        raise DataError(f"--shape, --pixel-size: {error}") from error
+    scan = dataclasses.replace(scan, geometry=geometry)
+    known: dict[str, Any] = METHODS | LEARNED
+    if method is None and not settings:
+        chosen: Any = default_method(scan)
+    else:
+        names = {v: k for k, v in METHODS.items()}
+        chosen = _settings.make(known, method or names[type(default_method(scan))], settings)
+    slices, count, n_det = scan.sinogram.shape
+    facts = {
+        "file": f"{file.name}: {kind}, {slices} slices, {count} views of {n_det} detector pixels",
+        "coverage": str(coverage(geometry)),
+        "image": f"{geometry.shape[0]} x {geometry.shape[1]} pixels of "
+        + " x ".join(f"{1e3 * p:.4g}" for p in geometry.pixel_size)
+        + " mm",
+        **{name: str(value) for name, value in scan.metadata.items() if name != "warnings"},
+        "method": chosen.name,
+        "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
+    }
+    # The sinogram, the rays in double, and what solvers hold: about eight images of each slice.
+    memory = 4 * scan.sinogram.size + 25 * count * n_det + 4 * 8 * slices * geometry.shape[0] * geometry.shape[1]
+
+    def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
+        return reconstruct_ct(scan if first is None else some_slices(scan, first), chosen, device=device)
+
+    return Job(facts, chosen, slices, memory, run, False, scan.grid, scan.labels)
+
+
+def _slice(option: str, text: str | None) -> slice | None:
+    """``START:STOP:STEP`` with any of them left out; a number alone is START."""
+    if text is None:
+        return None
+    try:
+        parts = [int(part) if part.strip() else None for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3 or (len(parts) == 3 and parts[2] is not None and parts[2] < 1):
+        raise DataError(f"{option}: {text!r}, expected START:STOP:STEP, e.g. 0:90 or ::4")
+    if len(parts) == 1:
+        if parts[0] is None:
+            raise DataError(f"{option}: {text!r}, expected START:STOP:STEP, e.g. 0:90 or ::4")
+        return slice(parts[0], parts[0] + 1 or None)
+    return slice(*parts)
