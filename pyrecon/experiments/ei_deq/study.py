@@ -22,8 +22,10 @@ LAYERS = (1, 3, 5, 7)
 TRAINED = ("id", "jfb", "unet", *(f"unrolled-{layers}" for layers in LAYERS))
 LOSSES = ("supervised", "self")
 _FORM = {"mri": "prox", "ct": "grad"}
-# Without noise measurements can be believed; with noise their error is estimated by SURE.
-SELF = {"mri": "robust-ei", "ct": "ei"}
+# 48 x 48 pixels have a 44th of the samples of 320 x 320: at 8x, 288 of them are left for a whole head.
+_QUICK = {"mri": {"acceleration": 4.0}, "ct": {"angles": 16}}
+# SURE in place of measurement consistency was no better at this noise (21.8 against 21.9 dB, unrolled, 32 x 32, 4x).
+SELF = {"mri": "ei", "ct": "ei"}
 
 
 def _changes(kind: str) -> dict[str, Any]:
@@ -38,15 +40,17 @@ def _recipes() -> dict[str, Recipe]:
     found = {}
     for task in TASKS:
         base = {"task": task, "form": _FORM[task]}
-        found[f"{task}-denoiser"] = Recipe("denoiser", base)
-        found[f"{task}-dncnn"] = Recipe("denoiser", base | {"network": "dncnn", "width": 32})
+        quick = _QUICK[task]
+        found[f"{task}-denoiser"] = Recipe("denoiser", base, quick=quick)
+        found[f"{task}-dncnn"] = Recipe("denoiser", base | {"network": "dncnn", "width": 32}, quick=quick)
         for loss in LOSSES:
             own = base | {"loss": "supervised" if loss == "supervised" else SELF[task]}
             for kind in TRAINED:
                 role = "unrolled" if kind.startswith("unrolled") else "unet" if kind == "unet" else "deq"
                 for seed in SEEDS:
                     changes = own | _changes(kind) | {"seed": seed}
-                    found[f"{task}-{loss}-{kind}-{seed}"] = Recipe(role, changes, initial=f"{task}-denoiser")
+                    name = f"{task}-{loss}-{kind}-{seed}"
+                    found[name] = Recipe(role, changes, initial=f"{task}-denoiser", quick=quick)
     return found
 
 
