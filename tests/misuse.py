@@ -270,6 +270,23 @@ TARGETS: dict[str, Target] = {
         operator(linops.Wavelet, (8, 8)),
         {"shape": value((8, 8)), "wavelet": value("db1"), "levels": value(1), "x": randn(B, 8, 8)},
     ),
+    "linops.Blur": Target(
+        operator(linops.Blur, (4, 4)),
+        {"kernel": randn(3, 2), "shape": value((4, 4)), "border": value("reflect"), "method": value("direct")}
+        | {"x": randn(B, 4, 4)},
+    ),
+    "linops.Blur by FFT": Target(
+        operator(linops.Blur, (2, 4, 4)),
+        {"kernel": randn(2, 3, 2), "shape": value((4, 4)), "channels": value(2), "method": value("fft")}
+        | {"x": randn(B, 2, 4, 4)},
+    ),
+    "linops.Whitened": Target(
+        lambda rtol, x: operator(lambda: linops.Whitened(linops.SystemMatrix(randn(M, N)()), rtol=rtol), (N,))(x),
+        {"rtol": value(0.1), "x": randn(B, N)},
+    ),
+    "linops.Whitened.transform": Target(
+        lambda y: linops.Whitened(linops.SystemMatrix(randn(M, N)())).transform(y), {"y": randn(B, M)}
+    ),
     "linops.pinv": Target(
         lambda **a: (linops.SystemMatrix(randn(M, N)())).pinv(**a),
         {"y": randn(B, M), "rtol": value(0.1), "rank": value(2), "max_iter": value(3)},

@@ -336,8 +336,16 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
         const int64_t i = floor_of(at);
         return p[i + 1] - p[i];
       };
-      dense = 1 / least(least(spacing(fan.place, left), spacing(fan.place, top)),
-                        least(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+      double low_gap = least(least(spacing(fan.place, left), spacing(fan.place, top)),
+                             least(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+      if (!fan.parallel) {  // in between gaps are parabolas: no smaller than the least of three by a seventh of the range
+        const double high_gap = most(most(spacing(fan.place, left), spacing(fan.place, top)),
+                                     most(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+        low_gap = least(low_gap, least(spacing(fan.place, left + 0.5 * width),
+                                       spacing(fan.last_place, lower_left + 0.5 * bottom_width)));
+        low_gap -= 0.15 * (high_gap - low_gap);
+      }
+      dense = 1 / low_gap;
       // How far from `column` the ray is that is taken for the nearest there, in rays; down: 0 at the first row, 1 at
       // the last.
       const auto off = [&](double across, double down) {
@@ -351,7 +359,7 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
       even = off(0.5, 0) < 0.2;
       if (!fan.parallel) even &= most(most(off(0.5, 0.5), off(0.5, 1)), most(off(0, 0.5), off(1, 0.5))) < 0.2;
     }
-    if (!permutes<T> || !even || dense > 3) {
+    if (!permutes<T> || !even || !(dense > 0 && dense <= 3)) {
       add_rays<T>(out + j, pitch, rows, smaller(L, columns - j), fan, first, first + count, j);
       continue;
     }
@@ -362,9 +370,9 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
     const int64_t from = fixed_point(left), step = fixed_point(left_step);
     const T *p = places - first, *s = fan.slope, *v = fan.value;
     const T wide = T(width), wider = T(width_step);
-    if (dense <= 1 + 1e-6 && fan.parallel && widest + 4 <= 2 * L)
+    if (dense <= 1 + 1e-11 && fan.parallel && widest + 4 <= 2 * L)
       add_tile<T, 1, 1, true, true>(out + j, pitch, rows, p, s, v, from, step, wide, wider);
-    else if (dense <= 1 + 1e-6 && widest + 4 <= 2 * L)
+    else if (dense <= 1 + 1e-11 && widest + 4 <= 2 * L)
       add_tile<T, 1, 1, true, false>(out + j, pitch, rows, p, s, v, from, step, wide, wider);
     else if (dense <= 1.25 && widest + 4 <= 2 * L)
       add_tile<T, 1, 1, false, false>(out + j, pitch, rows, p, s, v, from, step, wide, wider);

@@ -2,12 +2,12 @@
 
 from pyrecon.ops._anderson import anderson_mix
 from pyrecon.ops._consistency import project_l2_ball, sm_consistency
+from pyrecon.ops._fbp import fbp
 from pyrecon.ops._kaczmarz import kaczmarz
 from pyrecon.ops._kaczmarz_order import kaczmarz_order
 from pyrecon.ops._langevin import Moments, langevin_step
 from pyrecon.ops._learned_consistency import learned_consistency
 from pyrecon.ops._radon import radon, radon_adjoint
-from pyrecon.ops._fbp import fbp
 from pyrecon.ops._radon_geometry import Beam, FanBeam, ParallelBeam, ViewBeam
 from pyrecon.ops._rdn import rdn
 from pyrecon.ops._sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal

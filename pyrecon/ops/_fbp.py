@@ -11,6 +11,7 @@ Principles of computerized tomographic imaging, 1988, Sec. 3.3 and 3.4), applied
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
@@ -95,12 +96,18 @@ def _backward_cpp(image: Tensor, cameras: Tensor, curved: bool, n_det: int, out:
     )  # fmt: skip
 
 
+def _triton(sino: Tensor, cameras: Tensor, curved: bool, height: int, width: int, out: Tensor) -> None:
+    from pyrecon.kernels.fbp import fbp as launch
+
+    launch(sino, cameras, curved, height, width, out)
+
+
 # --- registration and autograd -------------------------------------------------------------------------------------
 _fbp = Op(
     "fbp(Tensor sino, Tensor cameras, bool curved, int height, int width) -> Tensor",
     outputs=lambda sino, cameras, curved, height, width: sino.new_empty(sino.shape[0], height, width),
     reference=_reference,
-    kernels={"cpp": _cpp},
+    kernels={"cpp": _cpp, "triton": _triton},
 )
 _fbp_backward = Op(
     "fbp_backward(Tensor image, Tensor cameras, bool curved, int n_det) -> Tensor",
@@ -143,9 +150,13 @@ class _Projection(torch.autograd.Function):
 
 
 # --- the filter ------------------------------------------------------------------------------------------------
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
+    return _cached_response(n_det, window, fan_step)
+
+
+@lru_cache(maxsize=64)
+def _cached_response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
     """Of the ramp for detector pixels one apart, ``(m // 2 + 1,)`` of a transform of m >= 2 n_det - 1 numbers.
 
     ``fan_step``: radians between the pixels of a curved detector, whose kernel is (g / sin g)^2 times that of the ramp.
@@ -314,7 +325,7 @@ def fbp(
     return image.view(*lead, *geometry.shape) if out is None else out
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, float | None, bool]:
     """Weights (A, D) before the filter, cameras (A, 8), radians between pixels of a curved detector, curved."""
     if isinstance(geometry, ViewBeam):
@@ -351,7 +362,49 @@ def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, floa
 
 
 def _as_ideal(geometry: ViewBeam) -> ParallelBeam | FanBeam:
-    raise ValueError(
-        "geometry: filtered backprojection is for parallel beams and fans on a circle; for other scanners take least "
-        "squares (conjugate_gradient on Radon(geometry).gram) or total variation"
-    )
+    """The parallel beam or fan on a circle that the scanner is, to ``IDEAL``; raises if it is neither."""
+    detectors, axes, sources = geometry.detectors.detach(), geometry.axes.detach(), geometry.sources
+    spacing = torch.linalg.vector_norm(axes, dim=1)
+    across = axes / spacing[:, None]
+    forward = torch.stack([-across[:, 1], across[:, 0]], dim=1)
+    angles = torch.atan2(across[:, 1], across[:, 0])
+    options: dict[str, Any] = {"pixel_size": geometry.pixel_size}
+    ideal: ParallelBeam | FanBeam
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user has been told
+        if sources is None:
+            offset = (detectors * across).sum(1)
+            ideal = ParallelBeam(angles, geometry.shape, geometry.n_det, spacing.mean(), offset, **options)
+        else:
+            sources = sources.detach()
+            axis = -(sources * forward).sum(1)
+            far = ((detectors - sources) * forward).sum(1)
+            offset = ((detectors - sources) * across).sum(1)
+            if not bool((axis > 0).all() and (far > 0).all()):
+                raise ValueError(f"geometry: detectors count against the turn of their source, {_ADVICE}")
+            ideal = FanBeam(
+                angles, geometry.shape, geometry.n_det, spacing.mean(), axis.mean(), far.mean(), offset,
+                curved=geometry.curved, **options,
+            )  # fmt: skip
+    (distance, direction), (found, toward) = _lines(geometry), _lines(ideal)
+    size = max(n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True))
+    turn = direction[..., 0] * toward[..., 1] - direction[..., 1] * toward[..., 0]
+    off = torch.maximum((distance - found).abs() / size, turn.abs())
+    if not float(off.max()) <= IDEAL:
+        raise ValueError(f"geometry: view {int(off.amax(1).argmax())} is not that of an ideal scanner, {_ADVICE}")
+    return ideal
+
+
+IDEAL = 1e-6
+_ADVICE = (
+    "and filtered backprojection is for parallel beams and fans on a circle about the axis; take least squares "
+    "(conjugate_gradient on Radon(geometry).gram) or total variation"
+)
+
+
+def _lines(geometry: Beam) -> tuple[Tensor, Tensor]:
+    """Distance from the origin, ``(A, D)`` without its sign, and direction of each ray."""
+    points, directions = (t.detach() for t in geometry.rays())
+    directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
+    cross = points[..., 0] * directions[..., 1] - points[..., 1] * directions[..., 0]
+    return cross.abs(), directions

@@ -129,18 +129,30 @@ def _adjoint_cpp(sino: Tensor, rays: Tensor, along: Tensor, height: int, width: 
     )  # fmt: skip
 
 
+def _triton(image: Tensor, rays: Tensor, along: Tensor, out: Tensor) -> None:
+    from pyrecon.kernels.radon import radon as launch
+
+    launch(image, rays, along, out)
+
+
+def _adjoint_triton(sino: Tensor, rays: Tensor, along: Tensor, height: int, width: int, out: Tensor) -> None:
+    from pyrecon.kernels.radon import radon_adjoint as launch
+
+    launch(sino, rays, along, out)
+
+
 # --- registration and autograd: each of the two is the other's gradient ----------------------------------------
 _radon = Op(
     "radon(Tensor image, Tensor rays, Tensor along) -> Tensor",
     outputs=lambda image, rays, along: image.new_empty(image.shape[0], *along.shape),
     reference=_reference,
-    kernels={"cpp": _cpp},
+    kernels={"cpp": _cpp, "triton": _triton},
 )
 _radon_adjoint = Op(
     "radon_adjoint(Tensor sino, Tensor rays, Tensor along, int height, int width) -> Tensor",
     outputs=lambda sino, rays, along, height, width: sino.new_empty(sino.shape[0], height, width),
     reference=_adjoint_reference,
-    kernels={"cpp": _adjoint_cpp},
+    kernels={"cpp": _adjoint_cpp, "triton": _adjoint_triton},
 )
 
 

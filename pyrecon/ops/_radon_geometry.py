@@ -22,6 +22,20 @@ from pyrecon.ops._radon_inputs import Length, length, offset, unit_scale, vector
 LARGEST = 10.0  # metres that a body may have in a scanner whose unit was stated
 
 
+class _Metres:
+    """A length kept in the unit it was given in and read in metres: whoever reads it gets a graph of its own."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, beam: Beam, owner: type | None = None) -> Tensor:
+        value: Tensor = getattr(beam, self.name)
+        return value if beam._scale == 1 else value * beam._scale
+
+    def __set__(self, beam: Beam, value: Tensor) -> None:
+        setattr(beam, self.name, value)
+
+
 class Beam(ABC):
     """The rays of one scan of one slice; made by :class:`ParallelBeam`, :class:`FanBeam` or :class:`ViewBeam`.
 
@@ -200,8 +214,9 @@ class ParallelBeam(Beam):
     Lengths may be tensors that require grad, and so may the angles: :func:`radon` is differentiable in them.
     """
 
-    _per_view = ("angles", "det_offset")
+    _per_view = ("angles", "_det_offset")
     angles: Tensor
+    det_spacing, det_offset = _Metres(), _Metres()
 
     def __init__(
         self,
@@ -217,11 +232,11 @@ class ParallelBeam(Beam):
         super().__init__(shape, 1 if n_det is None else n_det, pixel_size, unit)
         self.angles = view_angles(angles)
         smallest = min(self.pixel_size) / self._scale
-        self.det_spacing = length("det_spacing", smallest if det_spacing is None else det_spacing, self._scale)
+        self.det_spacing = length("det_spacing", smallest if det_spacing is None else det_spacing)
         if n_det is None:
             diagonal = math.hypot(*(n * p for n, p in zip(self.shape, self.pixel_size, strict=True)))
             self.n_det = math.ceil(diagonal / float(self.det_spacing.detach()))
-        self.det_offset = offset(det_offset, self._scale, len(self.angles))
+        self.det_offset = offset(det_offset, len(self.angles))
         self._check()
 
     def rays(self) -> tuple[Tensor, Tensor]:
@@ -258,8 +273,9 @@ class FanBeam(Beam):
         Whether the detector is an arc about the source.
     """
 
-    _per_view = ("angles", "det_offset")
+    _per_view = ("angles", "_det_offset")
     angles: Tensor
+    det_spacing, det_offset, source_to_axis, source_to_detector = _Metres(), _Metres(), _Metres(), _Metres()
 
     def __init__(
         self,
@@ -279,10 +295,10 @@ class FanBeam(Beam):
         check_flag("curved", curved)
         self.curved = curved
         self.angles = view_angles(angles)
-        self.det_spacing = length("det_spacing", det_spacing, self._scale)
-        self.source_to_axis = length("source_to_axis", source_to_axis, self._scale)
-        self.source_to_detector = length("source_to_detector", source_to_detector, self._scale)
-        self.det_offset = offset(det_offset, self._scale, len(self.angles))
+        self.det_spacing = length("det_spacing", det_spacing)
+        self.source_to_axis = length("source_to_axis", source_to_axis)
+        self.source_to_detector = length("source_to_detector", source_to_detector)
+        self.det_offset = offset(det_offset, len(self.angles))
         half = self._half_fan()
         if not half < math.pi / 2:
             raise ValueError(
@@ -339,7 +355,8 @@ class ViewBeam(Beam):
         Whether detectors are arcs about their sources.
     """
 
-    _per_view = ("detectors", "axes", "sources", "ray_directions")
+    _per_view = ("_detectors", "_axes", "_sources", "ray_directions")
+    detectors, axes = _Metres(), _Metres()
 
     def __init__(
         self,
@@ -361,10 +378,10 @@ class ViewBeam(Beam):
         if curved and sources is None:
             raise ValueError("curved: a curved detector is an arc about its source, expected sources")
         self.curved = curved
-        self.detectors = vectors("detectors", detectors) * self._scale
+        self.detectors = vectors("detectors", detectors)
         count = len(self.detectors)
-        self.axes = vectors("axes", axes, count) * self._scale
-        self.sources = None if sources is None else vectors("sources", sources, count) * self._scale
+        self.axes = vectors("axes", axes, count)
+        self._sources = None if sources is None else vectors("sources", sources, count)
         self.ray_directions = None if rays is None else vectors("rays", rays, count)
         toward = self.detectors - self.sources if self.sources is not None else self.ray_directions
         assert toward is not None
@@ -383,21 +400,27 @@ class ViewBeam(Beam):
                 )
         self._check(self.sources)
 
+    @property
+    def sources(self) -> Tensor | None:
+        """Of each view, metres; None for parallel rays."""
+        return None if self._sources is None else self._sources * self._scale
+
     def rays(self) -> tuple[Tensor, Tensor]:
         d = torch.arange(self.n_det, dtype=torch.float64, device=self.detectors.device) - (self.n_det - 1) / 2
-        if self.sources is None:
+        detectors, axes, sources = self.detectors, self.axes, self.sources
+        if sources is None:
             assert self.ray_directions is not None
-            points = self.detectors[:, None] + d[:, None] * self.axes[:, None]
+            points = detectors[:, None] + d[:, None] * axes[:, None]
             return points, self.ray_directions[:, None].expand_as(points)
-        toward = self.detectors - self.sources
+        toward = detectors - sources
         if not self.curved:
-            points = self.detectors[:, None] + d[:, None] * self.axes[:, None]
-            return points, points - self.sources[:, None]
+            points = detectors[:, None] + d[:, None] * axes[:, None]
+            return points, points - sources[:, None]
         radius = torch.linalg.vector_norm(toward, dim=1, keepdim=True)
         turned = torch.stack([-toward[:, 1], toward[:, 0]], dim=1)  # by 90 degrees, anticlockwise
-        fan = d * (turned * self.axes).sum(1, keepdim=True) / radius**2  # (A, D)
+        fan = d * (turned * axes).sum(1, keepdim=True) / radius**2  # (A, D)
         directions = fan.cos()[..., None] * toward[:, None] + fan.sin()[..., None] * turned[:, None]
-        return self.sources[:, None] + directions, directions
+        return sources[:, None] + directions, directions
 
     @property
     def arc(self) -> float:

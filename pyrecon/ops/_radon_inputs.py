@@ -24,7 +24,7 @@ def unit_scale(unit: str | None) -> float:
 
 
 def finite_numbers(name: str, value: Any, meaning: str) -> Tensor:
-    """``value`` as a float64 tensor of finite numbers; a tensor that requires grad stays part of its graph."""
+    """``value`` as a float64 tensor of finite numbers on the CPU; a tensor that requires grad stays part of its graph."""
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name}: dtype {value.dtype} is not supported, expected {meaning}")
@@ -35,7 +35,7 @@ def finite_numbers(name: str, value: Any, meaning: str) -> Tensor:
             tensor = torch.as_tensor(value, dtype=torch.float64)
         except (OverflowError, RuntimeError, TypeError, ValueError):
             raise TypeError(f"{name}: {described(value)}, expected {meaning}") from None
-    tensor = tensor.to(torch.float64)
+    tensor = tensor.to("cpu", torch.float64)
     if not bool(torch.isfinite(tensor.detach()).all()):
         raise ValueError(f"{name}: holds NaN or infinity, expected {meaning}")
     return tensor
@@ -63,23 +63,23 @@ def view_angles(value: Any) -> Tensor:
     return angles
 
 
-def length(name: str, value: Length, scale: float) -> Tensor:
-    """A positive length in metres, a tensor of one."""
+def length(name: str, value: Length) -> Tensor:
+    """A positive length, a tensor of one."""
     tensor = finite_numbers(name, value, "one length")
     if tensor.numel() != 1:
         raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not fit, expected one length")
     if not float(tensor.detach()) > 0:
         raise ValueError(f"{name}: {float(tensor.detach())} does not fit, expected a length > 0")
-    return tensor.reshape(()) * scale
+    return tensor.reshape(())
 
 
-def offset(value: Length, scale: float, views: int) -> Tensor:
+def offset(value: Length, views: int) -> Tensor:
     tensor = finite_numbers("det_offset", value, "one length or one per view")
     if tensor.numel() == 1 and tensor.dim() < 2:
-        return tensor.reshape(()) * scale
+        return tensor.reshape(())
     if tensor.shape != (views,):
         raise ValueError(f"det_offset: shape {tuple(tensor.shape)} does not fit, expected one or ({views},)")
-    return tensor * scale
+    return tensor
 
 
 def vectors(name: str, value: Any, count: int | None = None) -> Tensor:

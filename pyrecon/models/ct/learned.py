@@ -13,8 +13,10 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.linops import LinearOperator, Radon, Whitened
+from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.ct.methods import CTMethod
 from pyrecon.models.deq import DEGrad
+from pyrecon.models.luser import ROLE, load_for
 from pyrecon.models.weights import Card, check_role, find_weights
 from pyrecon.solvers import Solution
 
@@ -59,6 +61,42 @@ class DEGradCT(CTMethod):
         y = operator.transform(sinogram) if isinstance(operator, Whitened) else sinogram / factor
         start = operator.pinv(y)
         peak = start.flatten(1).quantile(_PEAK, dim=1).view(-1, 1, 1)
+        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+        found = model.reconstruct(y / scale.reshape(-1, *[1] * (y.dim() - 1)), operator)
+        return Solution(found.value * scale, found.status, found.iterations, found.residual)
+
+
+@dataclass(frozen=True)
+class LUSERCT(CTMethod):
+    """LUSER, LU-DnCNN or DEQ4IP with trained weights along the rays of the scan.
+
+    Every image is brought to the scale of training, where bodies have a peak of 1, by its least-squares image, and
+    back.
+
+    Attributes
+    ----------
+    weights
+        A file of :meth:`pyrecon.models.LUSER.save` or of its rivals'; ``pyrecon train luser -p task=ct`` makes one.
+        None ship with the package.
+    """
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "LUSER"
+    role: ClassVar[str] = ROLE
+
+    @cached_property
+    def model(self) -> Reconstructor:
+        """The network, loaded once."""
+        return load_for("ct", self.weights)
+
+    def solve(self, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
+        model = self.model.to(sinogram.device)
+        assert model.card is not None
+        _warn(model.card, physics)
+        operator, factor = _normalised(physics, bool(model.card.data.get("whiten")))
+        y = operator.transform(sinogram) if isinstance(operator, Whitened) else sinogram / factor
+        peak = operator.pinv(y).flatten(1).quantile(_PEAK, dim=1).view(-1, 1, 1)
         scale = torch.where(peak > 0, peak, torch.ones_like(peak))
         found = model.reconstruct(y / scale.reshape(-1, *[1] * (y.dim() - 1)), operator)
         return Solution(found.value * scale, found.status, found.iterations, found.residual)

@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from pyrecon.ops import Beam, FanBeam, ParallelBeam, ViewBeam, fbp, radon, radon_adjoint
-from pyrecon.testing.cases._case import Case, Make, randn
+from pyrecon.testing.cases._case import Case, randn
 
 REAL = (torch.float32, torch.float64)
 Geometry = Callable[[], Beam]
@@ -51,7 +51,7 @@ def _pair(name: str, geometry: Geometry, k: float = 48, batch: tuple[int, ...] =
     return tuple(_cases(op, name, geometry, k, batch, **more) for op in (radon, radon_adjoint))
 
 
-TINY = {"tiny": True, "grad": (0,)}
+TINY: dict[str, Any] = {"tiny": True, "grad": (0,)}
 # k: places err by a rounding of 16 to 48 pixels in float32 and of the image's size in float64, which moves a sample by
 # so many eps of the difference of two pixels; random, a sum of n samples keeps 1/sqrt(n) of that. Measured 5 to 33 in
 # float32 and, in float64, half the image's size.
