@@ -67,6 +67,11 @@ def contract(x: Any, *_: Any) -> Any:
     return tuple(0.5 * part + 1 for part in x) if isinstance(x, tuple) else 0.5 * x + 1
 
 
+def positive(x: Tensor) -> Tensor:
+    """Its own adjoint, without negative entries."""
+    return 2 * x + x.sum(dim=-1, keepdim=True)
+
+
 def cg_matrix(x: Tensor) -> Tensor:
     return 2 * x
 
@@ -210,6 +215,16 @@ TARGETS: dict[str, Target] = {
         solvers.conjugate_gradient,
         {"A": map_(cg_matrix), "b": randn(B, N), "x0": randn(B, N), "rtol": value(1e-3), "atol": value(0.0)}
         | {"max_iter": value(9)},
+    ),
+    "solvers.cgls": Target(
+        solvers.cgls,
+        {"A": map_(positive), "A_adjoint": map_(positive), "y": randn(B, N), "x0": randn(B, N), "damping": value(0.1)}
+        | {"atol": value(0.1), "rtol": value(1e-3), "max_iter": value(9)},
+    ),
+    "solvers.sirt": Target(
+        solvers.sirt,
+        {"A": map_(positive), "A_adjoint": map_(positive), "y": randn(B, N), "x0": randn(B, N), "nonneg": value(True)}
+        | {"relaxation": value(1.5), "atol": value(0.1), "tol": value(1e-3), "max_iter": value(9)},
     ),
     "solvers.fista": Target(
         solvers.fista,
