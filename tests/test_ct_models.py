@@ -43,7 +43,7 @@ def problem(views: int = 20, arc: float = 360.0) -> tuple[Tensor, Radon]:
     return torch.from_numpy(scan.sinogram).double(), Radon(geometry)
 
 
-def scanned(views: int = 180, n_det: int = 96, noise: float = 0.01, **more: Any) -> tuple[CTScan, Tensor]:
+def scanned(views: int = 120, n_det: int = 72, noise: float = 0.01, **more: Any) -> tuple[CTScan, Tensor]:
     """A disc with holes, and what it is."""
     geometry = scanner(more.pop("beam", "fan"), views, n_det=n_det, **more)
     body = phantom("disc", geometry, 1)
@@ -200,7 +200,7 @@ def test_units_do_not_matter() -> None:
 @pytest.mark.filterwarnings("ignore::pyrecon.solvers.ConvergenceWarning")
 def test_complete_scans_give_the_body(beam: str) -> None:
     scan, image = scanned(beam=beam)
-    for method, least in ((FBP(), 20.0), (CGLS(), 24.0), (SIRT(), 25.0), (TV(), 32.0)):
+    for method, least in ((FBP(), 24.0), (CGLS(), 23.0), (SIRT(), 23.0), (TV(), 31.0)):
         found, report = reconstruct_ct(scan, method)
         assert found.shape == image.shape
         assert psnr(found, image) > least, (method.name, psnr(found, image))
@@ -214,15 +214,15 @@ def test_a_limited_angle_says_so_and_tv_does_better() -> None:
     assert "cannot be recovered by filtered back-projection" in report.details["coverage"]
     found, report = reconstruct_ct(scan)
     assert report.method == "TV"
-    assert psnr(found, image) > psnr(direct, image) + 2
+    assert psnr(found, image) > psnr(direct, image) + 1.5
     assert report.residual_over_noise[0] == pytest.approx(1, abs=0.5)
 
 
 def test_the_default_method_follows_the_views() -> None:
-    assert isinstance(default_method(scanned(180)[0]), FBP)
+    assert isinstance(default_method(scanned()[0]), FBP)
     assert isinstance(default_method(scanned(10)[0]), TV)
     assert isinstance(default_method(scanned(60, arc=60.0)[0]), TV)
-    _, report = reconstruct_ct(scanned(180)[0], views=slice(0, 45))
+    _, report = reconstruct_ct(scanned()[0], views=slice(0, 30))
     assert report.method == "TV"  # of the views that are used
 
 
@@ -305,7 +305,7 @@ def test_a_parallel_scan_off_its_axis() -> None:
     scan, image = scanned(90, beam="parallel", offset=6.0)
     assert isinstance(scan.geometry, ParallelBeam)
     found, _ = reconstruct_ct(scan, TV())
-    assert psnr(found, image) > 31
+    assert psnr(found, image) > 30
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
