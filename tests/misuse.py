@@ -82,6 +82,15 @@ KACZMARZ = {
     "A": randn(M, N), "y": randn(B, M), "x0": randn(B, N), "dual": randn(B, M), "weight": value(0.1),
     "sweeps": value(2), "nonneg": value(False), "order": lambda: torch.tensor([0, 2, 5]), "seed": value(None),
 }  # fmt: skip
+BEAM = {
+    "angles": lambda: torch.tensor([0.1, 1.0, 2.2]), "shape": value((4, 4)), "n_det": value(7),
+    "det_spacing": value(1.0), "det_offset": value(0.2), "pixel_size": value(1.0), "unit": value(None),
+}  # fmt: skip
+FAN = BEAM | {"source_to_axis": value(9.0), "source_to_detector": value(12.0), "curved": value(True)}
+VIEWS = {
+    "detectors": lambda: torch.tensor([[0.0, 9.0]]), "axes": lambda: torch.tensor([[1.0, 0.0]]), "shape": value((4, 4)),
+    "n_det": value(7), "pixel_size": value(1.0), "sources": lambda: torch.tensor([[0.0, -9.0]]), "curved": value(False),
+}  # fmt: skip
 LEARNED = {
     "v": randn(B, M), "y": randn(B, M), "radius": value(0.3), "weights": randn(354), "points": value(9),
     "places": lambda: torch.tensor([0, 3, 7]), "width": value(8), "layers": value(3), "kernel": value(3),
@@ -140,7 +149,31 @@ def deq(problem: Any, y: Any, radius: Any, start: Any, iterations: Any) -> Any:
 
 
 WEIGHTS = pyrecon.nn.RDN(2, 2, 1, 1).packed().detach()
+
+
+def scan(kind: Callable[..., ops.Beam]) -> Callable[..., Any]:
+    def call(image: Any, sino: Any, out: Any, views: Any, filter: Any, short_scan: Any, **a: Any) -> Any:
+        geometry = kind(**a)
+        part = geometry.subset(views)
+        return (
+            ops.radon(image, geometry, out=out), ops.radon_adjoint(sino, geometry),
+            ops.fbp(sino, geometry, filter, short_scan=short_scan), linops.Radon(part)(image),
+        )  # fmt: skip
+
+    return call
+
+
+def scanned(views: int) -> dict[str, Callable[[], Any]]:
+    return {
+        "image": randn(B, 4, 4), "sino": randn(B, views, 7), "out": lambda: torch.empty(B, views, 7),
+        "views": value([0]), "filter": value("hann"), "short_scan": value(None),
+    }  # fmt: skip
+
+
 TARGETS: dict[str, Target] = {
+    "ops.radon, parallel": Target(scan(ops.ParallelBeam), BEAM | scanned(3), ("geometry", "x", "detector")),
+    "ops.radon, fan": Target(scan(ops.FanBeam), FAN | scanned(3), ("geometry", "x", "source", "detector")),
+    "ops.radon, views": Target(scan(ops.ViewBeam), VIEWS | scanned(1), ("geometry", "x", "source", "detector")),
     "ops.project_l2_ball": Target(
         ops.project_l2_ball,
         {"v": randn(B, M), "center": randn(B, M), "radius": value(0.3), "out": lambda: torch.empty(B, M)},

@@ -351,7 +351,11 @@ class EquilibriumTraining(ProblemTraining):
 
     @classmethod
     def advice(cls, model: Model, path: Path) -> str:
-        return f"pyrecon reconstruct SCAN.h5 -m de-prox --weights {path}" if model.system == "de-prox" else ""
+        scans = {("de-prox", "mri"), ("de-grad", "ct")}  # what has a method of raw scans
+        if model.card is None or model.card.role != "equilibrium":
+            return ""
+        known = (model.system, model.card.data["task"]) in scans
+        return f"pyrecon reconstruct SCAN.h5 -m {model.system} --weights {path}" if known else ""
 
 
 def build(config: Config, denoiser: nn.Module) -> Model:

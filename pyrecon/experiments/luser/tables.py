@@ -158,13 +158,13 @@ def table_3(study: LUSERStudy) -> tuple[Listing, Pictures]:
         "task", "network", "weights", "published", "MiB an image", "batch in 8 / 10 / 24 GB", "published",
         "times LU-DnCNN's", "published",
     ]  # fmt: skip
-    sides = {task: Config.of_scale("full", task=task).size for task in ("deblur", "ct", "mri")}
+    sides = ", ".join(f"{Config.of_scale('full', task=task).size} ({task})" for task in ("deblur", "ct", "mri"))
     at = ", ".join(f"{side} x {count}" for side, count in _MEASURED[study.scale])
     how = (
         f"at the published size, 128, 362 and 320 pixels: {at} of it"
         if study.scale == "full"
-        else f"at {at} (pixels along an axis x batch) and carried to {sides}, memory being linear in the pixels of a "
-        f"batch: no measured point is further than {100 * worst:.1f} % from its line"
+        else f"at {at} (pixels along an axis x batch) and carried to the published {sides} pixels, memory being linear "
+        f"in the pixels of a batch: no measured point is further than {100 * worst:.1f} % from its line"
     )
     notes = [
         f"Measured: the peak of what torch holds in a step of Adam, float32, the published networks, K = 8; {how}.",
