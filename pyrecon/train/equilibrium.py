@@ -25,7 +25,7 @@ from pyrecon.losses import equivariant_imaging, supervised
 from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement, load
 from pyrecon.models.weights import Card
 from pyrecon.nn import DnCNN, ResidualUNet
-from pyrecon.solvers import Anderson, Status
+from pyrecon.solvers import Anderson, ConvergenceWarning, Status
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import Stage, setting
 from pyrecon.train.problem import Batch, Problem, ProblemConfig, ProblemTraining, generator_of
@@ -337,7 +337,9 @@ class EquilibriumTraining(ProblemTraining):
     def _converged(self, model: Model, data: Data) -> float:
         """The share of held-out images whose equilibrium was found."""
         batch = data.problem.self_validation().scaled()
-        status = model.reconstruct(batch.y.cpu(), batch.physics.cpu()).status
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            status = model.reconstruct(batch.y.cpu(), batch.physics.cpu()).status
         share = float((status == Status.CONVERGED).float().mean())
         if share < 0.5:
             warnings.warn(
@@ -349,7 +351,11 @@ class EquilibriumTraining(ProblemTraining):
 
     @classmethod
     def advice(cls, model: Model, path: Path) -> str:
-        return f"pyrecon reconstruct SCAN.h5 -m de-prox --weights {path}" if model.system == "de-prox" else ""
+        scans = {("de-prox", "mri"), ("de-grad", "ct")}  # what has a method of raw scans
+        if model.card is None or model.card.role != "equilibrium":
+            return ""
+        known = (model.system, model.card.data["task"]) in scans
+        return f"pyrecon reconstruct SCAN.h5 -m {model.system} --weights {path}" if known else ""
 
 
 def build(config: Config, denoiser: nn.Module) -> Model:
