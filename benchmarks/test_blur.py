@@ -81,7 +81,7 @@ RIVALS = {
     "deepinv Blur": deepinv("Blur", padding="constant"),
     "deepinv BlurFFT": deepinv("BlurFFT"),
 }
-SLOW = ("torch conv2d", "torch conv2d, groups", "scipy.ndimage", "deepinv Blur")  # seconds for the large kernels, whose rows go without
+SLOW = ("torch conv2d", "torch conv2d, groups", "scipy.ndimage", "deepinv Blur")  # seconds a call for large kernels
 
 
 @pytest.mark.parametrize(

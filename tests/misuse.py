@@ -67,6 +67,11 @@ def contract(x: Any, *_: Any) -> Any:
     return tuple(0.5 * part + 1 for part in x) if isinstance(x, tuple) else 0.5 * x + 1
 
 
+def positive(x: Tensor) -> Tensor:
+    """Its own adjoint, without negative entries."""
+    return 2 * x + x.sum(dim=-1, keepdim=True)
+
+
 def cg_matrix(x: Tensor) -> Tensor:
     return 2 * x
 
@@ -76,6 +81,15 @@ KSPACE = {"kspace": randn(B, 2, 4, 4, dtype=C), "maps": randn(1, 2, 4, 4, dtype=
 KACZMARZ = {
     "A": randn(M, N), "y": randn(B, M), "x0": randn(B, N), "dual": randn(B, M), "weight": value(0.1),
     "sweeps": value(2), "nonneg": value(False), "order": lambda: torch.tensor([0, 2, 5]), "seed": value(None),
+}  # fmt: skip
+BEAM = {
+    "angles": lambda: torch.tensor([0.1, 1.0, 2.2]), "shape": value((4, 4)), "n_det": value(7),
+    "det_spacing": value(1.0), "det_offset": value(0.2), "pixel_size": value(1.0), "unit": value(None),
+}  # fmt: skip
+FAN = BEAM | {"source_to_axis": value(9.0), "source_to_detector": value(12.0), "curved": value(True)}
+VIEWS = {
+    "detectors": lambda: torch.tensor([[0.0, 9.0]]), "axes": lambda: torch.tensor([[1.0, 0.0]]), "shape": value((4, 4)),
+    "n_det": value(7), "pixel_size": value(1.0), "sources": lambda: torch.tensor([[0.0, -9.0]]), "curved": value(False),
 }  # fmt: skip
 LEARNED = {
     "v": randn(B, M), "y": randn(B, M), "radius": value(0.3), "weights": randn(354), "points": value(9),
@@ -135,7 +149,31 @@ def deq(problem: Any, y: Any, radius: Any, start: Any, iterations: Any) -> Any:
 
 
 WEIGHTS = pyrecon.nn.RDN(2, 2, 1, 1).packed().detach()
+
+
+def scan(kind: Callable[..., ops.Beam]) -> Callable[..., Any]:
+    def call(image: Any, sino: Any, out: Any, views: Any, filter: Any, short_scan: Any, **a: Any) -> Any:
+        geometry = kind(**a)
+        part = geometry.subset(views)
+        return (
+            ops.radon(image, geometry, out=out), ops.radon_adjoint(sino, geometry),
+            ops.fbp(sino, geometry, filter, short_scan=short_scan), linops.Radon(part)(image),
+        )  # fmt: skip
+
+    return call
+
+
+def scanned(views: int) -> dict[str, Callable[[], Any]]:
+    return {
+        "image": randn(B, 4, 4), "sino": randn(B, views, 7), "out": lambda: torch.empty(B, views, 7),
+        "views": value([0]), "filter": value("hann"), "short_scan": value(None),
+    }  # fmt: skip
+
+
 TARGETS: dict[str, Target] = {
+    "ops.radon, parallel": Target(scan(ops.ParallelBeam), BEAM | scanned(3), ("geometry", "x", "detector")),
+    "ops.radon, fan": Target(scan(ops.FanBeam), FAN | scanned(3), ("geometry", "x", "source", "detector")),
+    "ops.radon, views": Target(scan(ops.ViewBeam), VIEWS | scanned(1), ("geometry", "x", "source", "detector")),
     "ops.project_l2_ball": Target(
         ops.project_l2_ball,
         {"v": randn(B, M), "center": randn(B, M), "radius": value(0.3), "out": lambda: torch.empty(B, M)},
@@ -210,6 +248,16 @@ TARGETS: dict[str, Target] = {
         solvers.conjugate_gradient,
         {"A": map_(cg_matrix), "b": randn(B, N), "x0": randn(B, N), "rtol": value(1e-3), "atol": value(0.0)}
         | {"max_iter": value(9)},
+    ),
+    "solvers.cgls": Target(
+        solvers.cgls,
+        {"A": map_(positive), "A_adjoint": map_(positive), "y": randn(B, N), "x0": randn(B, N), "damping": value(0.1)}
+        | {"atol": value(0.1), "rtol": value(1e-3), "max_iter": value(9)},
+    ),
+    "solvers.sirt": Target(
+        solvers.sirt,
+        {"A": map_(positive), "A_adjoint": map_(positive), "y": randn(B, N), "x0": randn(B, N), "nonneg": value(True)}
+        | {"relaxation": value(1.5), "atol": value(0.1), "tol": value(1e-3), "max_iter": value(9)},
     ),
     "solvers.fista": Target(
         solvers.fista,

@@ -43,7 +43,7 @@ def problem(views: int = 20, arc: float = 360.0) -> tuple[Tensor, Radon]:
     return torch.from_numpy(scan.sinogram).double(), Radon(geometry)
 
 
-def scanned(views: int = 180, n_det: int = 96, noise: float = 0.01, **more: Any) -> tuple[CTScan, Tensor]:
+def scanned(views: int = 120, n_det: int = 72, noise: float = 0.01, **more: Any) -> tuple[CTScan, Tensor]:
     """A disc with holes, and what it is."""
     geometry = scanner(more.pop("beam", "fan"), views, n_det=n_det, **more)
     body = phantom("disc", geometry, 1)
@@ -114,19 +114,20 @@ def test_iterations_end_at_the_noise(method: CGLS | SIRT) -> None:
 
 
 def test_tv_minimises_what_it_says() -> None:
-    """0 is in the subdifferential: shown by the duality gap of a dual feasible point, in float64."""
+    """No way leads down from it, and what is known of the minimum holds, in float64."""
     y, physics = problem(10)
     weight, noise = 0.8, 0.02
     found = TV(weight=weight, noise_std=noise, tol=1e-9, max_iter=20000, max_inner=5000, nonneg=False).solve(y, physics)
     pixel = math.sqrt(math.prod(physics.geometry.pixel_size))
     w = weight * noise * math.sqrt(10)
 
-    def objective(x: Tensor) -> Tensor:
-        x = x * pixel
-        misfit = (physics(x) / pixel - y).square().flatten(1).sum(1) / 2
+    def variation(x: Tensor) -> Tensor:
         down, right = torch.zeros_like(x), torch.zeros_like(x)
         down[:, :-1], right[:, :, :-1] = x.diff(dim=1), x.diff(dim=2)
-        return misfit + w * (down.square() + right.square()).sqrt().flatten(1).sum(1)
+        return w * pixel * (down.square() + right.square()).sqrt().flatten(1).sum(1)
+
+    def objective(x: Tensor) -> Tensor:
+        return (physics(x) - y).square().flatten(1).sum(1) / 2 + variation(x)
 
     least = objective(found.value)
     generator = torch.Generator().manual_seed(0)
@@ -134,8 +135,10 @@ def test_tv_minimises_what_it_says() -> None:
         for _ in range(20):
             way = torch.randn(found.value.shape, dtype=torch.float64, generator=generator)
             assert bool((objective(found.value + size * way) >= least * (1 - 1e-10)).all())
-    assert bool((objective(0.999 * found.value) > least).all())
-    assert bool((objective(1.001 * found.value) > least).all())
+    # TV grows in proportion to x, so along x itself the objective is level where <A x - y, A x> = -TV(x).
+    lines = physics(found.value)
+    slope = ((lines - y) * lines).flatten(1).sum(1)
+    torch.testing.assert_close(-slope, variation(found.value), rtol=1e-4, atol=0)
     # A constant is not penalised: the residual is orthogonal to the projections of one.
     ones = physics(torch.ones_like(found.value))
     slack = ((physics(found.value) - y) * ones).flatten(1).sum(1)
@@ -197,7 +200,7 @@ def test_units_do_not_matter() -> None:
 @pytest.mark.filterwarnings("ignore::pyrecon.solvers.ConvergenceWarning")
 def test_complete_scans_give_the_body(beam: str) -> None:
     scan, image = scanned(beam=beam)
-    for method, least in ((FBP(), 20.0), (CGLS(), 24.0), (SIRT(), 25.0), (TV(), 32.0)):
+    for method, least in ((FBP(), 24.0), (CGLS(), 23.0), (SIRT(), 23.0), (TV(), 31.0)):
         found, report = reconstruct_ct(scan, method)
         assert found.shape == image.shape
         assert psnr(found, image) > least, (method.name, psnr(found, image))
@@ -211,15 +214,15 @@ def test_a_limited_angle_says_so_and_tv_does_better() -> None:
     assert "cannot be recovered by filtered back-projection" in report.details["coverage"]
     found, report = reconstruct_ct(scan)
     assert report.method == "TV"
-    assert psnr(found, image) > psnr(direct, image) + 2
+    assert psnr(found, image) > psnr(direct, image) + 1.5
     assert report.residual_over_noise[0] == pytest.approx(1, abs=0.5)
 
 
 def test_the_default_method_follows_the_views() -> None:
-    assert isinstance(default_method(scanned(180)[0]), FBP)
+    assert isinstance(default_method(scanned()[0]), FBP)
     assert isinstance(default_method(scanned(10)[0]), TV)
     assert isinstance(default_method(scanned(60, arc=60.0)[0]), TV)
-    _, report = reconstruct_ct(scanned(180)[0], views=slice(0, 45))
+    _, report = reconstruct_ct(scanned()[0], views=slice(0, 30))
     assert report.method == "TV"  # of the views that are used
 
 
@@ -302,7 +305,7 @@ def test_a_parallel_scan_off_its_axis() -> None:
     scan, image = scanned(90, beam="parallel", offset=6.0)
     assert isinstance(scan.geometry, ParallelBeam)
     found, _ = reconstruct_ct(scan, TV())
-    assert psnr(found, image) > 31
+    assert psnr(found, image) > 30
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
@@ -391,8 +394,9 @@ def test_limited_views_are_scored_by_segmentation(tmp_path: Path) -> None:
 
     write_sinogram(tmp_path / "few.h5", parts["few"])
     io.write_result(tmp_path / "mask.npz", io.Result(mask.numpy()))
-    shown = command("evaluate", "ct", str(tmp_path / "few.h5"), "--truth", str(tmp_path / "mask.npz"), "-m", "fbp", "-m",
-                    "tv", "-o", str(tmp_path / "a.md"), "--figure", str(tmp_path / "a.png"))  # fmt: skip
+    files = {name: str(tmp_path / name) for name in ("few.h5", "mask.npz", "a.md", "a.png")}
+    shown = command("evaluate", "ct", files["few.h5"], "--truth", files["mask.npz"], "-m", "fbp", "-m", "tv",
+                    "-o", files["a.md"], "--figure", files["a.png"])  # fmt: skip
     assert f"{scores['few', 'FBP']:.3f}" in shown
     assert shown.strip() in (tmp_path / "a.md").read_text()
     assert (tmp_path / "a.png").stat().st_size > 1000

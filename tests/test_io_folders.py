@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,15 @@ def bomb(path: Path) -> None:
     (path / "a.npy").write_bytes(content.getvalue() + bytes(100))
 
 
+def sparse(path: Path) -> None:
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
+        content, {"descr": "<f8", "fortran_order": False, "shape": (2**17, 2**10, 2**10)}
+    )
+    (path / "a.npy").write_bytes(content.getvalue())
+    os.truncate(path / "a.npy", len(content.getvalue()) + 2**40)
+
+
 def pickled(path: Path) -> None:
     np.save(path / "a.npy", np.array([{}, {}], object), allow_pickle=True)
 
@@ -205,6 +215,7 @@ def two_arrays(path: Path) -> None:
         (lambda path: h5(path / "a.h5", data=np.full((9, 9, 9), b"text")), r"/data: values of type"),
         (truncated, r"a\.h5"),
         (bomb, r"a\.npy: "),
+        (sparse, r"a\.npy: the array needs 1 TiB of memory, this machine has"),
         (pickled, r"a\.npy: cannot be read"),
         (no_picture, r"\.png: cannot be read"),
         (huge_picture, r"\.png: (cannot be read|1048576 x 1048576 pixels)"),

@@ -133,9 +133,14 @@ def test_the_injected_half_of_the_mix_is_the_same_as_side_by_side() -> None:
 def test_the_rivals_are_their_equations() -> None:
     A = smoothing()
     y = A(images())
-    model = rival("lu-dncnn", step=0.5).eval()
+    model = rival("lu-dncnn", step=0.5).train()
+    model(y, A)  # the running statistics of every stage
+    model.eval()
     x = A.adjoint(y)
-    for found in model(y, A, return_stages=True):
+    for k, found in enumerate(model(y, A, return_stages=True)):
+        for i, norm in enumerate(model.denoiser.norms):
+            norm.running_mean.copy_(model.running_mean[k, i])
+            norm.running_var.copy_(model.running_var[k, i])
         x = model.denoiser(x + 0.5 * (A.adjoint(y) - A.gram(x)))
         torch.testing.assert_close(found, x, rtol=0, atol=1e-12)
     model = rival("deq4ip", step=0.5).eval()
@@ -410,6 +415,9 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
         model(y, A).square().mean().backward()
         grads = {name: value.grad for name, value in model.named_parameters()}
         results.append((grads, {name: value.clone() for name, value in model.named_buffers()}))
+        moved = model.running_var != 1
+        assert moved.all(), "every stage has statistics of its own"
+        assert not torch.equal(model.running_mean[0], model.running_mean[1])
         if checkpointing:
             assert kept_bytes(model, y, A) < 0.3 * kept_bytes(rival("lu-dncnn").train(), y, A)
     for one, other in zip(*results, strict=True):

@@ -113,12 +113,12 @@ def limited(monkeypatch: pytest.MonkeyPatch, tasks: tuple[str, ...], rows: list[
 def test_tables_are_made_from_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, ("deblur",), [("lu-dncnn", "final"), ("luser-sw", "final")])
     study = Small(tmp_path, seeds=2, sizes=Sizes(3, 0, 0, 0))
-    written = [path.name for path, _ in reproduce(PAPER, study, {"table": ["2", "3"], "experiment": ["pairs"]})]
-    assert written == ["table-2.md", "table-3.md", "pairs.md"]
+    written = [path.name for path, _ in reproduce(PAPER, study, {"table": ["2-deblur", "3"], "experiment": ["pairs"]})]
+    assert written == ["table-2-deblur.md", "table-3.md", "pairs.md"]
     text = {name: (tmp_path / name).read_text() for name in written}
-    assert (tmp_path / "table-2.png").exists()
+    assert (tmp_path / "table-2-deblur.png").exists()
     for value in ("30.30", "0.862", "LUSER-SW", "±"):
-        assert value in text["table-2.md"]
+        assert value in text["table-2-deblur.md"]
     for value in ("96,503", "558,580", "10 / 14 / 34", "8.5"):
         assert value in text["table-3.md"]
     assert "| +0.37 |" in text["pairs.md"]

@@ -163,6 +163,16 @@ def test_view_by_view_is_the_same_scanner(name: str) -> None:
     assert views.full_arc == pytest.approx(beam.full_arc, abs=0.02)  # an offset widens one side of the fan
 
 
+def test_a_detector_may_count_the_other_way() -> None:
+    beam = fan(60)
+    views = view_by_view(beam)
+    assert views.sources is not None
+    mirrored = ViewBeam(views.detectors, -views.axes, SIZE, beam.n_det, sources=views.sources)
+    x, y = torch.randn(SIZE, dtype=torch.float64), torch.randn(beam.range_shape, dtype=torch.float64)
+    torch.testing.assert_close(radon(x, mirrored), radon(x, beam).flip(1), rtol=1e-10, atol=1e-9)
+    torch.testing.assert_close(fbp(y.flip(1), mirrored), fbp(y, beam), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_the_transpose_is_exact(name: str, dtype: torch.dtype) -> None:

@@ -124,7 +124,7 @@ def test_luminance_and_large_sizes() -> None:
 def test_a_missing_scikit_image_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     module._photograph.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(MissingDependency, match=r"needs scikit-image: pip install 'pyrecon-imaging\[demo\]'"):
+    with pytest.raises(MissingDependency, match=r"needs scikit-image: pip install 'pyrecon-imaging\[train\]'"):
         photographs(1, (8, 8))
 
 

@@ -84,6 +84,11 @@ def read_data_exchange(
         "angle_unit": unit,
         "detector_pixel": f"{1e6 * pixel:g} um ({origin})",
     }
+    if origin == "assumed":
+        metadata["warnings"] = [
+            "detector pixel: not in the file, 1 mm is assumed; images and lengths are right but for that factor. Say "
+            "it (--detector-pixel, pixel_size=) to have them in 1/m"
+        ]
     if center is None:
         center, way = find_center(sinogram, angles)
     else:
@@ -104,7 +109,7 @@ def read_data_exchange(
 def _counts(file: Hdf5, rows: slice | None) -> tuple[NDArray[Any], range]:
     """The data ``(views, rows, detector)``, and which rows they are."""
     field = "/exchange/data"
-    node = file.dataset(field)
+    node = file.dataset(field, axis=1, taken=rows)
     if node.dtype.kind not in "fiu" or node.ndim != 3 or not node.size:
         raise file.fail(field, f"{node.dtype} of shape {node.shape}", "real numbers (views, rows, detector)")
     taken = range(node.shape[1])[rows or slice(None)]

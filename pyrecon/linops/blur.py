@@ -3,7 +3,7 @@
 torch's convolution is only fast where it has many channels. So planes become channels of one image, large planes are
 cut into strips until there are 16, and a larger kernel that is a product of lines goes in two passes. On one thread 24
 planes of 128 x 128 take 19 ms as a batch, 1.4 ms as channels and 2.4 to 4 ms by FFT under a 9 x 9 Gaussian, and under
-one of 31 x 31 2.1 ms in two passes.
+one of 31 x 31 2.1 ms in two passes. Of small images the passes are products with banded matrices.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ _STRIPS = 16  # planes that a convolution should have at least: lanes of a vecto
 # Costs in weights of a kernel that goes in one pass: of the FFTs (15 x 15, measured between 13 and 17), and of the two
 # passes of a product of lines besides twice their own weights.
 _CROSSOVER, _TERM = 230, 60
+# Sides of the images, times the terms, up to which matrices are faster: 81 us against 253 for 24 planes of
+# 32 x 32, 592 against 900 for 12 of 96 x 96.
+_SIDES = 192
 _LARGEST = 1024  # of a kernel that is decomposed, along an axis
 
 Frame = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
@@ -48,7 +51,9 @@ class Blur(LinearOperator):
         pixels' centres (``"reflect"``, numpy's).
     method
         ``"direct"``, in a pass along each axis where the kernel is a sum of few products of lines and needs no grad;
-        ``"fft"``; ``"auto"``: what was measured to be faster, FFT from 16 x 16 on, or 43 x 43 for a product of lines.
+        ``"matrix"``, those passes as products with matrices of the images' sides; ``"fft"``. ``"auto"``: what was
+        measured to be faster, matrices for products of lines up to 96 x 96 pixels, FFT for kernels from 16 x 16 on, or
+        43 x 43 for a product of lines.
     """
 
     kernel: Tensor
@@ -60,7 +65,7 @@ class Blur(LinearOperator):
         *,
         channels: int | None = None,
         border: Literal["zero", "periodic", "reflect"] = "zero",
-        method: Literal["auto", "direct", "fft"] = "auto",
+        method: Literal["auto", "direct", "matrix", "fft"] = "auto",
     ) -> None:
         super().__init__()
         shape = check_size("shape", shape, 2)  # type: ignore[assignment]  # two of them
@@ -73,8 +78,8 @@ class Blur(LinearOperator):
             raise ValueError(f"kernel: shape {tuple(kernel.shape)} does not fit, expected {wanted}")
         if border not in ("zero", "periodic", "reflect"):
             raise ValueError(f"border: {border!r}, expected zero, periodic or reflect")
-        if method not in ("auto", "direct", "fft"):
-            raise ValueError(f"method: {method!r}, expected auto, direct or fft")
+        if method not in ("auto", "direct", "matrix", "fft"):
+            raise ValueError(f"method: {method!r}, expected auto, direct, matrix or fft")
         if not kernel.is_meta and not bool(torch.isfinite(kernel).all()):
             raise ValueError("kernel: holds NaN or infinite values")
         if isinstance(kernel, nn.Parameter):
@@ -91,9 +96,14 @@ class Blur(LinearOperator):
             weights = kernel.shape[-2] * kernel.shape[-1]
             learned = kernel.requires_grad or kernel.is_meta or max(kernel.shape[-2:]) > _LARGEST
             self.method = "fft" if (weights if learned else self._terms()[0]) > _CROSSOVER else "direct"
+            if not learned and self._terms()[2] * sum(shape) <= _SIDES:
+                self.method = "matrix"
 
     def forward(self, x: Tensor) -> Tensor:
         planes = self._planes(x)
+        if self.method == "matrix" and not self._traced():
+            terms = [left @ planes @ right.mT for left, right in self._matrices(planes.dtype)]
+            return self._image(_total(terms), x)
         if self.border == "zero":
             return self._image(self._correlated(planes, (self._sides(-2), self._sides(-1))), x)
         for axis in (-2, -1):
@@ -102,6 +112,9 @@ class Blur(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         planes = self._planes(y)
+        if self.method == "matrix" and not self._traced():
+            terms = [left.mT @ planes @ right for left, right in self._matrices(planes.dtype)]
+            return self._image(_total(terms), y)
         if self.border == "zero":
             return self._image(self._correlated(planes, (self._sides(-2)[::-1], self._sides(-1)[::-1]), True), y)
         high, wide = (size - 1 for size in self.kernel.shape[-2:])
@@ -143,7 +156,7 @@ class Blur(LinearOperator):
             transfer = self._transfer(x.dtype, (frame[0][0], frame[1][0]), transposed)
             image: Tensor = torch.fft.irfft2(torch.fft.rfft2(x, self._fft_size) * transfer, self._fft_size)
             return image[..., :rows, :columns]
-        total: Tensor | None = None
+        terms = []
         for kernels in self._passes():
             term = x
             for kernel in kernels:
@@ -152,9 +165,8 @@ class Blur(LinearOperator):
                 )
                 weights = kernel.to(x.dtype)
                 term = _pass(term, weights.flip(-2, -1) if transposed else weights, sides)
-            total = term if total is None else total + term
-        assert total is not None
-        return total
+            terms.append(term)
+        return _total(terms)
 
     def _passes(self) -> list[tuple[Tensor, ...]]:
         """Terms, each of kernels ``(C | 1, h, w)`` that go one after the other, along both axes or along one each."""
@@ -187,11 +199,30 @@ class Blur(LinearOperator):
         transfer: Tensor = self._known(f"transfer {dtype} {start} {transposed}", make)
         return transfer
 
-    def _terms(self) -> tuple[int, list[tuple[Tensor, ...]]]:
-        """How long the fewest passes take, in weights of a kernel, and the passes: the flipped kernel as a sum of
-        products of lines, or as it is."""
+    def _matrices(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """For each term what rows and columns are multiplied by, ``(C | 1, H, H)`` and ``(C | 1, W, W)``."""
 
-        def make() -> tuple[int, list[tuple[Tensor, ...]]]:
+        def make() -> list[tuple[Tensor, Tensor]]:
+            sides = self.domain_shape[-2:]
+            return [
+                (self._matrix(column, -2, sides[0]).to(dtype), self._matrix(row, -1, sides[1]).to(dtype))
+                for row, column in self._terms()[3]
+            ]
+
+        matrices: list[tuple[Tensor, Tensor]] = self._known(f"matrices {dtype}", make)
+        return matrices
+
+    def _matrix(self, line: Tensor, axis: int, n: int) -> Tensor:
+        """A pass along an axis, from what it makes of unit vectors: ``(C | 1, n, n)``."""
+        units = torch.eye(n, dtype=line.dtype, device=line.device).reshape(n, 1, *((n, 1) if axis == -2 else (1, n)))
+        framed = _extended(units, axis, *self._sides(axis), self.border).expand(-1, len(line), -1, -1)
+        return _pass(framed, line, ((0, 0), (0, 0))).reshape(n, -1, n).permute(1, 2, 0).contiguous()
+
+    def _terms(self) -> tuple[int, list[tuple[Tensor, ...]], int, list[tuple[Tensor, Tensor]]]:
+        """How long the fewest passes take, in weights of a kernel, and the passes: the flipped kernel as a sum of
+        products of lines, or as it is; the number of those products, and they, rows ``(C | 1, 1, w)`` first."""
+
+        def make() -> tuple[int, list[tuple[Tensor, ...]], int, list[tuple[Tensor, Tensor]]]:
             flipped = self._flipped(torch.float64).detach()
             height, width = flipped.shape[1:]
             u, s, vh = torch.linalg.svd(flipped, full_matrices=False)
@@ -199,12 +230,13 @@ class Blur(LinearOperator):
             kept = s.flip(-1).cumsum(-1).flip(-1) > torch.finfo(self.kernel.dtype).eps * s[:, :1]
             rank = max(1, int(kept.sum(-1).max()))
             cost = rank * (_TERM + 2 * (height + width))
-            if cost >= height * width or 1 in (height, width):
-                return height * width, [(flipped,)]
             columns = (u * s[:, None]).unsqueeze(2)  # (C | 1, h, 1, r)
-            return cost, [(vh[:, i, None], columns[..., i]) for i in range(rank)]
+            lines = [(vh[:, i, None], columns[..., i]) for i in range(rank)]
+            if cost >= height * width or 1 in (height, width):
+                return height * width, [(flipped,)], rank, lines
+            return cost, [*lines], rank, lines
 
-        known: tuple[int, list[tuple[Tensor, ...]]] = self._known("terms", make)
+        known: tuple[int, list[tuple[Tensor, ...]], int, list[tuple[Tensor, Tensor]]] = self._known("terms", make)
         return known
 
     def _known(self, name: str, make: Callable[[], Any]) -> Any:
@@ -216,6 +248,13 @@ class Blur(LinearOperator):
             with torch.no_grad():
                 known = self._derived[name] = (state, make())
         return known[1]
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def _pass(x: Tensor, weights: Tensor, frame: Frame) -> Tensor:

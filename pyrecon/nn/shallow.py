@@ -41,7 +41,7 @@ class ShallowBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int = 1, *, width: int = 32, groups: int = 1, gain: float = 0.03, spread: float = 3.0
+        self, channels: int = 1, *, width: int = 32, groups: int = 1, gain: float = 0.03, spread: float = 1.0
     ) -> None:
         super().__init__()
         check_count("channels", channels)

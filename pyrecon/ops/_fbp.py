@@ -27,6 +27,7 @@ from pyrecon._threads import kernel_threads
 from pyrecon.ops._radon import SAMPLES, check_input
 from pyrecon.ops._radon_geometry import Beam, FanBeam, ParallelBeam, ViewBeam
 
+Plan = tuple[Tensor, Tensor, float | None, bool]
 FILTERS = ("ramp", "shepp-logan", "cosine", "hann", "hamming")
 
 
@@ -326,10 +327,24 @@ def fbp(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, float | None, bool]:
+def _plan(geometry: Beam, short_scan: bool | None) -> Plan:
     """Weights (A, D) before the filter, cameras (A, 8), radians between pixels of a curved detector, curved."""
+    if geometry.requires_grad:  # its numbers may change
+        return _new_plan(geometry, short_scan)
+    if short_scan not in geometry._plans:
+        geometry._plans[short_scan] = _new_plan(geometry, short_scan)
+    plan: Plan = geometry._plans[short_scan]
+    return plan
+
+
+def _new_plan(geometry: Beam, short_scan: bool | None) -> Plan:
     if isinstance(geometry, ViewBeam):
-        geometry = _as_ideal(geometry)
+        ideal, mirrored = _as_ideal(geometry)
+        weights, cameras, fan_step, curved = _new_plan(ideal, short_scan)
+        if mirrored:
+            weights = weights.flip(1)
+            cameras[:, 6:] = torch.stack([geometry.n_det - 1 - cameras[:, 6], -cameras[:, 7]], dim=1)
+        return weights, cameras, fan_step, curved
     assert isinstance(geometry, ParallelBeam | FanBeam)
     angles, spacing = geometry.angles.detach().cpu(), float(geometry.det_spacing.detach())
     views, n_det = geometry.range_shape
@@ -361,38 +376,38 @@ def _plan(geometry: Beam, short_scan: bool | None) -> tuple[Tensor, Tensor, floa
     return weights * steps[:, None], _cameras(geometry), fan_step, geometry.curved
 
 
-def _as_ideal(geometry: ViewBeam) -> ParallelBeam | FanBeam:
-    """The parallel beam or fan on a circle that the scanner is, to ``IDEAL``; raises if it is neither."""
+def _as_ideal(geometry: ViewBeam) -> tuple[ParallelBeam | FanBeam, bool]:
+    """The parallel beam or fan on a circle that the scanner is, to ``IDEAL``, and whether its detector pixels count the
+    other way; raises if it is neither."""
     detectors, axes, sources = geometry.detectors.detach(), geometry.axes.detach(), geometry.sources
+    mirrored = False
+    if sources is not None:
+        ahead = detectors - sources.detach()
+        mirrored = bool((axes[:, 0] * ahead[:, 1] < axes[:, 1] * ahead[:, 0]).all())
     spacing = torch.linalg.vector_norm(axes, dim=1)
-    across = axes / spacing[:, None]
+    across = axes / (-spacing if mirrored else spacing)[:, None]
     forward = torch.stack([-across[:, 1], across[:, 0]], dim=1)
-    angles = torch.atan2(across[:, 1], across[:, 0])
-    options: dict[str, Any] = {"pixel_size": geometry.pixel_size}
+    common = (torch.atan2(across[:, 1], across[:, 0]), geometry.shape, geometry.n_det, spacing.mean())
+    pixel = geometry.pixel_size
     ideal: ParallelBeam | FanBeam
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the user has been told
-        if sources is None:
-            offset = (detectors * across).sum(1)
-            ideal = ParallelBeam(angles, geometry.shape, geometry.n_det, spacing.mean(), offset, **options)
-        else:
-            sources = sources.detach()
-            axis = -(sources * forward).sum(1)
-            far = ((detectors - sources) * forward).sum(1)
-            offset = ((detectors - sources) * across).sum(1)
-            if not bool((axis > 0).all() and (far > 0).all()):
-                raise ValueError(f"geometry: detectors count against the turn of their source, {_ADVICE}")
-            ideal = FanBeam(
-                angles, geometry.shape, geometry.n_det, spacing.mean(), axis.mean(), far.mean(), offset,
-                curved=geometry.curved, **options,
-            )  # fmt: skip
-    (distance, direction), (found, toward) = _lines(geometry), _lines(ideal)
-    size = max(n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the user has been told
+            if sources is None:
+                ideal = ParallelBeam(*common, (detectors * across).sum(1), pixel)
+            else:
+                axis, far = -(sources.detach() * forward).sum(1).mean(), (ahead * forward).sum(1).mean()
+                ideal = FanBeam(*common, axis, far, (ahead * across).sum(1), pixel, curved=geometry.curved)
+    except ValueError as problem:
+        raise ValueError(f"geometry: {problem}; that is no ideal scanner, {_ADVICE}") from None
+    distance, direction = (t.flip(1) if mirrored else t for t in _lines(geometry))
+    found, toward = _lines(ideal)
+    size = max(n * p for n, p in zip(geometry.shape, pixel, strict=True))
     turn = direction[..., 0] * toward[..., 1] - direction[..., 1] * toward[..., 0]
     off = torch.maximum((distance - found).abs() / size, turn.abs())
     if not float(off.max()) <= IDEAL:
         raise ValueError(f"geometry: view {int(off.amax(1).argmax())} is not that of an ideal scanner, {_ADVICE}")
-    return ideal
+    return ideal, mirrored
 
 
 IDEAL = 1e-6

@@ -11,7 +11,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from pyrecon._check import check_count, check_flag, check_number, check_size
 from pyrecon.ops._radon_inputs import Length, length, offset, unit_scale, vectors, view_angles, view_index
 
+MOST = 1 << 20  # pixels of a side, or of a detector
 LARGEST = 10.0  # metres that a body may have in a scanner whose unit was stated
 
 
@@ -60,8 +61,8 @@ class Beam(ABC):
 
     def __init__(self, shape: Sequence[int], n_det: int, pixel_size: float | Sequence[float], unit: str | None) -> None:
         size = check_size("shape", shape, 2)
-        self.shape = (size[0], size[1])
-        self.n_det = check_count("n_det", n_det)
+        self.shape = (check_count("shape", size[0], most=MOST), check_count("shape", size[1], most=MOST))
+        self.n_det = check_count("n_det", n_det, most=MOST)
         self._scale = unit_scale(unit)
         sides = pixel_size if isinstance(pixel_size, tuple | list) else (pixel_size, pixel_size)
         if len(sides) != 2:
@@ -75,6 +76,7 @@ class Beam(ABC):
                 f"{', are they mm?' if unit == 'm' else ''} Without unit= no size is wrong"
             )
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._plans: dict[bool | None, Any] = {}  # of ops/_fbp.py
 
     # --- what follows from the rays --------------------------------------------------------------------------------
     @abstractmethod
@@ -114,6 +116,7 @@ class Beam(ABC):
         part = copy.copy(self)
         for name, tensor in self._of_views().items():
             setattr(part, name, tensor[index.to(tensor.device)] if tensor.dim() else tensor)
+        part._plans = {}
         part._tables = {d: (r[index.to(d)], a[index.to(d)]) for d, (r, a) in self._tables.items()}
         return part
 
@@ -235,7 +238,10 @@ class ParallelBeam(Beam):
         self.det_spacing = length("det_spacing", smallest if det_spacing is None else det_spacing)
         if n_det is None:
             diagonal = math.hypot(*(n * p for n, p in zip(self.shape, self.pixel_size, strict=True)))
-            self.n_det = math.ceil(diagonal / float(self.det_spacing.detach()))
+            wanted = diagonal / float(self.det_spacing.detach())
+            if not wanted <= MOST:
+                raise ValueError(f"det_spacing: {wanted:.4g} pixels would see the whole image, expected at most {MOST}")
+            self.n_det = math.ceil(wanted)
         self.det_offset = offset(det_offset, len(self.angles))
         self._check()
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_memory, described
+from pyrecon._check import FLOATING, check_memory, described
 
 UNITS = {"m": 1.0, "mm": 1e-3}
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Length = float | Tensor
 
 
@@ -24,9 +25,9 @@ def unit_scale(unit: str | None) -> float:
 
 
 def finite_numbers(name: str, value: Any, meaning: str) -> Tensor:
-    """``value`` as a float64 tensor of finite numbers on the CPU; a tensor that requires grad stays part of its graph."""
+    """``value`` as a float64 tensor of finite numbers on the CPU; a tensor that requires grad stays in its graph."""
     if isinstance(value, Tensor):
-        if value.is_complex() or value.dtype == torch.bool:
+        if value.dtype not in (*WHOLE, torch.float16, torch.bfloat16, *FLOATING):
             raise TypeError(f"{name}: dtype {value.dtype} is not supported, expected {meaning}")
         check_memory(name, value)
         tensor = value
@@ -100,7 +101,7 @@ def view_index(views: Any, count: int) -> Tensor:
             raise TypeError(f"views: {described(views)}, expected numbers of views or a slice") from None
         if index.dtype == torch.bool and index.shape == (count,):
             index = index.nonzero()[:, 0]
-        if (index.is_floating_point() and index.numel()) or index.is_complex() or index.dtype == torch.bool:
+        if index.dtype not in WHOLE and index.numel():
             raise TypeError(f"views: dtype {index.dtype}, expected whole numbers, a slice or {count} flags")
     index = index.to(torch.int64)
     if index.dim() != 1 or not len(index):
