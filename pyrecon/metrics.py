@@ -106,6 +106,23 @@ def ssim(
     return similarity.flatten(1).mean(dim=1)
 
 
+def matthews(x: Tensor, reference: Tensor) -> Tensor:
+    """Matthews correlation of two segmentations, with TP, ... the counts of pixels that are true in both, ...::
+
+        (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN))
+
+    ``(B, ...)`` bool to ``(B,)`` float64: 1 where they agree, 0 where one is constant. Equals scikit-learn's
+    ``matthews_corrcoef``.
+    """
+    for name, tensor in (("x", x), ("reference", reference)):
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+            raise TypeError(f"{name}: expected a bool tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
+    flat, known = _pair(x, reference)
+    positive, true, both, n = flat.sum(1), known.sum(1), (flat * known).sum(1), flat.shape[1]
+    spread = positive * (n - positive) * true * (n - true)
+    return torch.where(spread > 0, (n * both - positive * true) / spread.clamp(min=1).sqrt(), 0.0)
+
+
 def _pair(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (B, n) in double precision."""
     for name, tensor in (("x", x), ("reference", reference)):

@@ -74,6 +74,7 @@ SYSTEMS: dict[str, System] = {
     "luser": System(
         "LUSER: loop-unrolled reconstruction with shallow equilibria, and its rivals",
         model_path="pyrecon.models:LUSER",
+        methods_path="pyrecon.models.mri:LEARNED",
         training_path="pyrecon.train.luser:LUSERTraining",
         paper_path="pyrecon.experiments.luser:PAPER",
     ),

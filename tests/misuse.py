@@ -67,6 +67,11 @@ def contract(x: Any, *_: Any) -> Any:
     return tuple(0.5 * part + 1 for part in x) if isinstance(x, tuple) else 0.5 * x + 1
 
 
+def positive(x: Tensor) -> Tensor:
+    """Its own adjoint, without negative entries."""
+    return 2 * x + x.sum(dim=-1, keepdim=True)
+
+
 def cg_matrix(x: Tensor) -> Tensor:
     return 2 * x
 
@@ -244,6 +249,16 @@ TARGETS: dict[str, Target] = {
         {"A": map_(cg_matrix), "b": randn(B, N), "x0": randn(B, N), "rtol": value(1e-3), "atol": value(0.0)}
         | {"max_iter": value(9)},
     ),
+    "solvers.cgls": Target(
+        solvers.cgls,
+        {"A": map_(positive), "A_adjoint": map_(positive), "y": randn(B, N), "x0": randn(B, N), "damping": value(0.1)}
+        | {"atol": value(0.1), "rtol": value(1e-3), "max_iter": value(9)},
+    ),
+    "solvers.sirt": Target(
+        solvers.sirt,
+        {"A": map_(positive), "A_adjoint": map_(positive), "y": randn(B, N), "x0": randn(B, N), "nonneg": value(True)}
+        | {"relaxation": value(1.5), "atol": value(0.1), "tol": value(1e-3), "max_iter": value(9)},
+    ),
     "solvers.fista": Target(
         solvers.fista,
         {"gradient": map_(cg_matrix), "prox": map_(lambda v, step: v), "x0": randn(B, N), "step": value(0.4)}
@@ -302,6 +317,23 @@ TARGETS: dict[str, Target] = {
     "linops.Wavelet": Target(
         operator(linops.Wavelet, (8, 8)),
         {"shape": value((8, 8)), "wavelet": value("db1"), "levels": value(1), "x": randn(B, 8, 8)},
+    ),
+    "linops.Blur": Target(
+        operator(linops.Blur, (4, 4)),
+        {"kernel": randn(3, 2), "shape": value((4, 4)), "border": value("reflect"), "method": value("direct")}
+        | {"x": randn(B, 4, 4)},
+    ),
+    "linops.Blur by FFT": Target(
+        operator(linops.Blur, (2, 4, 4)),
+        {"kernel": randn(2, 3, 2), "shape": value((4, 4)), "channels": value(2), "method": value("fft")}
+        | {"x": randn(B, 2, 4, 4)},
+    ),
+    "linops.Whitened": Target(
+        lambda rtol, x: operator(lambda: linops.Whitened(linops.SystemMatrix(randn(M, N)()), rtol=rtol), (N,))(x),
+        {"rtol": value(0.1), "x": randn(B, N)},
+    ),
+    "linops.Whitened.transform": Target(
+        lambda y: linops.Whitened(linops.SystemMatrix(randn(M, N)())).transform(y), {"y": randn(B, M)}
     ),
     "linops.pinv": Target(
         lambda **a: (linops.SystemMatrix(randn(M, N)())).pinv(**a),

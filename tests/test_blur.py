@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrecon.linops import Blur, disk_kernel, gaussian_kernel, motion_kernel
 
-BORDERS, METHODS = ("zero", "periodic", "reflect"), ("direct", "fft")
+BORDERS, METHODS = ("zero", "periodic", "reflect"), ("direct", "matrix", "fft")
 KERNELS = {"odd": (3, 5), "even": (4, 2), "row": (1, 7), "one": (1, 1), "larger than the image": (11, 12)}
 
 
@@ -136,17 +136,36 @@ def test_parameters_learn() -> None:
     assert float(kernel.grad.abs().min()) > 0
 
 
-def test_auto_counts_the_sums() -> None:
-    """Gaussians are products of lines; what takes more than 45 sums goes by FFT."""
-    assert Blur(gaussian_kernel(9, 5.0), (32, 32)).method == "direct"
-    assert Blur(gaussian_kernel(9, 5.0).float(), (32, 32)).method == "direct"  # rounded, and still rank one
-    assert Blur(gaussian_kernel(41, 50.0), (64, 64)).method == "fft"
-    assert Blur(randn(5, 5), (32, 32)).method == "direct"
-    assert Blur(randn(9, 9), (32, 32)).method == "fft"
-    assert Blur(gaussian_kernel(9, 5.0).requires_grad_(), (32, 32)).method == "fft"
-    x = randn(1, 32, 32)
-    A, B = (Blur(gaussian_kernel(9, 5.0).float(), (32, 32), method=method) for method in METHODS)  # type: ignore[arg-type]
-    torch.testing.assert_close(A(x), B(x), rtol=0, atol=1e-7)
+def test_auto_takes_what_was_measured() -> None:
+    """Gaussians are products of lines; large kernels go by FFT. All methods agree."""
+    for kernel, method in (
+        (gaussian_kernel(9, 5.0), "matrix"),
+        (gaussian_kernel(41, 50.0).float(), "direct"),  # rounded, and still a product of lines
+        (gaussian_kernel(45, 50.0), "fft"),
+        (randn(15, 15), "direct"),
+        (randn(16, 15), "fft"),
+        (gaussian_kernel(9, 5.0).requires_grad_(), "direct"),
+        (gaussian_kernel(41, 50.0).requires_grad_(), "fft"),
+        (torch.stack([gaussian_kernel(9, 5.0), randn(9, 9)]), "direct"),
+    ):
+        channels = 2 if kernel.dim() == 3 else None
+        size = 24 if method == "matrix" else 100
+        A = Blur(kernel, (size, size), channels=channels)
+        assert A.method == method
+        x = randn(2, *A.domain_shape)
+        for other in METHODS:
+            B = Blur(kernel, (size, size), channels=channels, method=other)  # type: ignore[arg-type]
+            torch.testing.assert_close(B(x), A(x), rtol=0, atol=1e-6 if kernel.dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("planes", [1, 3, 16, 17])
+def test_strips_of_large_planes_join(planes: int) -> None:
+    """Whatever the number of planes that fill a vector, and of rows that do not divide."""
+    kernel, x = randn(5, 4), randn(planes, 37, 9, seed=1)
+    A, B = (Blur(kernel, (37, 9), border="reflect", method=method) for method in ("direct", "fft"))  # type: ignore[arg-type]
+    torch.testing.assert_close(A(x), B(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(A.adjoint(x), B.adjoint(x), rtol=0, atol=1e-12)
+    assert A(x[:0]).shape == (0, 37, 9)
 
 
 def test_functions_of_torch_see_a_linear_map() -> None:

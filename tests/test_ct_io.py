@@ -226,9 +226,11 @@ def exchange_file(path: Path, offset: float = 3.3, arc: float = 180.0, **change:
     lines = ellipse_projection(rays, DISC).numpy()
     gain = np.random.default_rng(0).uniform(0.8, 1.2, 80)
     counts = 100 + 1e4 * gain * np.exp(-np.stack([lines, 0.5 * lines], axis=1))
+    dark = np.full((5, 2, 80), 100, np.uint16)
+    dark[3] = 60000  # a spark in one frame
     content: dict[str, Any] = {
         "exchange/data": counts.astype(np.float32),
-        "exchange/data_dark": np.full((5, 2, 80), 100, np.uint16),
+        "exchange/data_dark": dark,
         "exchange/data_white": np.broadcast_to(100 + 1e4 * gain, (4, 2, 80)).astype(np.float32),
         "exchange/theta": theta,
     } | {f"exchange/{k}" if "/" not in k else k: v for k, v in change.items()}
@@ -263,13 +265,25 @@ def test_rows_of_a_detector(tmp_path: Path) -> None:
         read_data_exchange(path, rows=slice(5, 9))
 
 
+def test_a_few_rows_of_a_scan_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = exchange_file(tmp_path / "a.h5")
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 90 * 80 * 4}  # bytes: one row of the two
+    monkeypatch.setattr("pyrecon.io._files.os.sysconf", pages.__getitem__)
+    monkeypatch.setattr("pyrecon.io._files.SMALL", 1000)
+    with pytest.raises(DataError, match=r"needs 56\.2 KiB"):
+        read_data_exchange(path)
+    assert read_data_exchange(path, rows=slice(0, 1)).sinogram.shape == (1, 90, 80)
+
+
 def test_what_a_data_exchange_file_does_not_say_is_assumed_aloud(tmp_path: Path) -> None:
     plain = read_data_exchange(exchange_file(tmp_path / "a.h5"))
     assert plain.metadata["detector_pixel"] == "1000 um (assumed)"
+    assert "1 mm is assumed" in plain.metadata["warnings"][0]
     assert plain.metadata["angle_unit"] == "degrees"
     field = "measurement/instrument/detector/pixel_size_x"
     sized = read_data_exchange(exchange_file(tmp_path / "a.h5", **{field: 7.4}))
     assert sized.geometry.pixel_size[0] == pytest.approx(7.4e-6)
+    assert "warnings" not in sized.metadata
     radians = exchange_file(tmp_path / "a.h5", theta=np.deg2rad(2.0 * np.arange(90)))
     assert read_data_exchange(radians).metadata["angle_unit"] == "degrees"  # nothing says otherwise
     with h5py.File(radians, "a") as file:

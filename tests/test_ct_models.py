@@ -19,7 +19,17 @@ from pyrecon.cli import app
 from pyrecon.data.ct import CTScan, noise_std, some_views
 from pyrecon.io.sinogram import write_sinogram
 from pyrecon.linops import Radon
-from pyrecon.models.ct import CGLS, FBP, METHODS, SIRT, TV, default_method, reconstruct_ct
+from pyrecon.models.ct import (
+    CGLS,
+    FBP,
+    METHODS,
+    SIRT,
+    TV,
+    default_method,
+    evaluate_ct,
+    evaluation_table,
+    reconstruct_ct,
+)
 from pyrecon.models.ct.methods import _largest_eigenvalue, noise_of
 from pyrecon.ops import FanBeam, ParallelBeam
 from pyrecon.physics.ct import phantom, scanner, simulate, truth
@@ -33,7 +43,7 @@ def problem(views: int = 20, arc: float = 360.0) -> tuple[Tensor, Radon]:
     return torch.from_numpy(scan.sinogram).double(), Radon(geometry)
 
 
-def scanned(views: int = 180, n_det: int = 96, noise: float = 0.01, **more: Any) -> tuple[CTScan, Tensor]:
+def scanned(views: int = 120, n_det: int = 72, noise: float = 0.01, **more: Any) -> tuple[CTScan, Tensor]:
     """A disc with holes, and what it is."""
     geometry = scanner(more.pop("beam", "fan"), views, n_det=n_det, **more)
     body = phantom("disc", geometry, 1)
@@ -48,17 +58,23 @@ def psnr(image: Tensor, reference: Tensor) -> float:
 def test_fbp_is_fbp_with_its_window() -> None:
     y, physics = problem()
     for window in ("ramp", "hann"):
-        found = FBP(filter=window).solve(y, physics)
+        found = FBP(filter=window, circle=False).solve(y, physics)
         torch.testing.assert_close(found.value, physics.fbp(y, window))
         assert bool(found.converged.all())
-    clipped = FBP(nonneg=True).solve(y, physics).value
+    clipped = FBP(nonneg=True, circle=False).solve(y, physics).value
     torch.testing.assert_close(clipped, physics.fbp(y).clamp(min=0))
     assert (physics.fbp(y) < 0).any()
+    n = physics.geometry.shape[0]
+    corner, middle = slice(0, n // 8), slice(n // 4, -n // 4)
+    cut = FBP().solve(y, physics).value
+    assert not cut[:, corner, corner].any()
+    assert torch.equal(cut[:, middle, middle], physics.fbp(y)[:, middle, middle])
+    assert physics.fbp(y)[:, corner, corner].any()
 
 
 @pytest.mark.parametrize("arc", [30.0, 90.0, 200.0, 360.0])
 def test_fbp_has_the_right_height_for_any_arc(arc: float) -> None:
-    """The mean of a filtered view is what it was, so the mean of a disc grows with the arc, up to half a turn and fan."""
+    """A filtered view keeps its mean, so the mean of a disc grows with the arc, up to half a turn."""
     views = round(arc)
     geometry = scanner("fan", views, arc=arc, n_det=96)
     disc = torch.tensor([[37.0, 0.0, 0.0, 0.025, 0.025, 0.0]], dtype=torch.float64)
@@ -98,19 +114,20 @@ def test_iterations_end_at_the_noise(method: CGLS | SIRT) -> None:
 
 
 def test_tv_minimises_what_it_says() -> None:
-    """0 is in the subdifferential: shown by the duality gap of a dual feasible point, in float64."""
+    """No way leads down from it, and what is known of the minimum holds, in float64."""
     y, physics = problem(10)
     weight, noise = 0.8, 0.02
     found = TV(weight=weight, noise_std=noise, tol=1e-9, max_iter=20000, max_inner=5000, nonneg=False).solve(y, physics)
     pixel = math.sqrt(math.prod(physics.geometry.pixel_size))
     w = weight * noise * math.sqrt(10)
 
-    def objective(x: Tensor) -> Tensor:
-        x = x * pixel
-        misfit = (physics(x) / pixel - y).square().flatten(1).sum(1) / 2
+    def variation(x: Tensor) -> Tensor:
         down, right = torch.zeros_like(x), torch.zeros_like(x)
         down[:, :-1], right[:, :, :-1] = x.diff(dim=1), x.diff(dim=2)
-        return misfit + w * (down.square() + right.square()).sqrt().flatten(1).sum(1)
+        return w * pixel * (down.square() + right.square()).sqrt().flatten(1).sum(1)
+
+    def objective(x: Tensor) -> Tensor:
+        return (physics(x) - y).square().flatten(1).sum(1) / 2 + variation(x)
 
     least = objective(found.value)
     generator = torch.Generator().manual_seed(0)
@@ -118,14 +135,17 @@ def test_tv_minimises_what_it_says() -> None:
         for _ in range(20):
             way = torch.randn(found.value.shape, dtype=torch.float64, generator=generator)
             assert bool((objective(found.value + size * way) >= least * (1 - 1e-10)).all())
-    assert bool((objective(0.999 * found.value) > least).all())
-    assert bool((objective(1.001 * found.value) > least).all())
+    # TV grows in proportion to x, so along x itself the objective is level where <A x - y, A x> = -TV(x).
+    lines = physics(found.value)
+    slope = ((lines - y) * lines).flatten(1).sum(1)
+    torch.testing.assert_close(-slope, variation(found.value), rtol=1e-4, atol=0)
     # A constant is not penalised: the residual is orthogonal to the projections of one.
     ones = physics(torch.ones_like(found.value))
     slack = ((physics(found.value) - y) * ones).flatten(1).sum(1)
     assert bool((slack.abs() < 1e-6 * (y * ones).flatten(1).sum(1).abs()).all())
 
 
+@pytest.mark.filterwarnings("ignore::pyrecon.solvers.ConvergenceWarning")
 def test_every_setting_changes_the_image() -> None:
     y, physics = problem(12)
     base: dict[type, dict[str, Any]] = {
@@ -133,18 +153,17 @@ def test_every_setting_changes_the_image() -> None:
         TV: {"noise_std": 0.02, "max_iter": 40, "max_inner": 20},
     }  # fmt: skip
     changes: dict[type, dict[str, Any]] = {
-        FBP: {"filter": "cosine", "nonneg": True},
+        FBP: {"filter": "cosine", "nonneg": True, "circle": False},
         CGLS: {"max_iter": 5, "noise_std": 0.3},
         SIRT: {"relaxation": 1.0, "nonneg": False, "noise_std": 0.3, "max_iter": 10},
         TV: {"weight": 2.0, "nonneg": False, "noise_std": 0.05, "tol": 0.1, "max_iter": 10, "max_inner": 1},
     }
-    with pytest.warns(ConvergenceWarning):
-        for kind, settings in changes.items():
-            usual = kind(**base[kind]).solve(y, physics).value
-            for name, value in settings.items():
-                other = kind(**(base[kind] | {name: value})).solve(y, physics).value
-                assert not torch.allclose(usual, other, rtol=1e-4), (kind.__name__, name)
-            assert settings.keys() == kind(**base[kind]).settings().keys()  # and there are no others
+    for kind, settings in changes.items():
+        usual = kind(**base[kind]).solve(y, physics).value
+        for name, value in settings.items():
+            other = kind(**(base[kind] | {name: value})).solve(y, physics).value
+            assert not torch.allclose(usual, other, rtol=1e-4), (kind.__name__, name)
+        assert settings.keys() == kind(**base[kind]).settings().keys()  # and there are no others
 
 
 def test_the_noise_is_estimated_or_told() -> None:
@@ -181,7 +200,7 @@ def test_units_do_not_matter() -> None:
 @pytest.mark.filterwarnings("ignore::pyrecon.solvers.ConvergenceWarning")
 def test_complete_scans_give_the_body(beam: str) -> None:
     scan, image = scanned(beam=beam)
-    for method, least in ((FBP(), 20.0), (CGLS(), 24.0), (SIRT(), 25.0), (TV(), 32.0)):
+    for method, least in ((FBP(), 24.0), (CGLS(), 23.0), (SIRT(), 23.0), (TV(), 31.0)):
         found, report = reconstruct_ct(scan, method)
         assert found.shape == image.shape
         assert psnr(found, image) > least, (method.name, psnr(found, image))
@@ -195,15 +214,15 @@ def test_a_limited_angle_says_so_and_tv_does_better() -> None:
     assert "cannot be recovered by filtered back-projection" in report.details["coverage"]
     found, report = reconstruct_ct(scan)
     assert report.method == "TV"
-    assert psnr(found, image) > psnr(direct, image) + 2
+    assert psnr(found, image) > psnr(direct, image) + 1.5
     assert report.residual_over_noise[0] == pytest.approx(1, abs=0.5)
 
 
 def test_the_default_method_follows_the_views() -> None:
-    assert isinstance(default_method(scanned(180)[0]), FBP)
+    assert isinstance(default_method(scanned()[0]), FBP)
     assert isinstance(default_method(scanned(10)[0]), TV)
     assert isinstance(default_method(scanned(60, arc=60.0)[0]), TV)
-    _, report = reconstruct_ct(scanned(180)[0], views=slice(0, 45))
+    _, report = reconstruct_ct(scanned()[0], views=slice(0, 30))
     assert report.method == "TV"  # of the views that are used
 
 
@@ -286,7 +305,7 @@ def test_a_parallel_scan_off_its_axis() -> None:
     scan, image = scanned(90, beam="parallel", offset=6.0)
     assert isinstance(scan.geometry, ParallelBeam)
     found, _ = reconstruct_ct(scan, TV())
-    assert psnr(found, image) > 31
+    assert psnr(found, image) > 30
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
@@ -352,3 +371,42 @@ def test_what_the_command_line_refuses(tmp_path: Path, options: list[str], words
 def test_methods_have_names_of_their_own() -> None:
     assert len({kind.name for kind in METHODS.values()}) == len(METHODS)
     assert int(Status.CONVERGED) == 0
+
+
+# --- the comparison ------------------------------------------------------------------------------------------------
+def test_limited_views_are_scored_by_segmentation(tmp_path: Path) -> None:
+    geometry = scanner("fan", 90, n_det=64)
+    body = phantom("disc", geometry)
+    scan, mask = simulate(body, geometry, noise_std=0.01), truth(body, geometry)[0] > 18
+    parts = {"all": scan, "few": some_views(scan, slice(0, 10))}
+    rows, images = evaluate_ct(parts, mask.numpy(), (FBP(), TV()))
+    scores = {(row.scan, row.method): row.correlation for row in rows}
+    assert scores["all", "TV"] > 0.97
+    assert scores["few", "FBP"] < scores["few", "TV"] < scores["all", "TV"]
+    for (name, method), score in scores.items():
+        above = images[name, method] > next(r.threshold for r in rows if (r.scan, r.method) == (name, method))
+        assert score == pytest.approx(np.corrcoef(above.flatten().double(), mask.flatten().double())[0, 1])
+    assert [row.views for row in rows] == [90, 90, 10, 10]
+    assert rows[2].degrees == pytest.approx(36, abs=0.5)
+    table = evaluation_table(rows)
+    assert table.splitlines()[0] == "| scan | degrees | views | FBP | TV |"
+    assert f"{scores['few', 'TV']:.3f}" in table
+
+    write_sinogram(tmp_path / "few.h5", parts["few"])
+    io.write_result(tmp_path / "mask.npz", io.Result(mask.numpy()[None]))  # a stack of one is one
+    files = {name: str(tmp_path / name) for name in ("few.h5", "mask.npz", "a.md", "a.png")}
+    shown = command("evaluate", "ct", files["few.h5"], "--truth", files["mask.npz"], "-m", "fbp", "-m", "tv",
+                    "-o", files["a.md"], "--figure", files["a.png"])  # fmt: skip
+    assert f"{scores['few', 'FBP']:.3f}" in shown
+    assert shown.strip() in (tmp_path / "a.md").read_text()
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_truths_that_are_none() -> None:
+    scan, _ = scanned(24, n_det=32)
+    with pytest.raises(DataError, match="truth"):
+        evaluate_ct({"a": scan}, np.ones((9, 9)))
+    with pytest.raises(DataError, match="truth"):
+        evaluate_ct({"a": scan}, np.zeros((2, 9, 9)))
+    with pytest.raises(DataError, match="a: 2 slices"):
+        evaluate_ct({"a": simulate(phantom("disc", scan.geometry, 2), scan.geometry)}, np.eye(9))

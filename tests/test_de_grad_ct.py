@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
+from pyrecon.cli import app
 from pyrecon.data.ct import CTScan
 from pyrecon.linops import Radon, Whitened
 from pyrecon.models import DEGrad
@@ -94,3 +96,23 @@ def test_scans_too_large_to_whiten_say_so(tmp_path: Path) -> None:
     large = CTScan(np.ones((1, *geometry.range_shape), np.float32), geometry)
     with pytest.raises(DataError, match="trained with whitened data, which this scan is too large for"):
         reconstruct_ct(large, DEGradCT(str(saved(tmp_path))))
+
+
+def test_from_sinograms_alone_to_an_image_by_command(tmp_path: Path) -> None:
+    """Trained without ground truth, with the command that training advises."""
+    run, raw, image = tmp_path / "run", tmp_path / "scan.h5", tmp_path / "image.npz"
+    small = ["--denoiser-steps", "2", "--steps", "2", "-p", "width=4", "-p", "limit=6", "-p", "photographs=8"]
+    size = ["--size", "16", "--angles", "6", "--pool", "4", "--validation", "2"]
+    said = ""
+    for command in (
+        ["train", "de-grad", "-o", str(run), "--loss", "ei", *small, *size],
+        ["simulate", "ct", "-o", str(raw), "--beam", "parallel", "--views", "6", "--detector", "20"],
+        ["reconstruct", str(raw), "-m", "de-grad", "--weights", str(run / "weights.safetensors"), "-o", str(image)],
+    ):
+        found = CliRunner().invoke(app, command)
+        assert found.exit_code == 0, found.output
+        said += found.output
+    assert f"pyrecon reconstruct SCAN.h5 -m de-grad --weights {run / 'weights.safetensors'}" in said
+    with np.load(image) as archive:
+        assert np.isfinite(archive["image"]).all()
+        assert archive["image"].max() > 1  # 1/m

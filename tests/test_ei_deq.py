@@ -41,7 +41,7 @@ def test_tables_have_ours_beside_the_published(tmp_path: Path) -> None:
     assert written == ["table-1.md", "table-2.md", "table-3.md", "differences.md"]
     table, pipeline, operator, differences = ((tmp_path / name).read_text() for name in written)
     for text, values in (
-        (table, ("(32.61)", "(30.59)", "(25.07)", "(35.41)", "searched on other images", "robust-ei")),
+        (table, ("(32.61)", "(30.59)", "(25.07)", "(35.41)", "searched on other images", "by ei")),
         (pipeline, ("47.57", "36.48")),
         (operator, ("33.94", "32.59")),
         (differences, ("+1.38", "+1.36", "CT, DEQ, ID: supervised - self-supervised")),

@@ -137,3 +137,16 @@ def test_errors_name_the_argument() -> None:
         metrics.ssim(x, reference, window="box")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"reference: expected a torch\.Tensor"):
         metrics.psnr(x, reference.numpy())  # type: ignore[arg-type]
+
+
+def test_matthews_is_the_correlation_of_two_segmentations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(3, 8, 9, generator=generator) > torch.tensor([0.2, 0.5, 0.9])[:, None, None]
+    b = a ^ (torch.rand(3, 8, 9, generator=generator) > 0.8)
+    expected = [float(np.corrcoef(x.flatten().double(), y.flatten().double())[0, 1]) for x, y in zip(a, b, strict=True)]
+    assert metrics.matthews(a, b).tolist() == pytest.approx(expected)
+    assert metrics.matthews(a, a).tolist() == pytest.approx([1, 1, 1])
+    assert metrics.matthews(a, ~a).tolist() == pytest.approx([-1, -1, -1])
+    assert metrics.matthews(torch.ones_like(a), b).tolist() == [0, 0, 0]
+    with pytest.raises(TypeError, match="x: expected a bool tensor"):
+        metrics.matthews(a.float(), b)

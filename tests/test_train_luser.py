@@ -43,7 +43,7 @@ def test_every_network_trains_by_command(tmp_path: Path, network: str, task: str
     assert found.exit_code == 0, found.output
     model = load(run / "weights.safetensors")
     assert model.card is not None
-    assert (model.card.role, model.card.data["task"], model.card.shape) == (network, task, (16, 16))
+    assert (model.card.data["network"], model.card.data["task"], model.card.shape) == (network, task, (16, 16))
     assert (model.kernel is not None) == (task == "deblur" and network != "luser-dw")
     config = Config.of_scale("quick", network, task=task, **SMALL)
     batch = make_problem(config, run).validation().scaled()

@@ -97,7 +97,7 @@ class Broken(SystemMatrix):
         (lambda: Whitened(Broken(torch.ones(2, 2))), "operator: its products .* NaN"),
         (
             lambda: Whitened(Radon(ParallelBeam(torch.arange(200) / 64, (512, 512)))),
-            r"operator: 1450\d\d data of 262144 unknowns make 35.4 Gi entries .* take smaller images",
+            r"operator: 1450\d\d data of 262144 unknowns make 35.4 Gi entries, .* take smaller images",
         ),
         (lambda: Whitened(SystemMatrix(torch.ones(2, 3))).transform(torch.zeros(1, 3)), r"y: shape \(1, 3\)"),
         (lambda: Whitened(SystemMatrix(torch.ones(2, 3)))(torch.zeros(1, 2)), r"x: shape \(1, 2\)"),

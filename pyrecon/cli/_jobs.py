@@ -21,6 +21,13 @@ def silent(done: float, total: int) -> None:
     pass
 
 
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"--device: {device!r} is not usable here: {str(error).splitlines()[0]}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A reconstruction that is ready to run.

@@ -6,6 +6,7 @@ import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from pyrecon._errors import DataError
@@ -170,4 +171,59 @@ def mri(
         height, width = reference.shape
         pixel = (scan.field_of_view[0] / height, scan.field_of_view[1] / width)
         plotting.save(plotting.figure(panels, spacing=[pixel] * len(panels), heading=file.name), figure)
+    print(table)
+
+
+@app.command("ct")
+def ct(
+    files: Annotated[list[Path], typer.Argument(help="Scans of one object from different views.", show_default=False)],
+    truth: Annotated[Path, typer.Option(help="Its segmentation: .png, .npz, ...", show_default=False)],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", "-m", help="NAME, or NAME=WEIGHTS for learned ones; repeat for more. Default: all others."
+        ),
+    ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="Of the segmentation, in mm. Default: rays' distance at the axis.", min=1e-9)
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw all images.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute, e.g. cpu or cuda.")] = "cpu",
+) -> None:
+    """Segment an object of one material from limited views, scored as in the Helsinki Tomography Challenge."""
+    from pyrecon import io, plotting
+    from pyrecon.cli import _settings
+    from pyrecon.cli._jobs import check_device
+    from pyrecon.data.ct import CTScan
+    from pyrecon.models.ct import LEARNED, METHODS, evaluate_ct, evaluation_table
+
+    check_device(device)
+    chosen = []
+    for text in method or METHODS:
+        name, given, weights = text.partition("=")
+        chosen.append(_settings.make(METHODS | LEARNED, name, [f"weights={weights}"] if given else []))
+    scans = {}
+    for file in files:
+        scan = io.read(file)
+        if not isinstance(scan, CTScan):
+            raise DataError(f"{file}: is {io.detect(file)}, expected a CT scan")
+        scans[file.stem] = scan
+    known = io.read_result(truth).image.astype(np.float32)
+    known = known[0] if known.ndim == 3 and len(known) == 1 else known
+    size = None if pixel_size is None else 1e-3 * pixel_size
+    with _console.err.status("reconstructing"):
+        rows, images = evaluate_ct(scans, known, chosen, pixel_size=size, device=device)
+    table = evaluation_table(rows)
+    if output is not None:
+        with io.written_whole(output) as temporary:
+            temporary.write_text(f"# Segmentation from limited views: Matthews correlation\n\n{table}\n")
+    if figure is not None:
+        panels = []
+        for name in scans:
+            own = [row for row in rows if row.scan == name]
+            line = [plotting.Panel(known, f"truth ({own[0].degrees:.0f} degrees)")]
+            line += [plotting.Panel(images[name, r.method].numpy(), r.method, f"MCC {r.correlation:.3f}") for r in own]
+            panels.append(line)
+        plotting.save(plotting.figure(panels), figure)
     print(table)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
-from pyrecon.cli._jobs import CTOptions, Job, ct_job, mpi_job, mri_job, silent
+from pyrecon.cli._jobs import CTOptions, Job, check_device, ct_job, mpi_job, mri_job, silent
 
 MRI_FORMATS = ("twix", "ismrmrd")
 CT_FORMATS = ("htc", "data-exchange", "sinogram")
@@ -203,10 +202,3 @@ def _check_target(target: Path) -> None:
             import nibabel  # noqa: F401
         except ImportError as error:
             raise MissingDependency("nibabel", "io", "writing NIfTI (or choose -o NAME.npz)") from error
-
-
-def check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"--device: {device!r} is not usable here: {str(error).splitlines()[0]}") from error

@@ -11,7 +11,7 @@ import typer
 
 from pyrecon._errors import DataError, Stopped
 from pyrecon.cli import _commands, _console, _settings
-from pyrecon.cli.reconstruct import check_device
+from pyrecon.cli._jobs import check_device
 from pyrecon.systems import SYSTEMS
 
 if TYPE_CHECKING:

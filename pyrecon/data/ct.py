@@ -27,6 +27,7 @@ __all__ = [
     "Coverage",
     "check_scan",
     "coverage",
+    "field_of_view",
     "find_center",
     "line_integrals",
     "natural_grid",
@@ -150,17 +151,27 @@ def natural_grid(geometry: Beam) -> tuple[tuple[int, int], float]:
 
     ``(H, W)`` and the pixel size in metres.
     """
-    points, directions = (t.detach().numpy() for t in geometry.rays())
-    across = np.stack([directions[..., 1], -directions[..., 0]], axis=-1)
-    distance = (points * across).sum(axis=-1) / np.linalg.norm(across, axis=-1)  # of each ray from the axis
+    distance = _distances(geometry)
     middle = distance.shape[1] // 2
     steps = np.abs(np.diff(distance, axis=1)) if distance.shape[1] > 1 else np.abs(2 * distance) + 1e-3
     pixel = float(np.median(steps[:, max(0, middle - 2) : middle + 2]))
-    reach = float(np.minimum(np.abs(distance.min(axis=1)), np.abs(distance.max(axis=1))).min())
-    if not np.all((distance.min(axis=1) < 0) & (distance.max(axis=1) > 0)):
-        reach = float(np.abs(distance).max())  # some views see one side only
+    reach = field_of_view(geometry) or float(np.abs(distance).max())
     side = max(1, int(2 * reach / pixel + 1 + 1e-6))
     return (side, side), pixel
+
+
+def field_of_view(geometry: Beam) -> float:
+    """Radius of the disc about the axis that every view sees, metres; 0 where some see one side only."""
+    distance = _distances(geometry)
+    return max(0.0, float(min(-distance.min(axis=1).max(), distance.max(axis=1).min())))
+
+
+def _distances(geometry: Beam) -> NDArray[np.float64]:
+    """Of each ray from the axis, with its sign, ``(views, n_det)``."""
+    points, directions = (t.detach().cpu().numpy() for t in geometry.rays())
+    cross = points[..., 0] * directions[..., 1] - points[..., 1] * directions[..., 0]
+    distance: NDArray[np.float64] = cross / np.linalg.norm(directions, axis=-1)
+    return distance
 
 
 def quietly(metadata: dict[str, Any], build: Callable[[], Given]) -> Given:
@@ -220,9 +231,8 @@ def coverage(geometry: Beam) -> Coverage:
     An edge is seen where a ray is tangent to it (Quinto, SIAM J Math Anal 24:1215, 1993). Rays of a fan besides its
     middle one see edges away from the axis up to half the fan's angle further.
     """
-    points, directions = (t.detach().numpy() for t in geometry.rays())
-    cross = points[..., 0] * directions[..., 1] - points[..., 1] * directions[..., 0]
-    nearest = np.abs(cross / np.linalg.norm(directions, axis=-1)).argmin(axis=1)
+    _, directions = (t.detach().cpu().numpy() for t in geometry.rays())
+    nearest = np.abs(_distances(geometry)).argmin(axis=1)
     middle = directions[np.arange(len(directions)), nearest]
     normals = np.sort(np.arctan2(-middle[:, 0], middle[:, 1]) % np.pi)
     gaps = np.diff(np.append(normals, normals[0] + np.pi))
@@ -252,7 +262,7 @@ def line_integrals(
     Returns
     -------
     line_integrals, clamped
-        Where no more than the dark came through, the transmission counts as the smallest positive one of the scan;
+        Where no more than the dark came through, the transmission counts as the smallest positive one among them;
         where the white is no brighter than the dark, the detector is dead, and the integral is 0. Both are clamped.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):

@@ -92,7 +92,7 @@ def _photograph(name: str) -> Images:
     try:
         from skimage import data
     except ImportError as error:
-        raise MissingDependency("scikit-image", "demo", "training on photographs") from error
+        raise MissingDependency("scikit-image", "train", "training on photographs") from error
     image = np.asarray(getattr(data, name)(), np.float32) / np.float32(255)
     image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
     image = np.ascontiguousarray(image.transpose(2, 0, 1))

@@ -45,8 +45,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def check_memory(path: PathLike, field: str, nbytes: int, available_on_disk: int, ratio: int) -> None:
-    """DataError if ``field`` asks for more than ``ratio`` times its bytes on disk, or more memory than there is."""
+def check_memory(
+    path: PathLike, field: str, nbytes: int, available_on_disk: int, ratio: int, share: float = 1.0
+) -> None:
+    """DataError if ``field`` asks for more than ``ratio`` times its bytes on disk, or ``share`` of it, which will be
+    read, for more memory than there is."""
     if nbytes <= SMALL:
         return
     if nbytes > ratio * available_on_disk:
@@ -55,8 +58,10 @@ def check_memory(path: PathLike, field: str, nbytes: int, available_on_disk: int
             "the file is truncated or corrupted"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if nbytes > memory:
-        raise DataError(f"{path}: {field} needs {_size(nbytes)} of memory, this machine has {_size(memory)}")
+    if share * nbytes > memory:
+        raise DataError(
+            f"{path}: {field} needs {_size(int(share * nbytes))} of memory, this machine has {_size(memory)}"
+        )
 
 
 def _size(nbytes: int) -> str:

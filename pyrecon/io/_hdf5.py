@@ -104,8 +104,11 @@ class Hdf5:
         with self.reading(group):
             return [str(name) for name in node][:_MOST_OBJECTS]
 
-    def dataset(self, field: str) -> h5py.Dataset:
-        """A dataset that is safe to read: stored in this file, of a size that the file can account for."""
+    def dataset(self, field: str, *, axis: int = 0, taken: slice | None = None) -> h5py.Dataset:
+        """A dataset that is safe to read: stored in this file, of a size that the file can account for.
+
+        Of which ``taken`` along ``axis`` will be read; all must fit the file, but only that the memory.
+        """
         node = self._find(field)
         if node is None:
             raise DataError(f"{self.path}: {field} is missing")
@@ -123,7 +126,7 @@ class Hdf5:
             nbytes = node.size * node.dtype.itemsize
             stored = node.id.get_storage_size()
             ratio = _MOST_EXPANSION if layout == h5py.h5d.CHUNKED and settings.get_nfilters() > 0 else 1
-            check_memory(self.path, field, nbytes, min(stored, self._size), ratio)
+            check_memory(self.path, field, nbytes, min(stored, self._size), ratio, _share(node.shape, axis, taken))
             if layout == h5py.h5d.CHUNKED:  # a chunk is decompressed whole, however little of it is asked for
                 chunk = int(np.prod(settings.get_chunk(), dtype=object)) * node.dtype.itemsize
                 check_memory(self.path, f"{field} (chunk)", chunk, max(stored, nbytes), _MOST_EXPANSION)
@@ -253,3 +256,10 @@ class Hdf5:
                 continue
             found[field] = value.item() if value.ndim == 0 else value
         return found
+
+
+def _share(shape: tuple[int, ...], axis: int, taken: slice | None) -> float:
+    """Of an array that ``taken`` is."""
+    if taken is None or axis >= len(shape) or shape[axis] == 0:
+        return 1.0
+    return len(range(shape[axis])[taken]) / shape[axis]

@@ -199,13 +199,18 @@ def _hdf5(file: Hdf5, number: int) -> NDArray[Any]:
     return _centre(image, (sides[0], sides[1]))
 
 
-@lru_cache(maxsize=4)
 def _volume(path: Path) -> NDArray[Any]:
-    """``(S, H, W)``."""
+    """``(S, H, W)``, kept while slices of it are asked for."""
+    info = existing_file(path).stat()
+    return _read_volume(path, info.st_size, info.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_volume(path: Path, size: int, changed: int) -> NDArray[Any]:
     if _kind(path) == ".npy":
         with _damage(path):
-            mapped = np.load(existing_file(path), mmap_mode="r", allow_pickle=False)
-            check_memory(path, "the array", mapped.nbytes, path.stat().st_size, 1)
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            check_memory(path, "the array", mapped.nbytes, size, 1)
             volume = np.array(mapped)
     else:
         volume = read_result(path).image

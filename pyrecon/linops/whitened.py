@@ -50,7 +50,7 @@ class Whitened(LinearOperator):
         rows, columns = prod(operator.range_shape), prod(operator.domain_shape)
         if rows * columns > _MOST:
             raise ValueError(
-                f"operator: {rows} data of {columns} unknowns make {rows * columns / 2**30:.1f} Gi entries of a matrix, "
+                f"operator: {rows} data of {columns} unknowns make {rows * columns / 2**30:.1f} Gi entries, "
                 f"expected at most {_MOST / 2**30} Gi to decompose; take smaller images or fewer data, or the operator "
                 "as it is and its pinv"
             )

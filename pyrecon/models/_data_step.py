@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyrecon._check import (
     COMPLEX,
@@ -24,7 +23,7 @@ from pyrecon._check import (
     check_shape,
 )
 from pyrecon._errors import DataError
-from pyrecon.linops import LinearOperator
+from pyrecon.linops import Blur, LinearOperator
 from pyrecon.models.weights import (
     UNUSABLE,
     Card,
@@ -67,8 +66,6 @@ class Reconstructor(nn.Module, ABC):
         if kernel is not None:
             check_dtype("kernel", kernel, FLOATING)
             check_shape("kernel", kernel, (channels, None, None), "(channels, rows, columns)")
-            if not all(n % 2 for n in kernel.shape[1:]):
-                raise ValueError(f"kernel: shape {tuple(kernel.shape)}, expected odd numbers of rows and columns")
             self.kernel = nn.Parameter(kernel.detach().clone())
         self.solves: list[Solution[None]] = []
 
@@ -125,7 +122,8 @@ class Reconstructor(nn.Module, ABC):
         if physics is None:
             if self.kernel is None:
                 raise TypeError("physics: expected a LinearOperator or a function of images, got None")
-            physics = self._blur
+            images = to_channels(y, "y")
+            physics = Blur(self.kernel, (images.shape[2], images.shape[3]), channels=self.channels)
         elif not isinstance(physics, LinearOperator):
             check_callable("physics", physics)
         adjoint = physics.adjoint(y) if isinstance(physics, LinearOperator) else None
@@ -133,6 +131,7 @@ class Reconstructor(nn.Module, ABC):
             x0 = y if self.start == "data" else adjoint
         if x0 is None:
             raise ValueError("x0: physics that is no LinearOperator has no A^H y; pass x0, or build with start='data'")
+        check_dtype("x0", x0, (*FLOATING, *COMPLEX))
         check_like("x0", x0, "y", y, dtype=x0.dtype)
         found = to_channels(x0, "x0").shape[1]
         if found != self.channels:
@@ -145,12 +144,6 @@ class Reconstructor(nn.Module, ABC):
             return x + self.step_size * pulled_back(physics, x, y)
 
         return x0, step
-
-    def _blur(self, image: Tensor) -> Tensor:
-        """Each channel convolved with the learned kernel, zero beyond the border."""
-        assert self.kernel is not None
-        rows, columns = self.kernel.shape[1:]
-        return F.conv2d(image, self.kernel.flip(1, 2)[:, None], padding=(rows // 2, columns // 2), groups=self.channels)
 
     def _warn(self) -> None:
         """Of equilibria that were not reached, in one warning."""

@@ -18,7 +18,7 @@ from pyrecon._errors import DataError
 from pyrecon.implicit import ImplicitGradient, fixed_point_layer
 from pyrecon.models._data_step import Physics, Reconstructor, Start
 from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
-from pyrecon.models.weights import read_header, whole_number
+from pyrecon.models.weights import check_role, find_weights, read_header, whole_number
 from pyrecon.nn._channels import from_channels, to_channels
 from pyrecon.nn.shallow import ShallowBlock
 from pyrecon.solvers import Anderson, FixedPointMethod, Solution
@@ -46,8 +46,8 @@ class LUSER(Reconstructor):
     start
         ``"adjoint"``: from ``A^H y``; ``"data"``: from y, for blurred images.
     kernel
-        ``(channels, rows, columns)``, odd: a blur to begin with that is learned too. It stands in where no physics is
-        given: data are images convolved with it, zero beyond the border.
+        ``(channels, rows, columns)``: a blur to begin with that is learned too. It stands in where no physics is given:
+        data are images ``(B, channels, H, W)`` convolved with it, :class:`pyrecon.linops.Blur`.
     solver, tol, max_iter
         Of the equilibria, in training and at inference.
     gradient
@@ -70,7 +70,7 @@ class LUSER(Reconstructor):
         stages: int = 8,
         shared: bool = False,
         width: int = 32,
-        groups: int = 4,
+        groups: int = 1,
         step: float = 1.0,
         start: Start = "adjoint",
         kernel: Tensor | None = None,
@@ -154,6 +154,7 @@ class LUSER(Reconstructor):
         )  # fmt: skip
 
 
+ROLE = "reconstruction"  # of weights, on their cards
 KINDS: dict[str, type[Reconstructor]] = {kind.network: kind for kind in (LUSER, UnrolledDnCNN, DEQ4IP)}
 
 
@@ -164,6 +165,17 @@ def load(path: str | Path) -> Reconstructor:
     if header.model != Reconstructor.system or network not in KINDS:
         raise DataError(f"{path}: holds weights of {header.model!r}, network {network!r}; expected {', '.join(KINDS)}")
     return KINDS[network].load(path)
+
+
+def load_for(task: str, weights: str | Path | None) -> Reconstructor:
+    """Weights that were trained for raw data of a task, ``"mri"`` or ``"ct"``; DataError where they were not."""
+    if weights is None:
+        raise DataError("weights: none of LUSER come with this package; `pyrecon train luser` makes a file")
+    model = load(find_weights(weights))
+    card = check_role(str(weights), model.card, ROLE, "LUSER")
+    if card.data.get("task") != task:
+        raise DataError(f"{weights}: trained for {card.data.get('task')!r}, LUSER takes {task!r} here")
+    return model
 
 
 class _Recomputed(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -22,6 +23,9 @@ from pyrecon.solvers._fixed_point import iterate
 class UnrolledDnCNN(Reconstructor):
     """LU-DnCNN: ``stages`` steps ``x+ = D(x + lambda A^H (y - A x))`` with one denoiser D, recorded whole.
 
+    The stages share D's weights. The running statistics of its batch norm are kept for each of them: their images
+    differ, and one set for all, which evaluation then took, cost 0.6 dB in a trial on CT.
+
     Parameters
     ----------
     channels, stages, step, start, kernel
@@ -34,6 +38,8 @@ class UnrolledDnCNN(Reconstructor):
     """
 
     network: ClassVar[str] = "lu-dncnn"
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(
         self,
@@ -52,16 +58,18 @@ class UnrolledDnCNN(Reconstructor):
         check_flag("checkpointing", checkpointing)
         self.checkpointing = checkpointing
         self.denoiser = DnCNN(channels, layers=layers, width=width)
+        self.register_buffer("running_mean", torch.zeros(stages, layers - 2, width))
+        self.register_buffer("running_var", torch.ones(stages, layers - 2, width))
 
     def _stages(self, y: Tensor, physics: Physics | None, x0: Tensor | None) -> list[Tensor]:
         x, step = self._begin(y, physics, x0)
         weights, images = self.denoiser.weights(), []
-        for _ in range(self.stages):
+        for own in zip(self.running_mean, self.running_var, strict=True):
             if self.checkpointing and torch.is_grad_enabled():
-                again = _Again(lambda d, how: self.denoiser.denoised(d, weights, how), self.training)
+                again = _Again(partial(self.denoiser.denoised, weights=weights, running=own), self.training)
                 x = checkpoint(lambda x, again=again: again(step(x)), x, use_reentrant=False)
             else:
-                x = self.denoiser.denoised(step(x), weights, "batch" if self.training else "running")
+                x = self.denoiser.denoised(step(x), weights, "batch" if self.training else "running", own)
             images.append(x)
         return images
 
@@ -71,7 +79,7 @@ class UnrolledDnCNN(Reconstructor):
 
     @classmethod
     def _tensors(cls, config: dict[str, Any]) -> int:
-        return DnCNN.tensors(layers=whole_number(config["layers"], 2), norm=True, bias=False, spectral=False)
+        return 2 + DnCNN.tensors(layers=whole_number(config["layers"], 2), norm=True, bias=False, spectral=False)
 
     @classmethod
     def _built(cls, config: dict[str, Any], kernel: Tensor | None) -> Self:
@@ -153,10 +161,10 @@ class DEQ4IP(Reconstructor):
 class _Again:
     """A function that knows whether it is called for the first time: batch norm moves its statistics but once."""
 
-    def __init__(self, f: Callable[[Tensor, Any], Tensor], training: bool) -> None:
+    def __init__(self, f: Callable[..., Tensor], training: bool) -> None:
         self.f, self.training, self.called = f, training, False
 
     def __call__(self, x: Tensor) -> Tensor:
         how = "running" if not self.training else "unmoved" if self.called else "batch"
         self.called = True
-        return self.f(x, how)
+        return self.f(x, statistics=how)

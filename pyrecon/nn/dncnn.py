@@ -15,6 +15,7 @@ from pyrecon.implicit import spectral_norm
 from pyrecon.nn._channels import channels_last, from_channels, to_channels
 
 Statistics = Literal["batch", "unmoved", "running"]
+Running = tuple[Tensor, Tensor]
 _MOMENTUM = 0.1
 _EPS = 1e-5
 
@@ -87,9 +88,12 @@ class DnCNN(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return self.denoised(image, self.weights(), "batch" if self.training else "running")
 
-    def denoised(self, image: Tensor, weights: Sequence[Tensor], statistics: Statistics) -> Tensor:
+    def denoised(
+        self, image: Tensor, weights: Sequence[Tensor], statistics: Statistics, running: Running | None = None
+    ) -> Tensor:
         """With given weights; batch norm by ``"batch"`` statistics, which running ones follow, by ``"unmoved"`` ones
-        of the batch, which they do not, or by the ``"running"`` ones themselves."""
+        of the batch, which they do not, or by the ``"running"`` ones themselves: the network's own, or mean and
+        variance ``(layers - 2, width)`` of the caller's."""
         x = channels_last(to_channels(image))
         if x.shape[1] != self.channels:
             raise ValueError(f"image: has {x.shape[1]} channels, the network takes {self.channels}")
@@ -97,17 +101,18 @@ class DnCNN(nn.Module):
         for i, (conv, weight) in enumerate(zip(self.convs, weights, strict=True)):
             x = F.conv2d(x, weight, conv.bias, padding=1)  # type: ignore[arg-type]
             if 0 < i < last and self.norms:
-                x = _normalised(x, self.norms[i - 1], statistics)  # type: ignore[arg-type]
+                norm: nn.BatchNorm2d = self.norms[i - 1]  # type: ignore[assignment]
+                own = (
+                    (norm.running_mean, norm.running_var) if running is None else (running[0][i - 1], running[1][i - 1])
+                )
+                x = _normalised(x, norm, statistics, *own)  # type: ignore[arg-type]
             if i < last:
                 x = F.relu_(x)
         x = from_channels(x, image)
         return image - x if self.residual else x
 
 
-def _normalised(x: Tensor, norm: nn.BatchNorm2d, statistics: Statistics) -> Tensor:
-    mean, var = norm.running_mean, norm.running_var
+def _normalised(x: Tensor, norm: nn.BatchNorm2d, statistics: Statistics, mean: Tensor, var: Tensor) -> Tensor:
     if statistics == "unmoved":
-        assert mean is not None
-        assert var is not None
         mean, var = mean.clone(), var.clone()
     return F.batch_norm(x, mean, var, norm.weight, norm.bias, statistics != "running", _MOMENTUM, _EPS)

@@ -19,8 +19,9 @@ class ShallowBlock(nn.Module):
 
     Inject is two 3x3 convolutions with leaky ReLU, Data two with group norm besides, Mix three of twice the width, the
     last one bare. All have biases and a spectral norm of one (of the weight as a matrix). That and the group norms do
-    not make it contract; a small start does: the last group norm begins at ``gain``, so the first residuals are small
-    and the first equilibria exist.
+    not make it contract; its start does: the last group norm begins at ``gain``, so the first residuals are small, and
+    Data's first biases are spread over +-``spread``, beside which r counts for little after the norm. So equilibria
+    exist from the first step on, and training finds how much of r they want.
 
     Weights are passed as tensors, from :meth:`weights`, so that a solve and the application that is recorded have the
     same: every look at a spectrally normalised weight in training moves its power iteration.
@@ -33,19 +34,21 @@ class ShallowBlock(nn.Module):
     channels, width
         Of images, and of Inject and Data; 32 is published, with 93,953 weights for one channel.
     groups
-        Of the group norms; divides ``width``. The paper does not say. In a group of many channels the spread of their
-        biases outweighs a small r; one channel a group would make Data blind to the size of r, and steep near r = 0.
-        Norm of the derivative at a new block's equilibrium with 8, 4 and 1 groups: 1.2, 0.5, 0.4.
-    gain
-        Of the last group norm at the start.
+        Of the group norms; divides ``width``. The paper does not say. In one group the spread of the biases outweighs a
+        small r; one channel a group would make Data blind to the size of r, and steep near r = 0.
+    gain, spread
+        At the start, of the last group norm and of Data's first biases.
     """
 
-    def __init__(self, channels: int = 1, *, width: int = 32, groups: int = 4, gain: float = 0.1) -> None:
+    def __init__(
+        self, channels: int = 1, *, width: int = 32, groups: int = 1, gain: float = 0.03, spread: float = 1.0
+    ) -> None:
         super().__init__()
         check_count("channels", channels)
         if check_count("width", width) % check_count("groups", groups):
             raise ValueError(f"groups: {groups} does not divide the width, {width}")
         check_number("gain", gain)
+        check_number("spread", spread)
         self.config = {"width": width, "groups": groups}
         self.inject = nn.ModuleList([_conv(channels, width), _conv(width, width)])
         self.data = nn.ModuleList([_conv(channels, width), _conv(width, width)])
@@ -53,6 +56,7 @@ class ShallowBlock(nn.Module):
         self.mix = nn.ModuleList([_conv(2 * width, 2 * width), _conv(2 * width, 2 * width), _conv(2 * width, channels)])
         self.mix_norms = nn.ModuleList(nn.GroupNorm(groups, 2 * width) for _ in range(2))
         nn.init.constant_(self.mix_norms[-1].weight, gain)  # type: ignore[arg-type]
+        nn.init.uniform_(self.data[0].bias, -spread, spread)  # type: ignore[arg-type]
         nn.init.zeros_(self.mix[-1].bias)  # type: ignore[arg-type]
         spectral_norm(self)
 

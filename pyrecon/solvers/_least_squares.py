@@ -98,7 +98,6 @@ def _cgls(
         if run.over(k):
             break
         active = run.active
-        p = select(active, p, 0)  # a NaN of a sample that has stopped must not come back as 0 * NaN
         q = applied("A", A, p, like=y)
         curvature = dot(q, q) + damping * dot(p, p)
         alpha = torch.where(active & (curvature > 0), ss / curvature, 0)
@@ -281,6 +280,8 @@ def _backprojected(A_adjoint: Map, y: Tensor, x0: Tensor | None) -> Tensor:
 
 def _inverse(name: str, sums: Tensor) -> Tensor:
     """1 / sums, 0 where A has nothing; float rounding is nothing too."""
+    if not sums.numel():
+        return sums
     largest = sums.amax(dim=tuple(range(1, sums.dim())), keepdim=True)
     if bool((sums < -1e-4 * largest).any()):
         raise ValueError(

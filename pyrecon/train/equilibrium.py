@@ -25,11 +25,11 @@ from pyrecon.losses import equivariant_imaging, supervised
 from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement, load
 from pyrecon.models.weights import Card
 from pyrecon.nn import DnCNN, ResidualUNet
-from pyrecon.solvers import Anderson, Status
+from pyrecon.solvers import Anderson, ConvergenceWarning, Status
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import Stage, setting
-from pyrecon.train.problem import Batch, Problem, ProblemConfig, generator_of, make_problem
-from pyrecon.train.run import Drawn, Training
+from pyrecon.train.problem import Batch, Problem, ProblemConfig, ProblemTraining, generator_of
+from pyrecon.train.run import Drawn
 from pyrecon.train.task import Outcome, Quality, Task
 from pyrecon.transforms import Flips, Group, Product, QuarterTurns, Rotations, Shifts, commutes
 
@@ -100,7 +100,7 @@ class Config(ProblemConfig):
     limit: int = setting(40, "", "Most iterations to the equilibrium, and to its gradient.", least=1)
     backward_tolerance: float = setting(3e-3, "", "Relative change at which its gradient ends.", above=0)
     denoiser: Stage = setting(Stage(300, batch=8, halve=100), "--denoiser-steps", "Steps of the denoiser's stage.")
-    equilibrium: Stage = setting(Stage(200, batch=8, rate=5e-4, halve=50, clip=1.0))
+    equilibrium: Stage = setting(Stage(240, batch=8, rate=5e-4, halve=60, clip=1.0))
     denoiser_noise: float = setting(0.05, "", "Noise that the denoiser learns to remove.", above=0)
     photographs: int = setting(256, "", "Crops that the denoiser learns from.", least=1)
 
@@ -239,7 +239,7 @@ def _psnr(images: Tensor, truth: Tensor | None) -> float:
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
-class EquilibriumTraining(Training):
+class EquilibriumTraining(ProblemTraining):
     """What the two systems share."""
 
     config: Config
@@ -256,7 +256,7 @@ class EquilibriumTraining(Training):
         config = self.config
         if config.loss == "robust-ei" and not config.noise_level:
             raise DataError("loss: robust-ei is for noisy measurements, these have none; take ei")
-        problem = make_problem(config, self.folder, drawn)
+        problem = self.problem(drawn)
         if config.blind:
             problem = problem.blind()
             self._check_group(problem)
@@ -337,7 +337,9 @@ class EquilibriumTraining(Training):
     def _converged(self, model: Model, data: Data) -> float:
         """The share of held-out images whose equilibrium was found."""
         batch = data.problem.self_validation().scaled()
-        status = model.reconstruct(batch.y.cpu(), batch.physics.cpu()).status
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            status = model.reconstruct(batch.y.cpu(), batch.physics.cpu()).status
         share = float((status == Status.CONVERGED).float().mean())
         if share < 0.5:
             warnings.warn(
@@ -349,7 +351,11 @@ class EquilibriumTraining(Training):
 
     @classmethod
     def advice(cls, model: Model, path: Path) -> str:
-        return f"pyrecon reconstruct SCAN.h5 -m de-prox --weights {path}" if model.system == "de-prox" else ""
+        scans = {("de-prox", "mri"), ("de-grad", "ct")}  # what has a method of raw scans
+        if model.card is None or model.card.role != "equilibrium":
+            return ""
+        known = (model.system, model.card.data["task"]) in scans
+        return f"pyrecon reconstruct SCAN.h5 -m {model.system} --weights {path}" if known else ""
 
 
 def build(config: Config, denoiser: nn.Module) -> Model:

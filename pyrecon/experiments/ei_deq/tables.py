@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pyrecon import metrics
 from pyrecon.experiments.ei_deq import published
-from pyrecon.experiments.ei_deq.study import LOSSES, SELF, TASKS, EIDEQStudy, quality
+from pyrecon.experiments.ei_deq.study import LOSSES, SELF, TASKS, EIDEQStudy, applied, quality
 from pyrecon.experiments.paired import paired
 from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing
@@ -44,7 +45,8 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
             line = [f"{cell} ({theirs[kind]:.2f})" for cell, kind in zip(cells, heads, strict=True)]
             lines.append([_TASKS[task], _LOSSES[loss], *line, *[""] * (len(study.kinds) + 1 - len(line))])
         start = batch.physics.adjoint(batch.y)
-        notes.append(_about(study, task, _mean(quality(start, batch)), settings))
+        ours = [share for name, share in study.missed.items() if name.startswith(task) and "-id-" in name]
+        notes.append(_about(study, task, _mean(quality(start, batch)), settings, _mean(ours)))
         shown = {"truth": batch.images, "A^H y": start, "PnP / RED": plain}
         for name in ("supervised-unet", "supervised-unrolled-5", "supervised-jfb", "supervised-id", "self-id"):
             loss, kind = name.split("-", 1)
@@ -60,7 +62,7 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
     return Listing("Table 1: test PSNR, dB", heads, lines, notes), pictures
 
 
-def _about(study: EIDEQStudy, task: str, start: float, settings: dict[str, Any]) -> str:
+def _about(study: EIDEQStudy, task: str, start: float, settings: dict[str, Any], missed: float) -> str:
     config = study.config(study.recipes[f"{task}-self-id-0"])
     physics = (
         f"single coil, {config.acceleration:g}x Gaussian points, noise {config.noise_level:g}"
@@ -71,7 +73,8 @@ def _about(study: EIDEQStudy, task: str, start: float, settings: dict[str, Any])
         f"{_TASKS[task]}: {study.amounts.test} generated images ({config.kind}) of {config.size} x {config.size} "
         f"pixels, {physics}; A^H y {start:.2f} dB. {config.pool} training images, {config.equilibrium.steps} steps of "
         f"{config.equilibrium.batch}; without ground truth by {SELF[task]}. {'PnP' if task == 'mri' else 'RED'}: our "
-        f"own DnCNN, strength {settings['strength']:.3g}, step {settings['step']:.3g}, searched on other images."
+        f"own DnCNN, strength {settings['strength']:.3g}, step {settings['step']:.3g}, searched on other images. "
+        f"Equilibria (ID) that {config.limit} iterations did not bring to {config.tolerance:g}: {missed:.0%}."
     )
 
 
@@ -141,11 +144,9 @@ def table_3(study: EIDEQStudy) -> tuple[Listing, Pictures]:
 def pipeline_error(study: EIDEQStudy, name: str) -> list[float]:
     """Of a model, per test image, dB; measurements without noise."""
     batch, model = study.test(name.partition("-")[0]), load(study.weights(name))
-    scale = batch.scale
 
     def pipeline(x: Tensor) -> Tensor:
-        found: Tensor = model.reconstruct(batch.physics(x) / _as(scale, batch.y), batch.physics).value * scale
-        return found
+        return applied(model, replace(batch, images=None, y=batch.physics(x)))[0]
 
     assert batch.images is not None
     return equivariance(pipeline, batch.images)
@@ -170,10 +171,6 @@ def equivariance(f: Callable[[Tensor], Tensor], images: Tensor) -> list[float]:
     turn = QuarterTurns().by(1)
     values: list[float] = metrics.psnr(f(turn(images)), turn(f(images)), peak=1.0).tolist()
     return values
-
-
-def _as(scale: Tensor, y: Tensor) -> Tensor:
-    return scale.reshape(-1, *[1] * (y.dim() - 1))
 
 
 def _mean(values: list[float]) -> float:

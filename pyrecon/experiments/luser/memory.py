@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,16 +38,33 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | None = None) -> in
         run()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        run()
+    watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _silence():
+        watched.start()
+    run()
+    with _silence():
+        watched.stop()
     assert watched.profiler is not None
-    results = watched.profiler.kineto_results
-    assert results is not None
+    results: Any = watched.profiler.kineto_results
     held = top = 0
     for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
         top = max(top, held)
     return top
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the profiler's library writes past Python when it starts and stops."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def training_bytes(model: Reconstructor, batch: Batch) -> int:
@@ -55,12 +75,12 @@ def training_bytes(model: Reconstructor, batch: Batch) -> int:
     optimizer = torch.optim.Adam(model.parameters())
 
     def step() -> None:
-        model.solves = []
         supervised(model(batch.y, physics_of(model, batch)), batch.images).backward()  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()
 
     step()
+    model.solves = []
     kept: list[torch.Tensor | None] = [*model.parameters(), *model.buffers(), batch.y, batch.images]
     kept += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     held = sum(tensor.nbytes for tensor in kept if tensor is not None)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.linops import LinearOperator, Radon, Whitened
+from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.ct.methods import CTMethod
 from pyrecon.models.deq import DEGrad
+from pyrecon.models.luser import ROLE, load_for
 from pyrecon.models.weights import Card, check_role, find_weights
 from pyrecon.solvers import Solution
 
@@ -51,17 +53,48 @@ class DEGradCT(CTMethod):
         return model
 
     def solve(self, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
-        model = self.model.to(sinogram.device)
-        card = model.card
-        assert card is not None
-        _warn(card, physics)
-        operator, factor = _normalised(physics, bool(card.data.get("whiten")))
-        y = operator.transform(sinogram) if isinstance(operator, Whitened) else sinogram / factor
-        start = operator.pinv(y)
-        peak = start.flatten(1).quantile(_PEAK, dim=1).view(-1, 1, 1)
-        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
-        found = model.reconstruct(y / scale.reshape(-1, *[1] * (y.dim() - 1)), operator)
-        return Solution(found.value * scale, found.status, found.iterations, found.residual)
+        return _solved(self.model, sinogram, physics)
+
+
+@dataclass(frozen=True)
+class LUSERCT(CTMethod):
+    """LUSER, LU-DnCNN or DEQ4IP with trained weights along the rays of the scan.
+
+    Every image is brought to the scale of training, where bodies have a peak of 1, by its least-squares image, and
+    back.
+
+    Attributes
+    ----------
+    weights
+        A file of :meth:`pyrecon.models.LUSER.save` or of its rivals'; ``pyrecon train luser -p task=ct`` makes one.
+        None ship with the package.
+    """
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "LUSER"
+    role: ClassVar[str] = ROLE
+
+    @cached_property
+    def model(self) -> Reconstructor:
+        """The network, loaded once."""
+        return load_for("ct", self.weights)
+
+    def solve(self, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
+        return _solved(self.model, sinogram, physics)
+
+
+def _solved(model: DEGrad | Reconstructor, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
+    """In the scale of training and back."""
+    model, card = model.to(sinogram.device), model.card
+    assert card is not None
+    _warn(card, physics)
+    operator, factor = _normalised(physics, bool(card.data.get("whiten")))
+    y = operator.transform(sinogram) if isinstance(operator, Whitened) else sinogram / factor
+    peak = operator.pinv(y).flatten(1).quantile(_PEAK, dim=1).view(-1, 1, 1)
+    scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+    found = model.reconstruct(y / scale.reshape(-1, *[1] * (y.dim() - 1)), operator)
+    return Solution(found.value * scale, found.status, found.iterations, found.residual)
 
 
 @lru_cache(maxsize=1)  # slices come in parts
@@ -85,12 +118,12 @@ def _warn(card: Card, physics: Radon) -> None:
         warnings.warn(
             f"views: the weights were trained at {views} over {arc:.0f} degrees, the scan has {geometry.views} over "
             f"{own:.0f}: the images may be less good than they look",
-            stacklevel=4,
+            stacklevel=5,
         )
     if tuple(card.shape) != tuple(geometry.shape):
         size, own_size = (" x ".join(map(str, s)) for s in (card.shape, geometry.shape))
         warnings.warn(
             f"grid: the weights were trained on images of {size}, the scan's have {own_size}: the images may be less "
             "good than they look",
-            stacklevel=4,
+            stacklevel=5,
         )

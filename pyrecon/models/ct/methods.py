@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._threads import one_thread_if_small
-from pyrecon.data.ct import noise_std
+from pyrecon.data.ct import field_of_view, noise_std
 from pyrecon.linops import Radon
 from pyrecon.models.method import Method
 from pyrecon.ops import FanBeam, ViewBeam, tv_prox
@@ -41,11 +41,14 @@ class FBP(CTMethod):
         Window on the ramp, see :func:`pyrecon.ops.fbp`: the further down the list, the smoother and the less noisy.
     nonneg
         Set negative values to 0 afterwards.
+    circle
+        Set what lies beyond the disc that every view sees to 0: it is wrong there.
     """
 
     name: ClassVar[str] = "FBP"
     filter: Literal["ramp", "shepp-logan", "cosine", "hamming", "hann"] = "ramp"
     nonneg: bool = False
+    circle: bool = True
 
     def solve(self, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
         geometry = physics.geometry
@@ -55,7 +58,8 @@ class FBP(CTMethod):
             image = 2 * physics.fbp(sinogram, self.filter, short_scan=False)
         else:
             image = physics.fbp(sinogram, self.filter)
-        return _direct(image.clamp(min=0) if self.nonneg else image)
+        image = image.clamp(min=0) if self.nonneg else image
+        return _direct(image * _disc(physics, image) if self.circle else image)
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,10 @@ class TV(CTMethod):
     """``argmin_x 1/2 |A x - y|^2 + w TV(x)``, over ``x >= 0`` with nonneg, by FISTA.
 
     The proximal map of TV within is the dual method of :func:`pyrecon.ops.tv_prox`, carried on from its last dual and
-    certified by its duality gap. Two products with A an iteration, as preconditioned primal-dual splitting has
-    (Pock and Chambolle, ICCV 2011), which after 200 iterations was 2 to 3 times further from the minimum at 30 and 90
-    degrees with its best step, and 5 to 10 times with one that suits both and 24 views of a full turn. Sidky and Pan,
-    Phys Med Biol 53:4777 (2008).
+    certified by its duality gap. Two products with A an iteration, as many as preconditioned primal-dual splitting
+    takes (Pock and Chambolle, ICCV 2011); that was 2.5 and 3.5 times further from the minimum after 200 of them at 30
+    and 90 degrees with the best of nine steps, and far more for 24 views of a full turn. Sidky and Pan, Phys Med Biol
+    53:4777 (2008).
 
     Parameters
     ----------
@@ -147,7 +151,9 @@ class TV(CTMethod):
     noise_std
         As of :class:`CGLS`.
     tol
-        Stops when an iteration changes the image by less than ``tol`` relative to it.
+        Stops when an iteration changes the image by less than ``tol`` relative to it. Limited angles want it small:
+        with 1e-4 the discs of the Helsinki Tomography Challenge at 90 degrees end at a Matthews correlation of 0.83,
+        with 1e-5 at 0.86.
     max_iter, max_inner
         Iterations at most, of FISTA and of the proximal map within.
     """
@@ -156,8 +162,8 @@ class TV(CTMethod):
     weight: float = 1.0
     nonneg: bool = True
     noise_std: float | None = None
-    tol: float = 1e-4
-    max_iter: int = 500
+    tol: float = 1e-5
+    max_iter: int = 1000
     max_inner: int = 100
 
     def __post_init__(self) -> None:
@@ -225,6 +231,17 @@ def _direct(image: Tensor) -> Solution[Tensor]:
     finite = torch.isfinite(image).flatten(1).all(dim=1)
     status = torch.where(finite, int(Status.CONVERGED), int(Status.NONFINITE)).to(torch.int8)
     return Solution(image, status, count, torch.zeros(len(image), dtype=image.dtype, device=image.device))
+
+
+def _disc(physics: Radon, image: Tensor) -> Tensor:
+    """``(H, W)`` bool: the pixels that every view sees; all, where there are none."""
+    radius = field_of_view(physics.geometry)
+    height, width = physics.geometry.shape
+    dy, dx = physics.geometry.pixel_size
+    y = dy * (torch.arange(height, device=image.device) - (height - 1) / 2)[:, None]
+    x = dx * (torch.arange(width, device=image.device) - (width - 1) / 2)
+    inside = (x.square() + y.square()).sqrt() <= radius + max(dx, dy)
+    return inside if radius > 0 else torch.ones_like(inside)
 
 
 def _check(noise: float | None, max_iter: int) -> None:

@@ -8,15 +8,16 @@ sample, and of a pixel of a fully sampled image.
 """
 
 from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table
-from pyrecon.models.mri.learned import DEProxMRI
+from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI
 from pyrecon.models.mri.methods import METHODS, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri
 
 # Those that need trained weights.
-LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI}
+LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI, "luser": LUSERMRI}
 
 __all__ = [
     "LEARNED",
+    "LUSERMRI",
     "METHODS",
     "CGSense",
     "DEProxMRI",

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.linops import Sense
+from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.deq import DEProx
+from pyrecon.models.luser import ROLE, load_for
 from pyrecon.models.mri.methods import MRIMethod, given_maps
 from pyrecon.models.weights import Card, check_role, find_weights
 from pyrecon.solvers import Solution
@@ -47,6 +49,39 @@ class DEProxMRI(MRIMethod):
         if card.data.get("task", "mri") != "mri":
             raise DataError(f"{self.weights}: trained for {card.data['task']!r}, {self.name} takes 'mri' here")
         return model
+
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
+        model, physics = self.model.to(kspace.device), Sense(given_maps(maps), mask)
+        peak = physics.adjoint(kspace).abs().amax(dim=(1, 2), keepdim=True)
+        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+        assert model.card is not None
+        _warn(model.card, 1 / float(peak.max().clamp(min=1e-30)), (kspace.shape[2], kspace.shape[3]))
+        found = model.reconstruct(kspace / scale[:, None], physics)
+        return Solution(found.value * scale, found.status, found.iterations, found.residual)
+
+
+@dataclass(frozen=True)
+class LUSERMRI(MRIMethod):
+    """LUSER, LU-DnCNN or DEQ4IP with trained weights, with the coil maps of the scan (1 for one coil).
+
+    Every image is brought to the scale of training, where the brightest pixel of ``A^H y`` is 1, and back.
+
+    Attributes
+    ----------
+    weights
+        A file of :meth:`pyrecon.models.LUSER.save` or of its rivals'; ``pyrecon train luser -p task=mri`` makes one.
+        None ship with the package.
+    """
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "LUSER"
+    role: ClassVar[str] = ROLE
+
+    @cached_property
+    def model(self) -> Reconstructor:
+        """The network, loaded once."""
+        return load_for("mri", self.weights)
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         model, physics = self.model.to(kspace.device), Sense(given_maps(maps), mask)
