@@ -39,8 +39,8 @@ class LUSER(Reconstructor):
     stages, shared
         Stages K, and whether one block serves all of them (SW, 93,954 weights with one channel) or each has its own
         (DW, 751,625).
-    width, groups
-        Of :class:`pyrecon.nn.ShallowBlock`.
+    width, groups, spread
+        Of :class:`pyrecon.nn.ShallowBlock`; a larger ``spread`` begins further from equilibria that are lost.
     step
         lambda at the start; ``1 / |A|^2`` or less.
     start
@@ -71,6 +71,7 @@ class LUSER(Reconstructor):
         shared: bool = False,
         width: int = 32,
         groups: int = 1,
+        spread: float = 1.0,
         step: float = 1.0,
         start: Start = "adjoint",
         kernel: Tensor | None = None,
@@ -91,7 +92,7 @@ class LUSER(Reconstructor):
             raise ValueError(f"recompute: is for ImplicitGradient, not for {type(gradient).__name__}; say False")
         self.recompute = recompute
         self.blocks = nn.ModuleList(
-            ShallowBlock(channels, width=width, groups=groups) for _ in range(1 if shared else stages)
+            ShallowBlock(channels, width=width, groups=groups, spread=spread) for _ in range(1 if shared else stages)
         )
 
     def _stages(self, y: Tensor, physics: Physics | None, x0: Tensor | None) -> list[Tensor]:
