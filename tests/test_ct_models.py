@@ -393,7 +393,7 @@ def test_limited_views_are_scored_by_segmentation(tmp_path: Path) -> None:
     assert f"{scores['few', 'TV']:.3f}" in table
 
     write_sinogram(tmp_path / "few.h5", parts["few"])
-    io.write_result(tmp_path / "mask.npz", io.Result(mask.numpy()))
+    io.write_result(tmp_path / "mask.npz", io.Result(mask.numpy()[None]))  # a stack of one is one
     files = {name: str(tmp_path / name) for name in ("few.h5", "mask.npz", "a.md", "a.png")}
     shown = command("evaluate", "ct", files["few.h5"], "--truth", files["mask.npz"], "-m", "fbp", "-m", "tv",
                     "-o", files["a.md"], "--figure", files["a.png"])  # fmt: skip

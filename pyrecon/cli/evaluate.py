@@ -210,6 +210,7 @@ def ct(
             raise DataError(f"{file}: is {io.detect(file)}, expected a CT scan")
         scans[file.stem] = scan
     known = io.read_result(truth).image.astype(np.float32)
+    known = known[0] if known.ndim == 3 and len(known) == 1 else known
     size = None if pixel_size is None else 1e-3 * pixel_size
     with _console.err.status("reconstructing"):
         rows, images = evaluate_ct(scans, known, chosen, pixel_size=size, device=device)

@@ -262,7 +262,7 @@ def line_integrals(
     Returns
     -------
     line_integrals, clamped
-        Where no more than the dark came through, the transmission counts as the smallest positive one of the scan;
+        Where no more than the dark came through, the transmission counts as the smallest positive one among them;
         where the white is no brighter than the dark, the detector is dead, and the integral is 0. Both are clamped.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):

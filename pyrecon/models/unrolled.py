@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -65,7 +66,7 @@ class UnrolledDnCNN(Reconstructor):
         weights, images = self.denoiser.weights(), []
         for own in zip(self.running_mean, self.running_var, strict=True):
             if self.checkpointing and torch.is_grad_enabled():
-                again = _Again(lambda d, how, own=own: self.denoiser.denoised(d, weights, how, own), self.training)
+                again = _Again(partial(self.denoiser.denoised, weights=weights, running=own), self.training)
                 x = checkpoint(lambda x, again=again: again(step(x)), x, use_reentrant=False)
             else:
                 x = self.denoiser.denoised(step(x), weights, "batch" if self.training else "running", own)
@@ -160,10 +161,10 @@ class DEQ4IP(Reconstructor):
 class _Again:
     """A function that knows whether it is called for the first time: batch norm moves its statistics but once."""
 
-    def __init__(self, f: Callable[[Tensor, Any], Tensor], training: bool) -> None:
+    def __init__(self, f: Callable[..., Tensor], training: bool) -> None:
         self.f, self.training, self.called = f, training, False
 
     def __call__(self, x: Tensor) -> Tensor:
         how = "running" if not self.training else "unmoved" if self.called else "batch"
         self.called = True
-        return self.f(x, how)
+        return self.f(x, statistics=how)

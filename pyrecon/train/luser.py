@@ -78,7 +78,7 @@ class Config(ProblemConfig):
     limit: int = setting(20, "", "Most iterations to them, and to their gradients.", least=1, most=1000)
     backward_tolerance: float = setting(1e-2, "", "Relative change at which gradients of equilibria end.", above=0)
     deq4ip_tolerance: float = setting(1e-3, "", "Relative change at which DEQ4IP's equilibrium ends.", above=0)
-    deq4ip_limit: int = setting(40, "", "Most iterations to it, and to its gradient.", least=1, most=1000)
+    deq4ip_limit: int = setting(30, "", "Most iterations to it, and to its gradient.", least=1, most=1000)
 
     @classmethod
     def of_scale(cls, scale: Literal["quick", "full"], role: Any = None, **changes: Any) -> Self:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -271,5 +270,5 @@ def _times(model: Reconstructor, batch: Batch) -> tuple[float, float]:
 def _memory(study: LUSERStudy, task: str, network: str) -> str:
     config = study.config_of(task, network)
     sizes = [(config.size, 2), (config.size, 4)]
-    found = memory_line(replace(config), lambda c: problem_of(c, study.folder / "test"), sizes)
+    found = memory_line(config, lambda c: problem_of(c, study.folder / "test"), sizes)
     return f"{found.per_pixel * config.size**2 / 2**20:.1f}"

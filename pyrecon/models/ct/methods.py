@@ -135,10 +135,10 @@ class TV(CTMethod):
     """``argmin_x 1/2 |A x - y|^2 + w TV(x)``, over ``x >= 0`` with nonneg, by FISTA.
 
     The proximal map of TV within is the dual method of :func:`pyrecon.ops.tv_prox`, carried on from its last dual and
-    certified by its duality gap. Two products with A an iteration, as many as preconditioned primal-dual splitting takes
-    (Pock and Chambolle, ICCV 2011); that was 2.5 and 3.5 times further from the minimum after 200 of them at 30 and 90
-    degrees with the best of nine steps, and far more for 24 views of a full turn. Sidky and Pan, Phys Med Biol 53:4777
-    (2008).
+    certified by its duality gap. Two products with A an iteration, as many as preconditioned primal-dual splitting
+    takes (Pock and Chambolle, ICCV 2011); that was 2.5 and 3.5 times further from the minimum after 200 of them at 30
+    and 90 degrees with the best of nine steps, and far more for 24 views of a full turn. Sidky and Pan, Phys Med Biol
+    53:4777 (2008).
 
     Parameters
     ----------
