@@ -270,14 +270,5 @@ class LUSERTraining(ProblemTraining):
         facts: dict[str, Any] = {"config": asdict(config)}
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
-        about: dict[str, Any] = {"task": config.task, "network": config.network, "images": config.kind}
-        about["noise_std"] = config.noise_level
-        if config.task == "ct":
-            about |= {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whiten": config.whiten}
-        elif config.task == "mri":
-            about |= {"mask": config.mask, "acceleration": config.acceleration}
-            brightest = float(data.validation().scale.mean())
-            about["noise_over_brightest"] = config.noise_level / brightest  # what a scan can be compared by
-        else:
-            about |= {"blur_size": config.blur_size, "blur_variance": config.blur_variance}
+        about = data.about() | {"network": config.network}
         model.card = Card(model.system, ROLE, config.shape, about, plain(facts))

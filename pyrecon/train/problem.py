@@ -200,6 +200,20 @@ class Problem:
         """
         return self._noise(y, physics or self._fixed(), self.config.seed, step, _VIRTUAL + purpose)
 
+    def about(self) -> dict[str, Any]:
+        """What a card says of the data: the settings that play a part in the task."""
+        config = self.config
+        names = {
+            "ct": ("angles", "arc", "beam", "whiten"),
+            "mri": ("mask", "acceleration"),
+            "deblur": ("blur_size", "blur_variance"),
+        }[config.task]
+        facts: dict[str, Any] = {"task": config.task, "images": config.kind, "noise_std": config.noise_level}
+        facts |= {name: getattr(config, name) for name in names}
+        if config.task == "mri":  # what a raw scan can be compared by: the noise over the brightest pixel of A^H y
+            facts["noise_over_brightest"] = config.noise_level / float(self.self_validation().scale.mean())
+        return facts
+
     def _fixed(self) -> LinearOperator:
         if self.operator is None:
             raise ValueError("physics: every image has a mask of its own, give that of y")
