@@ -181,7 +181,7 @@ def commutes(physics: LinearOperator, group: Group, like: Tensor, *, tol: float 
     """Whether ``A^H A T = T A^H A`` for transforms of the group, on random images like ``like`` ``(B, ...)``.
 
     If so, the virtual operators ``A T`` see no more of an image than A does: equivariant imaging has nothing to learn
-    from. Judged at a relative difference of ``tol``, for smooth images, which interpolation leaves alone. With rotations
+    from. Judged at a relative difference of ``tol``, for smooth images, which interpolation leaves alone. By rotations
     a Gaussian blur differs by 1 to 3 % (its window is square), 16 views by 10 to 50 %.
     """
     if not isinstance(physics, LinearOperator):
