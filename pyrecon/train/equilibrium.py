@@ -22,6 +22,7 @@ from pyrecon.data.photographs import Part, photographs
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree
 from pyrecon.linops import Fourier, Whitened
 from pyrecon.losses import equivariant_imaging, supervised
+from pyrecon.models.ct.learned import peak_of
 from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement, load
 from pyrecon.models.weights import Card
 from pyrecon.nn import DnCNN, ResidualUNet
@@ -329,6 +330,8 @@ class EquilibriumTraining(ProblemTraining):
             about["noise_over_brightest"] = config.noise_level / brightest  # of A^H y, what a scan can be compared by
         else:
             about |= {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whiten": config.whiten}
+            batch = data.problem.self_validation()
+            about["peak"] = float(peak_of(batch.physics, batch.y).mean())
         role = "denoiser" if config.model == "denoiser" else "equilibrium"
         if role == "equilibrium" and config.model == "deq":
             facts["converged"] = self._converged(model, data)

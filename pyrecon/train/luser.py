@@ -17,6 +17,7 @@ from pyrecon.implicit import ImplicitGradient
 from pyrecon.linops import LinearOperator, gaussian_kernel
 from pyrecon.losses import supervised
 from pyrecon.models._data_step import Reconstructor
+from pyrecon.models.ct.learned import peak_of
 from pyrecon.models.luser import LUSER, ROLE, load
 from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 from pyrecon.models.weights import Card, find_weights
@@ -266,6 +267,8 @@ class LUSERTraining(ProblemTraining):
         about["noise_std"] = config.noise_level
         if config.task == "ct":
             about |= {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whiten": config.whiten}
+            batch = data.self_validation()
+            about["peak"] = float(peak_of(batch.physics, batch.y).mean())
         elif config.task == "mri":
             about |= {"mask": config.mask, "acceleration": config.acceleration}
             brightest = float(data.validation().scale.mean())
