@@ -275,4 +275,6 @@ class LUSERTraining(ProblemTraining):
             about["noise_over_brightest"] = config.noise_level / brightest  # what a scan can be compared by
         else:
             about |= {"blur_size": config.blur_size, "blur_variance": config.blur_variance}
+        if model.card is not None:
+            facts["initial"] = model.card.training  # how the weights that the run began with were made
         model.card = Card(model.system, ROLE, config.shape, about, plain(facts))
