@@ -13,6 +13,8 @@ from pyrecon._errors import DataError
 from pyrecon.cli import app
 from pyrecon.losses import supervised
 from pyrecon.models import LUSER
+from pyrecon.models import weights as stored
+from pyrecon.models.ct.learned import peak_of
 from pyrecon.models.luser import load
 from pyrecon.train.luser import Config, LUSERTraining, Reconstruction, new_model, physics_of, psnr, reconstructed
 from pyrecon.train.problem import make_problem
@@ -56,6 +58,28 @@ def test_training_gains_over_what_it_begins_with(tmp_path: Path) -> None:
     model = train(LUSERTraining, tmp_path / "run", None, config)
     (_, first), *_, (_, last) = model.card.training["curves"]["reconstruction"]
     assert last > first + 1.0
+
+
+def test_cards_say_how_weights_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak that images have by least squares, what the run began with, and a line each in ``pyrecon info``."""
+    config = settings("luser-sw", "ct", images="discs", beam="fan", arc=60.0, noise_std=0.01)
+    (tmp_path / "shipped").mkdir()
+    first = train(LUSERTraining, tmp_path / "first", None, config)
+    again = train(LUSERTraining, tmp_path / "again", None, config, initial=tmp_path / "first/weights.safetensors")
+    batch = make_problem(config, tmp_path / "first").self_validation()
+    assert first.card.data["peak"] == pytest.approx(float(peak_of(batch.physics, batch.y).mean()))
+    assert "initial" not in first.card.training
+    assert again.card.training["initial"] == first.card.training
+    monkeypatch.setattr(stored, "SHIPPED", tmp_path / "shipped")
+    for name, model in (("one", first), ("two", again)):
+        model.save(tmp_path / "shipped" / f"{name}.safetensors")
+    found = CliRunner().invoke(app, ["info", "--weights"])
+    assert found.exit_code == 0, found.output
+    numbers, best = sum(p.numel() for p in first.parameters()), again.card.training["quality_db"]["reconstruction"]
+    assert (
+        f"| `two` | luser-sw | {numbers:,} | ct: discs of 8 fan-beam views over 60 degrees, noise 0.01 | 16 x 16 | "
+        f"reconstruction 4 x 2 | {best:.2f} | reconstruction 4 x 2 |"
+    ) in found.output
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:

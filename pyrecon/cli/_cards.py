@@ -7,15 +7,22 @@ from typing import Any
 
 from pyrecon import plotting
 from pyrecon.models import DEQMPI
-from pyrecon.models.weights import Card, shipped_weights
+from pyrecon.models.luser import load
+from pyrecon.models.weights import Card, read_header, shipped_weights
 from pyrecon.nn import BallConsistency, ExactConsistency
 
 _HEADS = ("name", "for", "SNR, dB", "voxels", "data step", "penalty", "steps x batch", "validation, dB", "began with")
+_OTHER_HEADS = ("name", "network", "weights", "trained on", "pixels", "steps x batch", "validation, dB", "began with")
 _KINDS = {BallConsistency: "l2-ball", ExactConsistency: "y itself"}
 
 
 def markdown() -> str:
-    """A table with a line for each file."""
+    """Tables with a line for each file: those of MPI, and those of LUSER and its rivals if there are any."""
+    others = _luser()
+    return _mpi() + (f"\n\n{others}" if others else "")
+
+
+def _mpi() -> str:
     lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
     for name, model, card in _shipped():
         used = card.role in ("equilibrium", "unrolled")
@@ -34,6 +41,29 @@ def markdown() -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _luser() -> str:
+    lines = []
+    for name, path in shipped_weights("luser").items():
+        model, network = load(path), str(read_header(path).config["network"])
+        card = model.card
+        assert card is not None
+        data, ways = card.data, [card.training, *_ancestors(card.training)]
+        arc = f" of {data['angles']} {data['beam']}-beam views over {data['arc']:g} degrees" if "arc" in data else ""
+        cells = [
+            f"`{name}`",
+            str(data.get("network", network)),
+            f"{sum(weights.numel() for weights in model.parameters()):,}",
+            f"{data['task']}: {data['images']}{arc}, noise {data['noise_std']:g}",
+            " x ".join(map(str, card.shape)),
+            _stages(ways[0]),
+            ", ".join(f"{quality:.2f}" for quality in card.training["quality_db"].values()),
+            "; ".join(_stages(facts) for facts in ways[1:]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    head = ["| " + " | ".join(_OTHER_HEADS) + " |", "|" + "---|" * len(_OTHER_HEADS)]
+    return "\n".join(head + lines) if lines else ""
 
 
 def curves() -> Any:
@@ -56,9 +86,12 @@ def _shipped() -> Iterator[tuple[str, DEQMPI, Card]]:
 
 def _schedule(facts: dict[str, Any]) -> str:
     """``denoiser 1800 x 64``: the stages that were run."""
+    return _stages(facts) + f" at {facts['config']['snr_db']:g} dB"
+
+
+def _stages(facts: dict[str, Any]) -> str:
     config = facts["config"]
-    stages = [f"{name} {config[name]['steps']} x {config[name]['batch']}" for name in facts["quality_db"]]
-    return ", ".join(stages) + f" at {config['snr_db']:g} dB"
+    return ", ".join(f"{name} {config[name]['steps']} x {config[name]['batch']}" for name in facts["quality_db"])
 
 
 def _ancestors(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -162,18 +162,19 @@ def ct_job(file: Path, kind: str, method: str | None, settings: list[str], optio
             scan = some_views(scan, views)
         except ValueError as error:
             raise DataError(f"--views: {options.views} leaves nothing of {scan.geometry.views} views") from error
-    size = None if options.pixel_size is None else 1e-3 * options.pixel_size
-    try:
-        geometry = on_grid(scan.geometry, options.shape, size)
-    except ValueError as error:
-        raise DataError(f"--shape, --pixel-size: {error}") from error
-    scan = dataclasses.replace(scan, geometry=geometry)
     known: dict[str, Any] = METHODS | LEARNED
     if method is None and not settings:
         chosen: Any = default_method(scan)
     else:
         names = {v: k for k, v in METHODS.items()}
         chosen = _settings.make(known, method or names[type(default_method(scan))], settings)
+    size = None if options.pixel_size is None else 1e-3 * options.pixel_size
+    shape = chosen.shape if options.shape is None and size is None else options.shape
+    try:
+        geometry = on_grid(scan.geometry, shape, size)
+    except ValueError as error:
+        raise DataError(f"--shape, --pixel-size: {error}") from error
+    scan = dataclasses.replace(scan, geometry=geometry)
     slices, count, n_det = scan.sinogram.shape
     facts = {
         "file": f"{file.name}: {kind}, {slices} slices, {count} views of {n_det} detector pixels",
@@ -189,7 +190,9 @@ def ct_job(file: Path, kind: str, method: str | None, settings: list[str], optio
     memory = 4 * scan.sinogram.size + 25 * count * n_det + 4 * 8 * slices * geometry.shape[0] * geometry.shape[1]
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
-        return reconstruct_ct(scan if first is None else some_slices(scan, first), chosen, device=device)
+        part = scan if first is None else some_slices(scan, first)
+        said = None if chosen.shape is None else geometry.shape  # that of the options, not the method's
+        return reconstruct_ct(part, chosen, shape=said, device=device)
 
     return Job(facts, chosen, slices, memory, run, False, scan.grid, scan.labels)
 

@@ -29,6 +29,7 @@ __all__ = [
     "coverage",
     "field_of_view",
     "find_center",
+    "first_angle",
     "line_integrals",
     "natural_grid",
     "noise_std",
@@ -107,18 +108,27 @@ def some_slices(scan: CTScan, count: int) -> CTScan:
 
 # --- grids ---------------------------------------------------------------------------------------------------------
 def on_grid(
-    geometry: Beam, shape: Sequence[int] | None = None, pixel_size: float | Sequence[float] | None = None
+    geometry: Beam,
+    shape: Sequence[int] | None = None,
+    pixel_size: float | Sequence[float] | None = None,
+    *,
+    turn: float = 0.0,
 ) -> Beam:
     """The same rays through an image of another ``shape``, or of other pixels (metres).
 
-    With only one of the two the field of view stays as it is, as nearly as whole pixels allow.
+    With only one of the two the field of view stays as it is, as nearly as whole pixels allow. ``turn``, radians, turns
+    the image's rows and columns anticlockwise, so that angles are smaller by as much: for geometries that have angles.
     """
-    if shape is None and pixel_size is None:
+    if shape is None and pixel_size is None and not turn:
         return geometry
+    if turn and geometry.angles is None:
+        raise ValueError(f"turn: {turn:g}, but a {type(geometry).__name__} has no angles, expected 0")
     if shape is not None:
         shape = check_size("shape", shape, 2)
     extent = [n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True)]
-    if pixel_size is None:
+    if shape is None and pixel_size is None:
+        shape, pixels = geometry.shape, list(geometry.pixel_size)
+    elif pixel_size is None:
         assert shape is not None
         pixels = [e / n for e, n in zip(extent, shape, strict=True)]
     else:
@@ -128,14 +138,15 @@ def on_grid(
             raise ValueError(f"pixel_size: {pixels} does not fit, expected a number, or (of a row, of a column)")
     size = [max(1, round(e / p)) for e, p in zip(extent, pixels, strict=True)] if shape is None else list(shape)
     grid: dict[str, Any] = {"shape": size, "pixel_size": tuple(pixels), "unit": "m"}
+    if isinstance(geometry, ParallelBeam | FanBeam):
+        angles = geometry.angles - turn if turn else geometry.angles
     if isinstance(geometry, ParallelBeam):
         return ParallelBeam(
-            geometry.angles, n_det=geometry.n_det, det_spacing=geometry.det_spacing, det_offset=geometry.det_offset,
-            **grid,
+            angles, n_det=geometry.n_det, det_spacing=geometry.det_spacing, det_offset=geometry.det_offset, **grid
         )  # fmt: skip
     if isinstance(geometry, FanBeam):
         return FanBeam(
-            geometry.angles, n_det=geometry.n_det, det_spacing=geometry.det_spacing, det_offset=geometry.det_offset,
+            angles, n_det=geometry.n_det, det_spacing=geometry.det_spacing, det_offset=geometry.det_offset,
             source_to_axis=geometry.source_to_axis, source_to_detector=geometry.source_to_detector,
             curved=geometry.curved, **grid,
         )  # fmt: skip
@@ -244,6 +255,16 @@ def coverage(geometry: Beam) -> Coverage:
     ranges = tuple((math.degrees(normals[i]), math.degrees(normals[i] + gaps[i])) for i in np.flatnonzero(wide))
     arc = math.pi - float(gaps[wide].sum())
     return Coverage(len(normals), arc, ranges, len(apart) * _FEW < geometry.n_det * arc / math.pi)
+
+
+def first_angle(geometry: Beam) -> float:
+    """Where the arc of the views begins, radians: the end of the widest gap between their angles; 0 without angles."""
+    if geometry.angles is None:
+        return 0.0
+    turn = math.pi if isinstance(geometry, ParallelBeam) else 2 * math.pi
+    angles = np.sort(geometry.angles.detach().cpu().numpy() % turn)
+    gaps = np.diff(angles, prepend=angles[-1] - turn)
+    return float(angles[gaps.argmax()])
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------------

@@ -239,24 +239,25 @@ def _disc(canvas: Canvas) -> Real:
     y0, x0 = rng.uniform(-1, 1, 2) * (0.97 - radius)
     disc = canvas.ellipse(y0, x0, radius, radius)
     if rng.random() < 0.4:
-        rim = radius - rng.uniform(0.06, 0.15)
-        inner = canvas.ellipse(y0, x0, rim, rim)
-        holes = canvas.rounded(_cells(canvas) * inner, rng.uniform(0.015, 0.035))
+        rim = radius - rng.uniform(0.06, 0.22)
+        inner = canvas.ellipse(y0, x0, rim, rim, wobble=float(rng.choice([0.0, 0.03])))
+        wall = rng.uniform(0.04, 0.12)
+        holes = canvas.rounded(_cells(canvas, wall) * inner, rng.uniform(0.015, max(0.03, 0.5 * wall)))
     else:
         holes = _scattered(canvas, (y0, x0), radius)
     return canvas.pixels(disc * (1 - holes))
 
 
-def _cells(canvas: Canvas) -> Real:
+def _cells(canvas: Canvas, wall: float) -> Real:
     """Share of the points in cells about random seeds, walls between them."""
-    rng, count = canvas.rng, int(canvas.rng.integers(4, 18))
+    rng, count = canvas.rng, int(canvas.rng.integers(4, 25))
     seeds: list[Real] = []
     for _ in range(20 * count):
         point = rng.uniform(-0.85, 0.85, 2)
         if len(seeds) < count and all(np.hypot(*(point - other)) > 1.1 / np.sqrt(count) for other in seeds):
             seeds.append(point)
     distances = np.sort([np.hypot(canvas.y - y, canvas.x - x) for y, x in seeds], axis=0)
-    return canvas.share(rng.uniform(0.04, 0.12) - (distances[1] - distances[0]))
+    return canvas.share(wall - (distances[1] - distances[0]))
 
 
 def _scattered(canvas: Canvas, centre: tuple[float, float], radius: float) -> Real:
@@ -265,16 +266,21 @@ def _scattered(canvas: Canvas, centre: tuple[float, float], radius: float) -> Re
     placed: list[tuple[float, float, float]] = []
     wanted, typical = int(rng.integers(2, 20)), rng.uniform(0.1, 0.25)
     holes = np.zeros_like(canvas.image)
+    alike = (rng.uniform(0.4, 1.0), rng.uniform(0, np.pi)) if rng.random() < 0.3 else None
     for _ in range(30 * wanted):
         if len(placed) == wanted:
             break
-        size = min(0.4, typical * float(np.exp(rng.normal(0, 0.35))))
+        size = min(0.4, typical * float(np.exp(rng.normal(0, 0.35 if alike is None else 0.1))))
         far, angle = (radius - size - 0.04) * np.sqrt(rng.uniform()), rng.uniform(0, 2 * np.pi)
         y, x = y0 + far * np.sin(angle), x0 + far * np.cos(angle)
         if any(np.hypot(y - v, x - u) < size + other + 0.03 for v, u, other in placed):
             continue
         placed.append((y, x, size))
-        holes = np.maximum(holes, _hole(canvas, y, x, size))
+        if alike is None:
+            hole = _hole(canvas, y, x, size)
+        else:  # ellipses of one shape, nearly of one turn
+            hole = canvas.ellipse(y, x, size, size * alike[0], alike[1] + rng.normal(0, 0.15))
+        holes = np.maximum(holes, hole)
     return holes
 
 

@@ -271,4 +271,6 @@ class LUSERTraining(ProblemTraining):
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
         about = data.about() | {"network": config.network}
+        if model.card is not None:
+            facts["initial"] = model.card.training  # how the weights that the run began with were made
         model.card = Card(model.system, ROLE, config.shape, about, plain(facts))

@@ -27,6 +27,7 @@ from pyrecon.data.photographs import photographs
 from pyrecon.io.folders import ImageFolder, Part, Values
 from pyrecon.linops import Blur, Fourier, LinearOperator, Radon, Whitened, gaussian_kernel
 from pyrecon.ops import FanBeam, ParallelBeam
+from pyrecon.models.ct.learned import peak_of
 from pyrecon.physics import mri
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, setting
@@ -210,6 +211,9 @@ class Problem:
         }[config.task]
         facts: dict[str, Any] = {"task": config.task, "images": config.kind, "noise_std": config.noise_level}
         facts |= {name: getattr(config, name) for name in names}
+        if config.task == "ct":  # what a raw scan is brought to
+            batch = self.self_validation()
+            facts["peak"] = float(peak_of(batch.physics, batch.y).mean())
         if config.task == "mri":  # what a raw scan can be compared by: the noise over the brightest pixel of A^H y
             facts["noise_over_brightest"] = config.noise_level / float(self.self_validation().scale.mean())
         return facts

@@ -22,6 +22,15 @@ _LEAST_NOISE = 1e-3  # of the largest line integral: what pixels and rays of fin
 class CTMethod(Method):
     """A reconstruction of line integrals."""
 
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Of images where nobody asks for another; None: the scan's own."""
+        return None
+
+    def facts(self, physics: Radon) -> dict[str, str]:
+        """What a report says of the way to the image, by name."""
+        return {}
+
     def solve(self, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
         """Images ``(S, H, W)`` in 1/m from line integrals ``(S, A, D)``, float32 or float64, along the rays of
         ``physics.geometry``."""

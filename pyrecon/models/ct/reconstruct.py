@@ -43,7 +43,8 @@ def reconstruct_ct(
     method
         One of the classes here; :func:`default_method` of the views that are used if not given.
     shape, pixel_size
-        Of the images, pixels in metres; by default the scan's own. With one of the two the field of view stays.
+        Of the images, pixels in metres; by default the scan's own, for a trained network the shape it was trained at.
+        With one of the two the field of view stays.
     views
         Use these only.
     device
@@ -74,9 +75,11 @@ def reconstruct_ct(
     with run:
         for text in scan.metadata.get("warnings", ()):
             warnings.warn(str(text), stacklevel=2)
+        if shape is None and pixel_size is None:
+            shape = method.shape
         physics = Radon(on_grid(scan.geometry, shape, pixel_size)).to(device)
         seen = coverage(physics.geometry)
-        report.details |= _facts(physics, seen)
+        report.details |= _facts(physics, seen) | method.facts(physics)
         if seen.limited and isinstance(method, FBP):
             warnings.warn(f"{seen}; total variation (tv) does better", stacklevel=2)
         step = max(1, _CHUNK_BYTES // (4 * int(np.prod(physics.domain_shape))))
