@@ -26,8 +26,8 @@ from pyrecon.data.heads import heads, smooth_phase
 from pyrecon.data.photographs import photographs
 from pyrecon.io.folders import ImageFolder, Part, Values
 from pyrecon.linops import Blur, Fourier, LinearOperator, Radon, Whitened, gaussian_kernel
-from pyrecon.ops import FanBeam, ParallelBeam
 from pyrecon.models.ct.learned import peak_of
+from pyrecon.ops import FanBeam, ParallelBeam
 from pyrecon.physics import mri
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, setting
