@@ -31,6 +31,8 @@ class LUSER(Reconstructor):
         d = x + lambda A^H (y - A x),    r = Mix(Data(r) ++ Inject(d)),    x+ = d + r
 
     r from zero by Anderson mixing, with exact gradients by implicit differentiation in every stage.
+    ``forward(y, physics)`` takes a :class:`~pyrecon.linops.LinearOperator`, or any function of images, whose adjoint is
+    that of its derivative at x; such a function needs ``x0`` or ``start="data"``.
 
     Parameters
     ----------
@@ -56,9 +58,6 @@ class LUSER(Reconstructor):
         With implicit gradients: keep a stage's image and residual only, and repeat its one recorded application in the
         backward pass, so one stage's activations are held at a time in place of K. It costs one application a stage
         beside the ten to forty of its solves.
-
-    ``forward(y, physics)`` takes a :class:`~pyrecon.linops.LinearOperator`, or any function of images, whose adjoint is
-    that of its derivative at x; such a function needs ``x0`` or ``start="data"``.
     """
 
     network: ClassVar[str] = "luser"
