@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from pyrecon import interop, linops, ops
 from pyrecon._errors import MissingDependency
+from pyrecon.interop.denoisers import deepinv_dncnn
 from pyrecon.testing import assert_adjoint
 
 
@@ -144,3 +147,16 @@ def test_a_missing_package_is_named(convert: object, package: str, monkeypatch: 
     )
     with pytest.raises(MissingDependency, match=package):
         convert(linops.Identity((3,)))  # type: ignore[operator]
+
+
+def test_deepinvs_denoiser_is_taken_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert deepinv_dncnn() is None
+    deepinv = _import_peer("deepinv")
+    net = deepinv.models.DnCNN(in_channels=1, out_channels=1, pretrained=None)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(net.state_dict(), tmp_path / "checkpoints" / "dncnn_sigma2_gray.pth")
+    found, x = deepinv_dncnn(), randn(2, 3, 8, 8, dtype=torch.float32)
+    assert found is not None
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), torch.cat([net(x[:, i : i + 1]) for i in range(3)], dim=1))

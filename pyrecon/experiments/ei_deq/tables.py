@@ -72,8 +72,9 @@ def _about(study: EIDEQStudy, task: str, start: float, settings: dict[str, Any],
     return (
         f"{_TASKS[task]}: {study.amounts.test} generated images ({config.kind}) of {config.size} x {config.size} "
         f"pixels, {physics}; A^H y {start:.2f} dB. {config.pool} training images, {config.equilibrium.steps} steps of "
-        f"{config.equilibrium.batch}; without ground truth by {SELF[task]}. {'PnP' if task == 'mri' else 'RED'}: our "
-        f"own DnCNN, strength {settings['strength']:.3g}, step {settings['step']:.3g}, searched on other images. "
+        f"{config.equilibrium.batch}; without ground truth by {SELF[task]}. {'PnP' if task == 'mri' else 'RED'}: "
+        f"{settings['denoiser']} DnCNN, strength {settings['strength']:.3g}, step {settings['step']:.3g}, searched on "
+        "other images. "
         f"Equilibria (ID) that {config.limit} iterations did not bring to {config.tolerance:g}: {missed:.0%}."
     )
 
