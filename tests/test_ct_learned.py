@@ -21,7 +21,7 @@ from pyrecon.data.ct import CTScan, first_angle, on_grid, some_views
 from pyrecon.data.ct_phantoms import discs
 from pyrecon.io.sinogram import write_sinogram
 from pyrecon.linops import Radon
-from pyrecon.models import LUSER
+from pyrecon.models import LUSER, UnrolledDnCNN
 from pyrecon.models.ct import LUSERCT, evaluate_ct, reconstruct_ct
 from pyrecon.models.ct.learned import _Frame, _resampled, peak_of
 from pyrecon.models.weights import Card
@@ -152,8 +152,25 @@ def test_segmentations_have_the_shape_of_the_truth(tmp_path: Path) -> None:
     images = body(64)[:1]
     one = scan(images, beam(75.0, size=64))
     rows, found = evaluate_ct({"a": one}, images[0].numpy(), (LUSERCT(saved(tmp_path)),), pixel_size=SIDE / 64)
-    assert found["a", "LUSER"].shape == (64, 64)
+    assert found["a", "LUSER-DW"].shape == (64, 64)
     assert rows[0].correlation > 0.2  # two random stages are a blurred back-projection
+
+
+def test_networks_are_compared_by_their_names(tmp_path: Path) -> None:
+    """Several weights of one network are numbered."""
+    images = body()[:1]
+    (tmp_path / "rival").mkdir()
+    rival = UnrolledDnCNN(width=4, layers=3, stages=2)
+    rival.card = LUSERCT(saved(tmp_path)).model.card
+    rival.save(tmp_path / "rival/w.safetensors")
+    own, other = LUSERCT(saved(tmp_path)), LUSERCT(str(tmp_path / "rival/w.safetensors"))
+    for methods, expected in (
+        ((own, other), ["LUSER-DW", "LU-DnCNN"]),
+        ((own, other, own), ["LUSER-DW (1)", "LU-DnCNN", "LUSER-DW (2)"]),
+    ):
+        rows, found = evaluate_ct({"a": scan(images, beam())}, images[0].numpy(), methods, pixel_size=SIDE / SIZE)
+        assert [row.method for row in rows] == expected
+        assert list(found) == [("a", name) for name in expected]
 
 
 def test_the_command_line_takes_the_grid_of_training(tmp_path: Path) -> None:

@@ -158,6 +158,14 @@ class LUSERCT(LearnedCT):
     name: ClassVar[str] = "LUSER"
     role: ClassVar[str] = ROLE
 
+    @property
+    def label(self) -> str:
+        """LUSER-SW, LUSER-DW or the rival that it is."""
+        network = self.model.network
+        if network == "luser":
+            return "LUSER-SW" if self.model.config["shared"] else "LUSER-DW"
+        return {"lu-dncnn": "LU-DnCNN", "deq4ip": "DEQ4IP"}[network]
+
     @cached_property
     def model(self) -> Reconstructor:
         """The network, loaded once."""
