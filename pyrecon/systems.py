@@ -64,10 +64,18 @@ SYSTEMS: dict[str, System] = {
         paper_path="pyrecon.experiments.deq_mpi:PAPER",
     ),
     "de-prox": System(
-        "EI-DEQ: equivariant deep equilibrium models, its proximal gradient model",
+        "EI-DEQ: equivariant deep equilibrium models, with a proximal step (DE-Prox)",
         model_path="pyrecon.models:DEProx",
         methods_path="pyrecon.models.mri:LEARNED",
         training_path="pyrecon.train.de_prox:DEProxTraining",
+        paper_path="pyrecon.experiments.ei_deq:PAPER",
+        paper_name="ei-deq",
+    ),
+    "de-grad": System(
+        "EI-DEQ: equivariant deep equilibrium models, with a gradient step (DE-Grad)",
+        model_path="pyrecon.models:DEGrad",
+        methods_path="pyrecon.models.ct:LEARNED",
+        training_path="pyrecon.train.de_grad:DEGradTraining",
         paper_path="pyrecon.experiments.ei_deq:PAPER",
         paper_name="ei-deq",
     ),
@@ -77,12 +85,6 @@ SYSTEMS: dict[str, System] = {
         methods_path="pyrecon.models.mri:LEARNED",
         training_path="pyrecon.train.luser:LUSERTraining",
         paper_path="pyrecon.experiments.luser:PAPER",
-    ),
-    "de-grad": System(
-        "EI-DEQ: equivariant deep equilibrium models, its gradient model",
-        model_path="pyrecon.models:DEGrad",
-        methods_path="pyrecon.models.ct:LEARNED",
-        training_path="pyrecon.train.de_grad:DEGradTraining",
     ),
 }
 

@@ -177,11 +177,12 @@ class Product(Group):
         )
 
 
-def commutes(physics: LinearOperator, group: Group, like: Tensor, *, tol: float = 1e-2, seed: int = 0) -> bool:
+def commutes(physics: LinearOperator, group: Group, like: Tensor, *, tol: float = 5e-2, seed: int = 0) -> bool:
     """Whether ``A^H A T = T A^H A`` for transforms of the group, on random images like ``like`` ``(B, ...)``.
 
     If so, the virtual operators ``A T`` see no more of an image than A does: equivariant imaging has nothing to learn
-    from. Judged at a relative difference of ``tol``, for smooth images, which interpolation leaves alone.
+    from. Judged at a relative difference of ``tol``, for smooth images, which interpolation leaves alone. By rotations
+    a Gaussian blur differs by 1 to 3 % (its window is square), 16 views by 10 to 50 %.
     """
     if not isinstance(physics, LinearOperator):
         raise TypeError(f"physics: expected a LinearOperator, got {type(physics).__name__}")

@@ -89,7 +89,7 @@ def test_coverage_of_complete_and_limited_scans() -> None:
     assert part.arc == pytest.approx(math.radians(30))
     assert part.missing == (pytest.approx((40, 190)),)
     assert "31 views over 30 of 180 degrees" in str(part)
-    assert "between 40 to 190 degrees" in str(part)
+    assert "from 40 to 190 degrees" in str(part)
     both = coverage(parallel([*range(0, 60), *range(90, 150)]))
     assert [tuple(map(round, gap)) for gap in both.missing] == [(59, 90), (149, 180)]
 

@@ -147,6 +147,8 @@ def test_what_is_kept_is_best_by_the_loss_of_held_out_measurements(tmp_path: Pat
         ({"model": "unet", "loss": "ei"}, UNetRefinement, None),
         ({"model": "denoiser", "equilibrium.steps": 0}, DEGrad, None),
         ({"form": "prox", "norm": "spectral"}, DEProx, None),
+        ({"task": "deblur", "form": "prox"}, DEProx, None),
+        ({"task": "deblur", "model": "unrolled", "layers": 2}, DEGrad, 2),
     ],
 )
 def test_every_model_trains_and_comes_back(
@@ -235,6 +237,11 @@ def test_a_group_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"group: the physics commutes with shifts.*take another group"):
         train(DEProxTraining, tmp_path, None, small(loss="ei", group="shifts"))
     train(DEProxTraining, tmp_path / "b", None, small(group="shifts", **{"equilibrium.steps": 1}))  # not asked for
+
+
+def test_a_round_blur_teaches_nothing_by_rotations(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"group: the physics commutes with rotations"):
+        train(DEProxTraining, tmp_path, None, small(loss="ei", task="deblur", size=24))
 
 
 def test_sure_needs_noise(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_every_cell_has_a_recipe_and_differs_from_the_others() -> None:
     configs = [study.config(study.recipes[name]) for name in names]
     assert len(set(configs)) == len(names)
     assert {config.denoiser.steps for config in configs} == {0}
+    other = EIDEQStudy(Path("/nowhere"), seed=1)
+    assert not {config.seed for config in configs} & {other.config(study.recipes[name]).seed for name in names}
     steps = {(config.task, config.equilibrium, config.pool, config.size) for config in configs}
     assert len(steps) == 2  # the same images, steps and rates for all models of a task
 

@@ -16,6 +16,7 @@ import skimage.transform
 import torch
 from torch import Tensor
 
+from pyrecon import backend, testing
 from pyrecon.linops import Radon
 from pyrecon.ops import Beam, FanBeam, ParallelBeam, ViewBeam, fbp, radon, radon_adjoint
 from pyrecon.ops._fbp import _short_scan_weights
@@ -178,6 +179,36 @@ def test_a_detector_may_count_the_other_way() -> None:
 def test_the_transpose_is_exact(name: str, dtype: torch.dtype) -> None:
     A = Radon(GEOMETRIES[name]()).to(dtype)
     assert A.adjoint_error(batch=2) <= (1e-7 if dtype == torch.float32 else 1e-15)
+
+
+@pytest.mark.parametrize("level", testing.available_isa_levels())
+def test_scanners_of_any_proportions(level: str) -> None:
+    """Sources that nearly touch the image, rays by the dozen in a pixel or many pixels apart, pixels of any shape."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    for trial in range(60):
+        size, n_det = (int(draw(1, 90)), int(draw(1, 90))), int(draw(1, 150))
+        pixel = (draw(0.5, 2), draw(0.5, 2))
+        reach = math.hypot(size[0] * pixel[0], size[1] * pixel[1]) / 2
+        angles, offset, spacing = [draw(0, 6.3) for _ in range(4)], draw(-9, 9), math.exp(draw(-3, 2))
+        far = draw(1.05, 6) * reach
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if trial % 3 == 0 or n_det * spacing > 2 * far:
+                geometry: Beam = ParallelBeam(angles, size, n_det, spacing, offset, pixel)
+            else:
+                options = (n_det, spacing, far, draw(1, 2) * far, offset, pixel)
+                geometry = FanBeam(angles, size, *options, curved=trial % 3 == 1)
+        x, y = (torch.randn(1, *shape, generator=generator) for shape in (size, geometry.range_shape))
+        with backend("reference"):
+            exact = radon(x.double(), geometry), radon_adjoint(y.double(), geometry)
+        with testing.isa(level):
+            found = radon(x, geometry), radon_adjoint(y, geometry)
+        for value, expected in zip(found, exact, strict=True):
+            testing.assert_close_to_reference(value, expected, k=256)  # places of up to 200 pixels, few samples
 
 
 def test_a_nan_stays_in_its_image() -> None:

@@ -119,6 +119,7 @@ def test_settings_reach_the_model() -> None:
         ({"unrolled": 3}, lambda m: m.stages), ({"width": 16}, lambda m: m.config["width"]),
         ({"groups": 2}, lambda m: m.config["groups"]), ({"tolerance": 0.5}, lambda m: m.tol),
         ({"limit": 3}, lambda m: m.max_iter), ({"backward_tolerance": 0.5}, lambda m: m.gradient.tol),
+        ({"spread": 9.0}, lambda m: m.blocks[0].data[0].bias.detach().abs().max() > 3),
         ({"seed": 1}, lambda m: m.blocks[0].mix[0].bias[0].item()),
     ):  # fmt: skip
         assert of(new_model(settings("luser-dw", **change))) != of(base), change  # type: ignore[no-untyped-call]

@@ -327,20 +327,25 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
     const double left = top, lower_left = bottom, left_step = (bottom - top) * per_row;
     const double width = top_width, width_step = (bottom_width - top_width) * per_row;
     top = top_end, bottom = bottom_end;
-    const double near = dense + 1;  // rays within a pixel of the outermost of the tile's
-    if (high < -near || low > n + near) continue;
-    const int64_t first = floor_of(low - near) - 4, count = floor_of(high + near) + 5 - first;
+    const int64_t end = fan.n - 1;
+    const double before = static_cast<double>(j - 1);  // what is up to here or from `right` on reaches no pixel
+    if (most(fan.place[end], fan.last_place[end]) <= before || least(fan.place[0], fan.last_place[0]) >= right)
+      continue;
+    const int64_t first = floor_of(low) - 6, count = floor_of(high) + 7 - first;
     bool even = first > 1 - guard && first + count + 4 * L < fan.n + guard - 1 && count <= held;
     if (even) {
       const auto spacing = [&](const double* p, double at) {
         const int64_t i = floor_of(at);
         return p[i + 1] - p[i];
       };
-      double low_gap = least(least(spacing(fan.place, left), spacing(fan.place, top)),
-                             least(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
-      if (!fan.parallel) {  // in between gaps are parabolas: no smaller than the least of three by a seventh of the range
-        const double high_gap = most(most(spacing(fan.place, left), spacing(fan.place, top)),
-                                     most(spacing(fan.last_place, lower_left), spacing(fan.last_place, bottom)));
+      // The rays that reach the tile's pixels from outside of it are three at most on each side.
+      double low_gap = least(least(spacing(fan.place, left - 3), spacing(fan.place, top + 3)),
+                             least(spacing(fan.last_place, lower_left - 3), spacing(fan.last_place, bottom + 3)));
+      if (!fan.parallel) {  // in between gaps are parabolas: no smaller than the least of three by a seventh of the
+                            // range
+        const double high_gap =
+            most(most(spacing(fan.place, left - 3), spacing(fan.place, top + 3)),
+                 most(spacing(fan.last_place, lower_left - 3), spacing(fan.last_place, bottom + 3)));
         low_gap = least(low_gap, least(spacing(fan.place, left + 0.5 * width),
                                        spacing(fan.last_place, lower_left + 0.5 * bottom_width)));
         low_gap -= 0.15 * (high_gap - low_gap);
@@ -360,7 +365,9 @@ void add_tiles(T* out, int64_t pitch, int64_t rows, int64_t columns, const Fan<T
       if (!fan.parallel) even &= most(most(off(0.5, 0.5), off(0.5, 1)), most(off(0, 0.5), off(1, 0.5))) < 0.2;
     }
     if (!permutes<T> || !even || !(dense > 0 && dense <= 3)) {
-      add_rays<T>(out + j, pitch, rows, smaller(L, columns - j), fan, first, first + count, j);
+      const double from =
+          least(invert(fan.place, fan.n, before, left), invert(fan.last_place, fan.n, before, lower_left));
+      add_rays<T>(out + j, pitch, rows, smaller(L, columns - j), fan, floor_of(from), floor_of(high) + 2, j);
       continue;
     }
     for (int64_t i = 0; i < count + 4 * L; i += L) {

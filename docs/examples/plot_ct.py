@@ -34,8 +34,8 @@ write_sinogram(file, ct.simulate(disc, geometry, noise_std=0.01))
 scan = io.read(file)
 print(scan.geometry)
 print(scan.metadata)
-panel = plotting.Panel(scan.sinogram[0], "sinogram", "detector pixel")
-plotting.figure([[panel]], panel_size=4)
+panel = plotting.Panel(scan.sinogram[0].T, "detector pixels over views")
+plotting.figure([[panel]], panel_size=3)
 
 # %%
 # A limited angle says what it is: which edges no ray is tangent to. Filtered
@@ -55,6 +55,7 @@ for degrees in (360, 90, 30):
         title = f"{report.method}, {degrees} degrees"
         line.append(plotting.Panel(image, title, note, window))
     rows.append(line)
+# sphinx_gallery_thumbnail_number = 2
 plotting.figure(rows, spacing=[scan.grid.spacing] * 3)
 
 # %%

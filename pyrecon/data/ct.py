@@ -231,7 +231,7 @@ class Coverage:
         ranges = " and ".join(f"{a:.0f} to {b:.0f}" for a, b in self.missing)
         return (
             f"limited angle: {self.views} views over {math.degrees(self.arc):.0f} of 180 degrees; edges whose normal "
-            f"lies between {ranges} degrees (anticlockwise from the right) cannot be recovered by filtered "
+            f"lies from {ranges} degrees (anticlockwise from the right) cannot be recovered by filtered "
             "back-projection"
         )
 

@@ -31,6 +31,8 @@ class LUSER(Reconstructor):
         d = x + lambda A^H (y - A x),    r = Mix(Data(r) ++ Inject(d)),    x+ = d + r
 
     r from zero by Anderson mixing, with exact gradients by implicit differentiation in every stage.
+    ``forward(y, physics)`` takes a :class:`~pyrecon.linops.LinearOperator`, or any function of images, whose adjoint is
+    that of its derivative at x; such a function needs ``x0`` or ``start="data"``.
 
     Parameters
     ----------
@@ -39,8 +41,8 @@ class LUSER(Reconstructor):
     stages, shared
         Stages K, and whether one block serves all of them (SW, 93,954 weights with one channel) or each has its own
         (DW, 751,625).
-    width, groups
-        Of :class:`pyrecon.nn.ShallowBlock`.
+    width, groups, spread
+        Of :class:`pyrecon.nn.ShallowBlock`; a larger ``spread`` begins further from equilibria that are lost.
     step
         lambda at the start; ``1 / |A|^2`` or less.
     start
@@ -56,9 +58,6 @@ class LUSER(Reconstructor):
         With implicit gradients: keep a stage's image and residual only, and repeat its one recorded application in the
         backward pass, so one stage's activations are held at a time in place of K. It costs one application a stage
         beside the ten to forty of its solves.
-
-    ``forward(y, physics)`` takes a :class:`~pyrecon.linops.LinearOperator`, or any function of images, whose adjoint is
-    that of its derivative at x; such a function needs ``x0`` or ``start="data"``.
     """
 
     network: ClassVar[str] = "luser"
@@ -71,6 +70,7 @@ class LUSER(Reconstructor):
         shared: bool = False,
         width: int = 32,
         groups: int = 1,
+        spread: float = 1.0,
         step: float = 1.0,
         start: Start = "adjoint",
         kernel: Tensor | None = None,
@@ -91,7 +91,7 @@ class LUSER(Reconstructor):
             raise ValueError(f"recompute: is for ImplicitGradient, not for {type(gradient).__name__}; say False")
         self.recompute = recompute
         self.blocks = nn.ModuleList(
-            ShallowBlock(channels, width=width, groups=groups) for _ in range(1 if shared else stages)
+            ShallowBlock(channels, width=width, groups=groups, spread=spread) for _ in range(1 if shared else stages)
         )
 
     def _stages(self, y: Tensor, physics: Physics | None, x0: Tensor | None) -> list[Tensor]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pyrecon import _core
 from pyrecon._check import check_flag, check_out, dense, described
@@ -151,13 +152,8 @@ class _Projection(torch.autograd.Function):
 
 
 # --- the filter ------------------------------------------------------------------------------------------------
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
-    return _cached_response(n_det, window, fan_step)
-
-
 @lru_cache(maxsize=64)
-def _cached_response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
+def _response(n_det: int, window: str | None, fan_step: float | None) -> Tensor:
     """Of the ramp for detector pixels one apart, ``(m // 2 + 1,)`` of a transform of m >= 2 n_det - 1 numbers.
 
     ``fan_step``: radians between the pixels of a curved detector, whose kernel is (g / sin g)^2 times that of the ramp.
@@ -188,14 +184,12 @@ def _window(name: str | None, m: int) -> Tensor:
     return torch.ones_like(half)
 
 
-def _filtered(sino: Tensor, window: str | None, fan_step: float | None) -> Tensor:
-    n_det = sino.shape[-1]
+def _filtered(sino: Tensor, response: Tensor, m: int) -> Tensor:
     if sino.shape[0] == 0:  # FFTs refuse nothing
         return sino
-    response = _response(n_det, window, fan_step).to(sino.device, sino.dtype)
-    spectrum = torch.fft.rfft(sino, n=2 * (len(response) - 1))
-    filtered: Tensor = torch.fft.irfft(spectrum * response, n=2 * (len(response) - 1))
-    return filtered[..., :n_det]
+    spectrum = torch.fft.rfft(sino, n=m) * response.to(sino.device, sino.dtype)
+    filtered: Tensor = torch.fft.irfft(spectrum, n=m)
+    return filtered[..., : sino.shape[-1]]
 
 
 # --- weights ---------------------------------------------------------------------------------------------------
@@ -314,9 +308,9 @@ def fbp(
         check_flag("short_scan", short_scan)
     lead = sino.shape[:-2]
     check_out("out", out, (*lead, *geometry.shape), sino, inputs=(sino,))
-    weights, cameras, fan_step, curved = _plan(geometry, short_scan)
+    weights, cameras, curved, response, m = _plan(geometry, short_scan, filter)
     weighted = dense(sino).view(prod(lead), *geometry.range_shape) * weights.to(sino.device, sino.dtype)
-    filtered = weighted if filter is None else _filtered(weighted, filter, fan_step)
+    filtered = weighted if filter is None else _filtered(weighted, response, m)
     cameras = cameras.to(sino.device)
     if out is None and needs_grad(sino):
         image = _Backprojection.apply(dense(filtered), cameras, curved, *geometry.shape)  # type: ignore[no-untyped-call]
@@ -327,17 +321,24 @@ def fbp(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _plan(geometry: Beam, short_scan: bool | None) -> Plan:
-    """Weights (A, D) before the filter, cameras (A, 8), radians between pixels of a curved detector, curved."""
+def _plan(geometry: Beam, short_scan: bool | None, window: str | None) -> tuple[Tensor, Tensor, bool, Tensor, int]:
+    """Weights (A, D) before the filter, cameras (A, 8), whether the detector is curved, the filter, and the length of
+    its transform: a number, as dynamic shapes would take the size of a constant for a variable of unknown source."""
     if geometry.requires_grad:  # its numbers may change
-        return _new_plan(geometry, short_scan)
-    if short_scan not in geometry._plans:
-        geometry._plans[short_scan] = _new_plan(geometry, short_scan)
-    plan: Plan = geometry._plans[short_scan]
-    return plan
+        plan = _new_plan(geometry, short_scan)
+    else:
+        if short_scan not in geometry._plans:
+            with _disable_current_modes():  # torch.export would trace it
+                geometry._plans[short_scan] = _new_plan(geometry, short_scan)
+        plan = geometry._plans[short_scan]
+    weights, cameras, fan_step, curved = plan
+    with _disable_current_modes():
+        response = _response(geometry.n_det, window, fan_step)
+    return weights, cameras, curved, response, 2 * (len(response) - 1)
 
 
 def _new_plan(geometry: Beam, short_scan: bool | None) -> Plan:
+    """Weights, cameras, radians between pixels of a curved detector, and whether it is one."""
     if isinstance(geometry, ViewBeam):
         ideal, mirrored = _as_ideal(geometry)
         weights, cameras, fan_step, curved = _new_plan(ideal, short_scan)

@@ -14,7 +14,7 @@ from pyrecon.train.equilibrium import EquilibriumTraining
 class Config(Shared):
     """As that of DE-Prox, of another task and step."""
 
-    task: Literal["ct", "mri"] = setting("ct", "--task", "The physics: ct or mri.")
+    task: Literal["ct", "mri", "deblur"] = setting("ct", "--task", "The physics: ct, mri or deblur.")
     form: Literal["prox", "grad"] = setting("grad", "", "The step of the equilibrium.")
 
 

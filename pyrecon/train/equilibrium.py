@@ -22,7 +22,6 @@ from pyrecon.data.photographs import Part, photographs
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree
 from pyrecon.linops import Fourier, Whitened
 from pyrecon.losses import equivariant_imaging, supervised
-from pyrecon.models.ct.learned import peak_of
 from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement, load
 from pyrecon.models.weights import Card
 from pyrecon.nn import DnCNN, ResidualUNet
@@ -73,7 +72,6 @@ class Config(ProblemConfig):
         Standard deviation of the noise, in every channel, that D learns to remove, and the crops that it learns from.
     """
 
-    task: Literal["ct", "mri"] = setting("mri", "--task", "The physics: ct or mri.")
     fixed_mask: bool = setting(True, "", "mri: one mask for all images.")
     validate_every: int = setting(50, "--validate-every", "Steps between validations.", least=1)
 
@@ -129,7 +127,7 @@ class Config(ProblemConfig):
 
     @property
     def channels(self) -> int:
-        return 2 if self.task == "mri" else 1
+        return {"ct": 1, "mri": 2, "deblur": 3}[self.task]
 
 
 @dataclass
@@ -278,14 +276,18 @@ class EquilibriumTraining(ProblemTraining):
             )
 
     def _photographs(self, first: int, count: int, train: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Luminance; of two channels times a smooth phase."""
+        """``(count, C, H, W)``: colours, or luminance, which two channels have times a smooth phase."""
         config, parts = self.config, list[np.ndarray[Any, Any]]()
         here = max(0, min(count, train - first))
         of: list[tuple[Part, int, int]] = [("train", first, here), ("validation", max(0, first - train), count - here)]
         for part, start, number in of:
             if number:
-                parts.append(photographs(number, config.shape, color=False, part=part, seed=config.seed, first=start))
-        grey = np.concatenate(parts)[:, None]
+                color = config.channels == 3
+                parts.append(photographs(number, config.shape, color=color, part=part, seed=config.seed, first=start))
+        images = np.concatenate(parts)
+        if config.channels == 3:
+            return images
+        grey = images[:, None]
         if config.channels == 1:
             return grey
         y, x = np.meshgrid(*2 * [np.linspace(-1, 1, config.size, dtype=np.float32)], indexing="ij")
@@ -323,15 +325,7 @@ class EquilibriumTraining(ProblemTraining):
         facts: dict[str, Any] = {"config": asdict(config)}
         facts["quality"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
-        about: dict[str, Any] = {"task": config.task, "images": config.kind, "noise_std": config.noise_level}
-        if config.task == "mri":
-            brightest = float(data.problem.self_validation().scale.mean())
-            about |= {"acceleration": config.acceleration, "mask": config.mask}
-            about["noise_over_brightest"] = config.noise_level / brightest  # of A^H y, what a scan can be compared by
-        else:
-            about |= {"angles": config.angles, "arc": config.arc, "beam": config.beam, "whiten": config.whiten}
-            batch = data.problem.self_validation()
-            about["peak"] = float(peak_of(batch.physics, batch.y).mean())
+        about = data.problem.about()
         role = "denoiser" if config.model == "denoiser" else "equilibrium"
         if role == "equilibrium" and config.model == "deq":
             facts["converged"] = self._converged(model, data)

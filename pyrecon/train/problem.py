@@ -26,6 +26,7 @@ from pyrecon.data.heads import heads, smooth_phase
 from pyrecon.data.photographs import photographs
 from pyrecon.io.folders import ImageFolder, Part, Values
 from pyrecon.linops import Blur, Fourier, LinearOperator, Radon, Whitened, gaussian_kernel
+from pyrecon.models.ct.learned import peak_of
 from pyrecon.ops import FanBeam, ParallelBeam
 from pyrecon.physics import mri
 from pyrecon.train._files import kept_pool
@@ -199,6 +200,23 @@ class Problem:
         Where masks differ, ``physics`` is that of y: nothing is measured elsewhere, and so is no noise.
         """
         return self._noise(y, physics or self._fixed(), self.config.seed, step, _VIRTUAL + purpose)
+
+    def about(self) -> dict[str, Any]:
+        """What a card says of the data: the settings that play a part in the task."""
+        config = self.config
+        names = {
+            "ct": ("angles", "arc", "beam", "whiten"),
+            "mri": ("mask", "acceleration"),
+            "deblur": ("blur_size", "blur_variance"),
+        }[config.task]
+        facts: dict[str, Any] = {"task": config.task, "images": config.kind, "noise_std": config.noise_level}
+        facts |= {name: getattr(config, name) for name in names}
+        if config.task == "ct":  # what a raw scan is brought to
+            batch = self.self_validation()
+            facts["peak"] = float(peak_of(batch.physics, batch.y).mean())
+        if config.task == "mri":  # what a raw scan can be compared by: the noise over the brightest pixel of A^H y
+            facts["noise_over_brightest"] = config.noise_level / float(self.self_validation().scale.mean())
+        return facts
 
     def _fixed(self) -> LinearOperator:
         if self.operator is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -78,6 +78,11 @@ class EIDEQStudy(Study):
     def source(self, recipe: Recipe) -> None:
         """The data are made of nothing but the seed."""
 
+    def config(self, recipe: Recipe) -> Config:
+        """The study's seed sets the recipes' apart from those of another study."""
+        config: Config = super().config(recipe)
+        return replace(config, seed=config.seed + len(SEEDS) * self.seed)
+
     def test(self, task: str) -> Batch:
         """Test images with their measurements, the same for every model."""
         if task not in self._tests:
@@ -99,7 +104,7 @@ class EIDEQStudy(Study):
 
     def with_denoiser(self, task: str) -> tuple[Tensor, dict[str, Any]]:
         """PnP or RED with a DnCNN that knows nothing of the task, and the settings that were best on other images."""
-        config: Config = self.config(self.recipes[f"{task}-supervised-id-0"])
+        config = self.config(self.recipes[f"{task}-supervised-id-0"])
         denoiser = load(self.weights(f"{task}-dncnn")).denoiser
         truth = draw(config, "validation", 0, self.amounts.validation)
         problem = Problem(config, truth, truth, operator_of(config))

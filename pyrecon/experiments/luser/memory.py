@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import sys
@@ -81,6 +82,7 @@ def training_bytes(model: Reconstructor, batch: Batch) -> int:
 
     step()
     model.solves = []
+    gc.collect()  # what is released while it is watched, and was there before, would not be told
     kept: list[torch.Tensor | None] = [*model.parameters(), *model.buffers(), batch.y, batch.images]
     kept += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     held = sum(tensor.nbytes for tensor in kept if tensor is not None)
