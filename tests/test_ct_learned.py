@@ -22,14 +22,15 @@ from pyrecon.data.ct_phantoms import discs
 from pyrecon.io.sinogram import write_sinogram
 from pyrecon.linops import Radon
 from pyrecon.models import LUSER, UnrolledDnCNN
-from pyrecon.models.ct import LUSERCT, evaluate_ct, reconstruct_ct
+from pyrecon.models.ct import LUSERCT, TV, evaluate_ct, reconstruct_ct
 from pyrecon.models.ct.learned import _Frame, _resampled, peak_of
 from pyrecon.models.weights import Card
 from pyrecon.ops import FanBeam, ParallelBeam, ViewBeam
-from pyrecon.physics.ct import scanner
+from pyrecon.physics.ct import phantom, scanner, simulate, truth
 
 SIZE, VIEWS = 16, 12
 SIDE = 0.07594
+REAL = Path(__file__).parents[2] / "shared/data/ct"
 
 
 def saved(folder: Path, shape: tuple[int, ...] = (SIZE, SIZE), **data: Any) -> str:
@@ -246,6 +247,32 @@ def test_only_scans_of_another_kind_are_warned_of(tmp_path: Path) -> None:
 def test_cards_that_make_no_sense_are_refused(tmp_path: Path, card: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         reconstruct_ct(scan(body(), beam()), LUSERCT(saved(tmp_path, **card)))
+
+
+@pytest.mark.parametrize("arc", [90, 60, 30])
+def test_shipped_weights_beat_total_variation_on_discs_they_never_saw(arc: int) -> None:
+    """From finer discs, wherever the arc begins, and at twice the density of views."""
+    geometry = scanner("fan", arc + 1, arc=arc + 1, start=40.0, n_det=96)
+    scores: dict[str, list[float]] = {}
+    for seed in range(20, 24):
+        disc = phantom("disc", geometry, 1, seed=seed)
+        one, known = simulate(disc, geometry, noise_std=0.006), truth(disc, geometry)[0].numpy()
+        rows, _ = evaluate_ct({"a": one}, known, (TV(max_iter=200), LUSERCT(f"lu-dncnn-ct-discs-{arc}")))
+        for row in rows:
+            scores.setdefault(row.method, []).append(row.correlation)
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    assert means["LU-DnCNN"] > means["TV"] + 0.02, means
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the challenge's scans are no part of this package")
+@pytest.mark.parametrize(("arc", "least"), [(90, 0.88), (60, 0.82), (30, 0.75)])
+def test_shipped_weights_on_the_real_disc(arc: int, least: float) -> None:
+    """0.899, 0.840 and 0.778; total variation 0.858, 0.734 and 0.537."""
+    known = io.read_result(REAL / "htc_tb_truth.png").image.astype(np.float32).squeeze()
+    one = io.read(REAL / f"htc_tb_{arc}deg.mat")
+    assert isinstance(one, CTScan)
+    (row,), _ = evaluate_ct({"tb": one}, known, (LUSERCT(f"lu-dncnn-ct-discs-{arc}"),))
+    assert row.correlation > least
 
 
 def test_a_network_of_full_turns_at_work_twice(tmp_path: Path) -> None:

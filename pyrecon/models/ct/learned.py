@@ -150,7 +150,8 @@ class LUSERCT(LearnedCT):
     ----------
     weights
         A file of :meth:`pyrecon.models.LUSER.save` or of its rivals'; ``pyrecon train luser -p task=ct`` makes one. Or
-        the name of some that ship, ``"luser-ct-discs-90"``: for discs of one material from 90, 60 or 30 degrees.
+        the name of some that ship, ``"lu-dncnn-ct-discs-90"``: LU-DnCNN for discs of one material with holes, from 90,
+        60 or 30 degrees.
     grid
         As of :class:`LearnedCT`.
     """
