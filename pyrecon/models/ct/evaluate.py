@@ -26,7 +26,7 @@ from pyrecon.solvers import ConvergenceWarning
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How one method did on one scan: ``correlation`` is Matthews', ``degrees`` what the views cover."""
+    """How one method, by its label, did on one scan: ``correlation`` is Matthews', ``degrees`` what the views cover."""
 
     scan: str
     degrees: float
@@ -55,7 +55,7 @@ def evaluate_ct(
     truth
         ``(H, W)``: what is above half of its maximum is the object. Images get its shape.
     methods
-        All combinations are run.
+        All combinations are run. Those of one label, as of one network with several weights, are numbered.
     pixel_size
         Of the truth, metres. None: as wide as rays are apart at the axis, as the challenge has it.
     device
@@ -64,32 +64,34 @@ def evaluate_ct(
     Returns
     -------
     rows, images
-        One :class:`Evaluation` each, and the images ``(H, W)`` by ``(scan, method.name)``.
+        One :class:`Evaluation` each, and the images ``(H, W)`` by ``(scan, method)``.
     """
     mask = np.asarray(truth)
     if mask.ndim != 2 or not np.isfinite(mask).all() or not mask.max() > mask.min():
         raise DataError(f"truth: {mask.dtype} of shape {mask.shape}, expected a segmentation (H, W) with both kinds")
     known = torch.from_numpy(2 * mask.astype(np.float64) > float(mask.max()))
+    labels = [method.label for method in methods]
+    labels = [f"{m} ({labels[:i].count(m) + 1})" if labels.count(m) > 1 else m for i, m in enumerate(labels)]
     rows, images = [], {}
     for name, scan in scans.items():
         if len(scan.sinogram) != 1:
             raise DataError(f"{name}: {len(scan.sinogram)} slices, expected one")
         seen = coverage(scan.geometry)
         size = scan.geometry.pixel_size[0] if pixel_size is None else pixel_size
-        for method in methods:
+        for method, label in zip(methods, labels, strict=True):
             with warnings.catch_warnings():  # the row says how it ended, its scan what is missing
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 warnings.filterwarnings("ignore", "limited angle")
                 found, report = reconstruct_ct(scan, method, shape=tuple(mask.shape), pixel_size=size, device=device)
             level = _otsu(found[0])
             score = float(matthews(found > level, known[None]))
-            images[name, method.name] = found[0]
+            images[name, label] = found[0]
             rows.append(
                 Evaluation(
                     name,
                     float(np.degrees(seen.arc)),
                     seen.views,
-                    method.name,
+                    label,
                     score,
                     level,
                     report.seconds,

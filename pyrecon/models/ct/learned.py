@@ -149,14 +149,23 @@ class LUSERCT(LearnedCT):
     Attributes
     ----------
     weights
-        A file of :meth:`pyrecon.models.LUSER.save` or of its rivals'; ``pyrecon train luser -p task=ct`` makes one.
-        None ship with the package.
+        A file of :meth:`pyrecon.models.LUSER.save` or of its rivals'; ``pyrecon train luser -p task=ct`` makes one. Or
+        the name of some that ship, ``"lu-dncnn-ct-discs-90"``: LU-DnCNN for discs of one material with holes, from 90,
+        60 or 30 degrees.
     grid
         As of :class:`LearnedCT`.
     """
 
     name: ClassVar[str] = "LUSER"
     role: ClassVar[str] = ROLE
+
+    @property
+    def label(self) -> str:
+        """LUSER-SW, LUSER-DW or the rival that it is."""
+        network = self.model.network
+        if network == "luser":
+            return "LUSER-SW" if self.model.config["shared"] else "LUSER-DW"
+        return {"lu-dncnn": "LU-DnCNN", "deq4ip": "DEQ4IP"}[network]
 
     @cached_property
     def model(self) -> Reconstructor:

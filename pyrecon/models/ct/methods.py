@@ -23,6 +23,11 @@ class CTMethod(Method):
     """A reconstruction of line integrals."""
 
     @property
+    def label(self) -> str:
+        """As tables that compare methods call it."""
+        return self.name
+
+    @property
     def shape(self) -> tuple[int, int] | None:
         """Of images where nobody asks for another; None: the scan's own."""
         return None
