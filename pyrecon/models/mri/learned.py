@@ -22,8 +22,27 @@ from pyrecon.solvers import Solution
 _FAR = 2.0  # a noise level this many times that of training, or as many times below it, is worth a warning
 
 
+class LearnedMRI(MRIMethod):
+    """What trained networks share: every image is brought to the scale of training, where the brightest pixel of
+    ``A^H y`` is 1, and back."""
+
+    @property
+    def model(self) -> DEProx | Reconstructor:
+        """The network."""
+        raise NotImplementedError(f"{type(self).__name__}: a learned method has a model")
+
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
+        model, physics = self.model.to(kspace.device), Sense(given_maps(maps), mask)
+        peak = physics.adjoint(kspace).abs().amax(dim=(1, 2), keepdim=True)
+        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+        assert model.card is not None
+        _warn(model.card, 1 / float(peak.max().clamp(min=1e-30)), (kspace.shape[2], kspace.shape[3]))
+        found = model.reconstruct(kspace / scale[:, None], physics)
+        return Solution(found.value * scale, found.status, found.iterations, found.residual)
+
+
 @dataclass(frozen=True)
-class DEProxMRI(MRIMethod):
+class DEProxMRI(LearnedMRI):
     """DE-Prox with trained weights: :class:`pyrecon.models.DEProx` with the coil maps of the scan (1 for one coil).
 
     Every image is brought to the scale of training, where the brightest pixel of ``A^H y`` is 1, and back.
@@ -50,18 +69,9 @@ class DEProxMRI(MRIMethod):
             raise DataError(f"{self.weights}: trained for {card.data['task']!r}, {self.name} takes 'mri' here")
         return model
 
-    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
-        model, physics = self.model.to(kspace.device), Sense(given_maps(maps), mask)
-        peak = physics.adjoint(kspace).abs().amax(dim=(1, 2), keepdim=True)
-        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
-        assert model.card is not None
-        _warn(model.card, 1 / float(peak.max().clamp(min=1e-30)), (kspace.shape[2], kspace.shape[3]))
-        found = model.reconstruct(kspace / scale[:, None], physics)
-        return Solution(found.value * scale, found.status, found.iterations, found.residual)
-
 
 @dataclass(frozen=True)
-class LUSERMRI(MRIMethod):
+class LUSERMRI(LearnedMRI):
     """LUSER, LU-DnCNN or DEQ4IP with trained weights, with the coil maps of the scan (1 for one coil).
 
     Every image is brought to the scale of training, where the brightest pixel of ``A^H y`` is 1, and back.
@@ -82,15 +92,6 @@ class LUSERMRI(MRIMethod):
     def model(self) -> Reconstructor:
         """The network, loaded once."""
         return load_for("mri", self.weights)
-
-    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
-        model, physics = self.model.to(kspace.device), Sense(given_maps(maps), mask)
-        peak = physics.adjoint(kspace).abs().amax(dim=(1, 2), keepdim=True)
-        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
-        assert model.card is not None
-        _warn(model.card, 1 / float(peak.max().clamp(min=1e-30)), (kspace.shape[2], kspace.shape[3]))
-        found = model.reconstruct(kspace / scale[:, None], physics)
-        return Solution(found.value * scale, found.status, found.iterations, found.residual)
 
 
 def _warn(card: Card, noise: float, shape: tuple[int, int]) -> None:
