@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyrecon import plotting
-from pyrecon.models import DEQMPI
-from pyrecon.models.luser import load
+from pyrecon.models import DEQMPI, deq, luser
 from pyrecon.models.weights import Card, read_header, shipped_weights
 from pyrecon.nn import BallConsistency, ExactConsistency
 
 _HEADS = ("name", "for", "SNR, dB", "voxels", "data step", "penalty", "steps x batch", "validation, dB", "began with")
-_OTHER_HEADS = ("name", "network", "weights", "trained on", "pixels", "steps x batch", "validation, dB", "began with")
+_OTHER_HEADS = ("name", "network", "weights", "trained on", "pixels", "steps x batch", "validation", "began with")
 _KINDS = {BallConsistency: "l2-ball", ExactConsistency: "y itself"}
 
 
 def markdown() -> str:
-    """Tables with a line for each file: those of MPI, and those of LUSER and its rivals if there are any."""
-    others = _luser()
+    """Tables with a line for each file: those of MPI, and those of CT, MRI and blur if there are any."""
+    others = _others()
     return _mpi() + (f"\n\n{others}" if others else "")
 
 
@@ -43,27 +42,47 @@ def _mpi() -> str:
     return "\n".join(lines)
 
 
-def _luser() -> str:
+def _others() -> str:
     lines = []
-    for name, path in shipped_weights("luser").items():
-        model, network = load(path), str(read_header(path).config["network"])
+    for name, path in shipped_weights().items():
+        system = read_header(path).model
+        if system == DEQMPI.system:
+            continue
+        model = luser.load(path) if system == "luser" else deq.load(path)
         card = model.card
         assert card is not None
         data, ways = card.data, [card.training, *_ancestors(card.training)]
         arc = f" of {data['angles']} {data['beam']}-beam views over {data['arc']:g} degrees" if "arc" in data else ""
         cells = [
             f"`{name}`",
-            str(data.get("network", network)),
+            _network(card),
             f"{sum(weights.numel() for weights in model.parameters()):,}",
             f"{data['task']}: {data['images']}{arc}, noise {data['noise_std']:g}",
             " x ".join(map(str, card.shape)),
             _stages(ways[0]),
-            ", ".join(f"{quality:.2f}" for quality in card.training["quality_db"].values()),
+            ", ".join(_qualities(card.training)),
             "; ".join(_stages(facts) for facts in ways[1:]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     head = ["| " + " | ".join(_OTHER_HEADS) + " |", "|" + "---|" * len(_OTHER_HEADS)]
     return "\n".join(head + lines) if lines else ""
+
+
+def _network(card: Card) -> str:
+    """The rival that it is, or the system; and whether it has seen ground truth."""
+    loss = card.training["config"].get("loss", "supervised")
+    return str(card.data.get("network", card.model)) + ("" if loss == "supervised" else f", {loss}: no ground truth")
+
+
+def _qualities(facts: dict[str, Any]) -> list[str]:
+    """dB, or the loss of measurements where there was no ground truth."""
+    blind = facts["config"].get("loss", "supervised") != "supervised"
+    return [f"loss {value:.2g}" if blind else f"{value:.2f}" for value in _reached(facts).values()]
+
+
+def _reached(facts: dict[str, Any]) -> dict[str, float]:
+    """By stage."""
+    return facts["quality_db"] if "quality_db" in facts else facts["quality"]
 
 
 def curves() -> Any:
@@ -91,7 +110,7 @@ def _schedule(facts: dict[str, Any]) -> str:
 
 def _stages(facts: dict[str, Any]) -> str:
     config = facts["config"]
-    return ", ".join(f"{name} {config[name]['steps']} x {config[name]['batch']}" for name in facts["quality_db"])
+    return ", ".join(f"{name} {config[name]['steps']} x {config[name]['batch']}" for name in _reached(facts))
 
 
 def _ancestors(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:

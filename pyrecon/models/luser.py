@@ -18,7 +18,7 @@ from pyrecon._errors import DataError
 from pyrecon.implicit import ImplicitGradient, fixed_point_layer
 from pyrecon.models._data_step import Physics, Reconstructor, Start
 from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
-from pyrecon.models.weights import check_role, find_weights, read_header, shipped_weights, whole_number
+from pyrecon.models.weights import check_role, find_weights, read_header, which_weights, whole_number
 from pyrecon.nn._channels import from_channels, to_channels
 from pyrecon.nn.shallow import ShallowBlock
 from pyrecon.solvers import Anderson, FixedPointMethod, Solution
@@ -170,14 +170,9 @@ def load(path: str | Path) -> Reconstructor:
 def load_for(task: str, weights: str | Path | None) -> Reconstructor:
     """Weights that were trained for raw data of a task, ``"mri"`` or ``"ct"``; DataError where they were not."""
     if weights is None:
-        raise DataError(
-            "weights: which? A file that `pyrecon train luser` made, or the name of some that ship "
-            f"({', '.join(shipped_weights(Reconstructor.system)) or 'none do'})"
-        )
+        raise which_weights(Reconstructor.system, task, f"pyrecon train luser -p task={task}")
     model = load(find_weights(weights))
-    card = check_role(str(weights), model.card, ROLE, "LUSER")
-    if card.data.get("task") != task:
-        raise DataError(f"{weights}: trained for {card.data.get('task')!r}, LUSER takes {task!r} here")
+    check_role(str(weights), model.card, ROLE, "LUSER", task)
     return model
 
 

@@ -171,10 +171,19 @@ def read_tensors(header: Header, expected: Mapping[str, Entry] | Sequence[str]) 
     return values
 
 
-def shipped_weights(model: str | None = None) -> dict[str, Path]:
-    """Weights that come with the package, by name; with ``model`` those of one system."""
+def shipped_weights(model: str | None = None, task: str | None = None) -> dict[str, Path]:
+    """Weights that come with the package, by name; with ``model`` those of one system, with ``task`` for one problem
+    (``"ct"``, ``"mri"``, ``"deblur"``)."""
     known = {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
-    return known if model is None else {name: p for name, p in known.items() if read_header(p).model == model}
+    if model is None:
+        return known
+    headers = {name: read_header(path) for name, path in known.items()}
+    of_model = {name: header for name, header in headers.items() if header.model == model}
+    return {
+        name: known[name]
+        for name, header in of_model.items()
+        if task is None or (header.card or {}).get("data", {}).get("task") == task
+    }
 
 
 def find_weights(name_or_path: PathLike) -> Path:
@@ -189,13 +198,22 @@ def find_weights(name_or_path: PathLike) -> Path:
     )
 
 
-def check_role(name: str, card: Card | None, role: str, method: str) -> Card:
-    """The card of weights that are for ``role``; DataError where there is none or it is another's."""
+def check_role(name: str, card: Card | None, role: str, method: str, task: str | None = None) -> Card:
+    """The card of weights that are for ``role``, and for ``task`` where one is given; DataError where there is none or
+    it is another's."""
     if card is None:
         raise DataError(f"{name}: does not say what it was trained for")
     if card.role != role:
         raise DataError(f"{name}: holds weights of the role {card.role!r}, {method} takes {role!r}")
+    if task is not None and card.data.get("task") != task:
+        raise DataError(f"{name}: trained for {card.data.get('task')!r}, {method} takes {task!r} here")
     return card
+
+
+def which_weights(model: str, task: str, command: str) -> DataError:
+    """What to raise where a method of raw data was given no weights; ``command`` makes some."""
+    known = ", ".join(shipped_weights(model, task)) or "none do"
+    return DataError(f"weights: which? A file that `{command}` made, or the name of some that ship ({known})")
 
 
 def whole_number(value: Any, least: int = 1) -> int:

@@ -329,6 +329,8 @@ class EquilibriumTraining(ProblemTraining):
         role = "denoiser" if config.model == "denoiser" else "equilibrium"
         if role == "equilibrium" and config.model == "deq":
             facts["converged"] = self._converged(model, data)
+        if model.card is not None:
+            facts["initial"] = model.card.training  # how the weights that the run began with were made
         model.card = Card(model.system, role, config.shape, about, plain(facts))
 
     def _converged(self, model: Model, data: Data) -> float:

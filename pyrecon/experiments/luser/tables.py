@@ -53,17 +53,19 @@ def table_2(study: LUSERStudy, tasks: Sequence[str] | None = None) -> tuple[List
                 row += ["diverged", "", "", ""]
             lines.append([*row, f"{theirs[0]:.2f}", f"{theirs[1]:.3f}"])
         pictures[task] = _images(study, task)
-    some = next(iter(tasks or TASKS))
-    config = study.config_of(some)
+    configs = {task: study.config_of(task) for task in tasks or TASKS}
+    config = next(iter(configs.values()))
+    sizes = {config.size for config in configs.values()}
+    first = study.config_of(next(iter(configs)), "deq4ip").denoiser.steps
+    pixels = [f"{c.size} x {c.size}" + (f" ({_TITLES[task]})" if len(sizes) > 1 else "") for task, c in configs.items()]
     notes = [
-        f"Here: generated images of {config.size} x {config.size} pixels, {config.pool} to train on and "
+        f"Here: generated images of {', '.join(dict.fromkeys(pixels))} pixels, {config.pool} to train on and "
         f"{study.amounts.test} others to test, the same for all models; {study.seeds} models a row, ± the deviation of "
         "their means. Published: CelebA, LoDoPaB-CT, fastMRI at their own sizes.",
         f"All networks with K = {config.unrolled} stages; LUSER's blocks {config.width} channels wide, DnCNN "
         f"{config.layers} layers of {config.dncnn_width} (published: 8, 32, 17, 64).",
         f"All models: {config.reconstruction.steps} steps of {config.reconstruction.batch} images, the same ones in "
-        "the same order. DEQ4IP begins with a denoiser, trained for "
-        f"{study.config_of(some, 'deq4ip').denoiser.steps} steps more.",
+        f"the same order. DEQ4IP begins with a denoiser, trained for {first} steps more.",
         "Minus LU-DnCNN: of the same loss, images and seed, with Student's 95 % interval over the seeds.",
         "Equilibria reached: share of test images on which every solve met its tolerance.",
     ]

@@ -24,7 +24,7 @@ from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.ct.methods import CTMethod
 from pyrecon.models.deq import DEGrad
 from pyrecon.models.luser import ROLE, load_for
-from pyrecon.models.weights import MOST, Card, check_role, find_weights
+from pyrecon.models.weights import MOST, Card, check_role, find_weights, which_weights
 from pyrecon.ops._radon_geometry import Beam
 from pyrecon.solvers import ConvergenceWarning, Solution, conjugate_gradient
 
@@ -131,11 +131,9 @@ class DEGradCT(LearnedCT):
     def model(self) -> DEGrad:
         """The network, loaded once."""
         if self.weights is None:
-            raise DataError("weights: none of DE-Grad come with this package; `pyrecon train de-grad` makes a file")
+            raise which_weights(DEGrad.system, "ct", "pyrecon train de-grad -p task=ct")
         model = DEGrad.load(find_weights(self.weights))
-        card = check_role(str(self.weights), model.card, self.role, self.name)
-        if card.data.get("task") != "ct":
-            raise DataError(f"{self.weights}: trained for {card.data.get('task')!r}, {self.name} takes 'ct' here")
+        check_role(str(self.weights), model.card, self.role, self.name, "ct")
         return model
 
 

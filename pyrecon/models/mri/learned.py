@@ -10,13 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyrecon._errors import DataError
 from pyrecon.linops import Sense
 from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.deq import DEProx
 from pyrecon.models.luser import ROLE, load_for
 from pyrecon.models.mri.methods import MRIMethod, given_maps
-from pyrecon.models.weights import Card, check_role, find_weights
+from pyrecon.models.weights import Card, check_role, find_weights, which_weights
 from pyrecon.solvers import Solution
 
 _FAR = 2.0  # a noise level this many times that of training, or as many times below it, is worth a warning
@@ -62,11 +61,9 @@ class DEProxMRI(LearnedMRI):
     def model(self) -> DEProx:
         """The network, loaded once."""
         if self.weights is None:
-            raise DataError("weights: none of DE-Prox come with this package; `pyrecon train de-prox` makes a file")
+            raise which_weights(DEProx.system, "mri", "pyrecon train de-prox -p task=mri")
         model = DEProx.load(find_weights(self.weights))
-        card = check_role(str(self.weights), model.card, self.role, self.name)
-        if card.data.get("task", "mri") != "mri":
-            raise DataError(f"{self.weights}: trained for {card.data['task']!r}, {self.name} takes 'mri' here")
+        check_role(str(self.weights), model.card, self.role, self.name, "mri")
         return model
 
 
