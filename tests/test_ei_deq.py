@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from pyrecon.experiments.ei_deq import PAPER, EIDEQStudy
-from pyrecon.experiments.ei_deq.study import TRAINED
-from pyrecon.experiments.ei_deq.tables import equivariance
+from pyrecon.experiments.ei_deq.study import TRAINED, equivariance
 from pyrecon.experiments.study import Sizes, reproduce
 
 TINY = {

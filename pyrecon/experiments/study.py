@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from pyrecon import plotting
 from pyrecon._errors import DataError
+from pyrecon.experiments.ledger import Ledger
 from pyrecon.experiments.table import Listing, Table
 from pyrecon.io import written_whole
 from pyrecon.models.weights import shipped_weights
@@ -108,9 +109,27 @@ class Study(ABC):
             raise DataError(f"model: {name!r}, expected one of {', '.join(self.recipes)}")
         return self.trained(name, self.recipes[name])
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Numbers of trained models on the test images."""
+        return Ledger(self.folder / "results.json")
+
+    def is_here(self, name: str) -> bool:
+        """Whether a model ships or has been trained."""
+        return (name in shipped_weights() and self.scale == "quick") or self._path(name).exists()
+
+    def settings(self, name: str) -> dict[str, RunConfig]:
+        """Of a model's training, and of the one that it begins with."""
+        recipe = self.recipes[name]
+        before = {} if recipe.initial is None else self.settings(recipe.initial)
+        return before | {name: self.config(recipe)}
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "models" / name / "weights.safetensors"
+
     def trained(self, name: str, recipe: Any) -> str:
         """Path of weights that are trained in the study's folder, as a recipe says, if they are not there."""
-        path = self.folder / "models" / name / "weights.safetensors"
+        path = self._path(name)
         if not path.exists():
             resume = (path.parent / "config.json").exists()
             train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 
 from pyrecon import metrics
+from pyrecon.experiments.ledger import Numbers
 from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.study import Recipe, Scale, Sizes, Study
 from pyrecon.interop.denoisers import deepinv_dncnn
-from pyrecon.models.deq import DEGrad, DEProx, load
+from pyrecon.models.deq import DEGrad, DEProx, Equilibrium, load
 from pyrecon.solvers import ConvergenceWarning, Status
 from pyrecon.train.equilibrium import Config, EquilibriumTraining, Model
 from pyrecon.train.problem import Batch, Problem, draw, operator_of
+from pyrecon.transforms import QuarterTurns
 
 TASKS = ("mri", "ct")
 SEEDS = (0, 1, 2)
 LAYERS = (1, 3, 5, 7)
 TRAINED = ("id", "jfb", "unet", *(f"unrolled-{layers}" for layers in LAYERS))
 LOSSES = ("supervised", "self")
+_ONCE = ("unrolled-1", "unrolled-3", "unrolled-7")
 _FORM = {"mri": "prox", "ct": "grad"}
+LIMIT = 100  # iterations on test images: training's 40 end a little before some equilibria
 # 48 x 48 pixels have a 44th of the samples of 320 x 320: at 8x, 288 of them are left for a whole head.
 _QUICK: dict[str, dict[str, Any]] = {"mri": {"acceleration": 4.0}, "ct": {"angles": 16}}
 # SURE in place of measurement consistency was no better in the one run that was made (21.8 against 21.9 dB, unrolled,
@@ -68,9 +72,6 @@ class EIDEQStudy(Study):
 
     kinds: tuple[str, ...] = TRAINED
     seeds: tuple[int, ...] = SEEDS
-    # Of every model's equilibria, the share that was not reached.
-    missed: dict[str, float] = field(default_factory=dict)
-    _found: dict[str, Tensor] = field(default_factory=dict)
     _tests: dict[str, Batch] = field(default_factory=dict)
 
     def sizes_of(self, scale: Scale) -> Sizes:
@@ -95,38 +96,82 @@ class EIDEQStudy(Study):
 
     def found(self, name: str) -> Tensor:
         """What the model of a recipe makes of the test measurements of its task."""
-        if name not in self._found:
-            model, batch = load(self.weights(name)), self.test(name.partition("-")[0])
-            self._found[name], self.missed[name] = applied(model, batch)
-        return self._found[name]
+        return applied(self._loaded(name), self.test(name.partition("-")[0]))[0]
 
-    def quality(self, name: str) -> list[float]:
-        """PSNR of every test image, dB."""
-        return quality(self.found(name), self.test(name.partition("-")[0]))
+    def numbers(self, name: str) -> Numbers:
+        """On the test images: ``psnr`` in dB, ``missed`` the share of equilibria that was not reached, and how
+        equivariant the ``pipeline`` is and, of an equilibrium, its ``step``, dB."""
 
-    def with_denoiser(self, task: str) -> tuple[Tensor, dict[str, Any]]:
-        """PnP or RED with a DnCNN that knows nothing of the task, and the settings that were best on other images;
-        ``"denoiser"`` says whose it is."""
-        config = self.config(self.recipes[f"{task}-supervised-id-0"])
-        denoiser, whose = deepinv_dncnn(), "deepinv's"
-        if denoiser is None:
-            denoiser, whose = load(self.weights(f"{task}-dncnn")).denoiser, "our own"
-        truth = draw(config, "validation", 0, self.amounts.validation)
-        problem = Problem(config, truth, truth, operator_of(config))
-        batch = problem.validation()
-        assert batch.images is not None
-        form = DEProx if _FORM[task] == "prox" else DEGrad
+        def compute() -> Numbers:
+            task, model = name.partition("-")[0], self._loaded(name)
+            batch, physics = self.test(task), self.test(task).physics
+            assert batch.images is not None
+            images, missed = applied(model, batch)
+            found = {"psnr": quality(images, batch), "missed": [missed]}
 
-        def model(settings: Mapping[str, Any]) -> Model:
-            return form(denoiser, strength=settings["strength"], step=settings["step"], tol=1e-3, max_iter=100)
+            def pipeline(x: Tensor) -> Tensor:  # measurements without noise
+                return applied(model, replace(batch, images=None, y=physics(x)))[0]
 
-        def score(settings: dict[str, Any]) -> float:
-            found = quality(applied(model(settings), batch)[0], batch)
-            return sum(found) / len(found)
+            def step(x: Tensor) -> Tensor:  # of the equilibrium, from x with the data A x
+                small = x / batch.scale
+                with torch.no_grad():
+                    moved: Tensor = model.step(small, physics.gram(small), physics) * batch.scale
+                return moved
 
-        budget = self.amounts.budget
-        best = search({"strength": Range(0.01, 1.0), "step": Range(0.2, 1.0)}, score, budget=budget).settings
-        return applied(model(best), self.test(task))[0], best | {"denoiser": whose}
+            found["pipeline"] = equivariance(pipeline, batch.images)
+            if isinstance(model, Equilibrium):
+                found["step"] = equivariance(step, batch.images)
+            return found
+
+        return self.ledger.numbers(name, self.settings(name), compute)
+
+    def seeds_of(self, kind: str) -> tuple[int, ...]:
+        """Of the unrolled twins those with other than five layers are trained once at quick scale."""
+        return self.seeds[:1] if self.scale == "quick" and kind in _ONCE else self.seeds
+
+    def _loaded(self, name: str) -> Any:
+        model = load(self.weights(name))
+        if isinstance(model, Equilibrium) and model.layers is None:
+            model.max_iter = LIMIT
+        return model
+
+    def plug_and_play(self, task: str) -> Numbers:
+        """``psnr`` of PnP or RED with a DnCNN that knows nothing of the task, with the ``strength`` and ``step`` that
+        were best on other images; ``own`` is 1 where the DnCNN is not deepinv's."""
+
+        def compute() -> Numbers:
+            denoiser, own = self._denoiser(task)
+            config = self.config(self.recipes[f"{task}-supervised-id-0"])
+            truth = draw(config, "validation", 0, self.amounts.validation)
+            batch = Problem(config, truth, truth, operator_of(config)).validation()
+
+            def score(settings: dict[str, Any]) -> float:
+                found = quality(applied(_plug_and_play(task, denoiser, settings), batch)[0], batch)
+                return sum(found) / len(found)
+
+            budget = self.amounts.budget
+            best = search({"strength": Range(0.01, 1.0), "step": Range(0.2, 1.0)}, score, budget=budget).settings
+            images, _ = applied(_plug_and_play(task, denoiser, best), self.test(task))
+            settings = {name: [float(best[name])] for name in ("strength", "step")}
+            return {"psnr": quality(images, self.test(task)), "own": [float(own)], **settings}
+
+        return self.ledger.numbers(f"{task}-plug-and-play", self.settings(f"{task}-dncnn"), compute)
+
+    def found_by_denoiser(self, task: str) -> Tensor:
+        """The images of :meth:`plug_and_play`."""
+        known = self.plug_and_play(task)
+        settings = {name: known[name][0] for name in ("strength", "step")}
+        return applied(_plug_and_play(task, self._denoiser(task)[0], settings), self.test(task))[0]
+
+    def _denoiser(self, task: str) -> tuple[Any, bool]:
+        """deepinv's, or our own."""
+        known = deepinv_dncnn()
+        return (load(self.weights(f"{task}-dncnn")).denoiser, True) if known is None else (known, False)
+
+
+def _plug_and_play(task: str, denoiser: Any, settings: Mapping[str, Any]) -> Model:
+    form = DEProx if _FORM[task] == "prox" else DEGrad
+    return form(denoiser, strength=settings["strength"], step=settings["step"], tol=1e-3, max_iter=LIMIT)
 
 
 def applied(model: Any, batch: Batch) -> tuple[Tensor, float]:
@@ -137,6 +182,13 @@ def applied(model: Any, batch: Batch) -> tuple[Tensor, float]:
         found = model.reconstruct(scaled.y, scaled.physics)
     missed = float((found.status != Status.CONVERGED).float().mean())
     return found.value.nan_to_num(0.0) * batch.scale, missed
+
+
+def equivariance(f: Callable[[Tensor], Tensor], images: Tensor) -> list[float]:
+    """PSNR of ``f(T x)`` against ``T f(x)`` for a quarter turn T, a peak of 1, per image, dB."""
+    turn = QuarterTurns().by(1)
+    values: list[float] = metrics.psnr(f(turn(images)), turn(f(images)), peak=1.0).tolist()
+    return values
 
 
 def quality(images: Tensor, batch: Batch) -> list[float]:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from pyrecon import metrics
 from pyrecon.experiments.ei_deq import published
-from pyrecon.experiments.ei_deq.study import LOSSES, SELF, TASKS, EIDEQStudy, applied, quality
+from pyrecon.experiments.ei_deq.study import LIMIT, LOSSES, SELF, TASKS, EIDEQStudy, quality
+from pyrecon.experiments.ledger import Numbers
 from pyrecon.experiments.paired import paired
 from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing
-from pyrecon.models.deq import Equilibrium, load
-from pyrecon.transforms import QuarterTurns
 
 _TASKS = {"mri": "MRI", "ct": "CT"}
 _HEADS = {
@@ -34,36 +27,42 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
     for task in TASKS:
         batch = study.test(task)
         assert batch.images is not None
-        plain, settings = study.with_denoiser(task)
+        plain = study.plug_and_play(task)
         for loss in LOSSES:
             theirs = published.TABLE_1[task, loss]
-            names = [[f"{task}-{loss}-{kind}-{seed}" for seed in study.seeds] for kind in study.kinds]
-            cells = [_means([study.quality(name) for name in runs]) for runs in names]
+            names = [[f"{task}-{loss}-{kind}-{seed}" for seed in study.seeds_of(kind)] for kind in study.kinds]
+            cells = [_means([_psnr(study, name) for name in runs]) for runs in names]
             if loss == "supervised":
-                cells.append(f"{_mean(quality(plain, batch)):.2f}")
+                cells.append(f"{_mean(plain['psnr']):.2f}")
             heads = [*study.kinds, "denoiser"][: len(cells)]
             line = [f"{cell} ({theirs[kind]:.2f})" for cell, kind in zip(cells, heads, strict=True)]
             lines.append([_TASKS[task], _LOSSES[loss], *line, *[""] * (len(study.kinds) + 1 - len(line))])
         start = batch.physics.adjoint(batch.y)
-        ours = [share for name, share in study.missed.items() if name.startswith(task) and "-id-" in name]
-        notes.append(_about(study, task, _mean(quality(start, batch)), settings, _mean(ours)))
-        shown = {"truth": batch.images, "A^H y": start, "PnP / RED": plain}
+        ours = [f"{task}-{loss}-id-{seed}" for loss in LOSSES for seed in study.seeds]
+        missed = _mean([study.numbers(name)["missed"][0] for name in ours])
+        notes.append(_about(study, task, _mean(quality(start, batch)), plain, missed))
+        shown = {"truth": batch.images, "A^H y": start}
+        if study.is_here(f"{task}-dncnn"):
+            shown["PnP / RED"] = study.found_by_denoiser(task)
         for name in ("supervised-unet", "supervised-unrolled-5", "supervised-jfb", "supervised-id", "self-id"):
             loss, kind = name.split("-", 1)
-            if kind in study.kinds:
-                shown[f"{_HEADS[kind]}\n{_LOSSES[loss]}"] = study.found(f"{task}-{name}-{study.seeds[0]}")
+            model = f"{task}-{name}-{study.seeds[0]}"
+            if kind in study.kinds and study.is_here(model):
+                shown[f"{_HEADS[kind]}\n{_LOSSES[loss]}"] = study.found(model)
         pictures[task] = shown
     notes.append(
         f"Ours, mean and standard deviation over seeds {', '.join(map(str, study.seeds))} (training images, noise, "
-        "order), and in brackets the paper's. All models of a task begin with one denoiser and have the same images, "
+        "order), of a single one without it, and in brackets the paper's. All models of a task begin with one denoiser "
+        "and have the same images, "
         "steps and rates."
     )
     heads = ["task", "training", *(_HEADS[kind] for kind in (*study.kinds, "denoiser"))]
     return Listing("Table 1: test PSNR, dB", heads, lines, notes), pictures
 
 
-def _about(study: EIDEQStudy, task: str, start: float, settings: dict[str, Any], missed: float) -> str:
+def _about(study: EIDEQStudy, task: str, start: float, plain: Numbers, missed: float) -> str:
     config = study.config(study.recipes[f"{task}-self-id-0"])
+    whose = "our own" if plain["own"][0] else "deepinv's"
     physics = (
         f"single coil, {config.acceleration:g}x Gaussian points, noise {config.noise_level:g}"
         if task == "mri"
@@ -73,9 +72,8 @@ def _about(study: EIDEQStudy, task: str, start: float, settings: dict[str, Any],
         f"{_TASKS[task]}: {study.amounts.test} generated images ({config.kind}) of {config.size} x {config.size} "
         f"pixels, {physics}; A^H y {start:.2f} dB. {config.pool} training images, {config.equilibrium.steps} steps of "
         f"{config.equilibrium.batch}; without ground truth by {SELF[task]}. {'PnP' if task == 'mri' else 'RED'}: "
-        f"{settings['denoiser']} DnCNN, strength {settings['strength']:.3g}, step {settings['step']:.3g}, searched on "
-        "other images. "
-        f"Equilibria (ID) that {config.limit} iterations did not bring to {config.tolerance:g}: {missed:.0%}."
+        f"{whose} DnCNN, strength {plain['strength'][0]:.3g}, step {plain['step'][0]:.3g}, searched on other images. "
+        f"Equilibria (ID) that {LIMIT} iterations did not bring to {config.tolerance:g}: {missed:.0%}."
     )
 
 
@@ -90,13 +88,18 @@ def differences(study: EIDEQStudy) -> Listing:
                 )
         lines.append(_difference(study, f"{task}-supervised-id", f"{task}-self-id", None))
     heads = ["", "mean (95 % interval), dB", "each seed, dB", "published, dB"]
-    return Listing("Differences in PSNR on the same images", heads, lines, ["Student's interval of the seeds' means."])
+    return Listing(
+        "Differences in PSNR on the same images",
+        heads,
+        lines,
+        ["Student's interval of the seeds' means; of a single seed, of its images, which says nothing of other seeds."],
+    )
 
 
 def _difference(study: EIDEQStudy, one: str, other: str, theirs: dict[str, float] | None) -> list[str]:
     runs = []
-    for seed in study.seeds:
-        pairs = zip(study.quality(f"{one}-{seed}"), study.quality(f"{other}-{seed}"), strict=True)
+    for seed in study.seeds_of(other.split("-", 2)[2]):
+        pairs = zip(_psnr(study, f"{one}-{seed}"), _psnr(study, f"{other}-{seed}"), strict=True)
         runs.append([a - b for a, b in pairs])
     task, loss, kind = other.split("-", 2)
     if theirs is None:
@@ -117,7 +120,7 @@ def table_2(study: EIDEQStudy) -> tuple[Listing, Pictures]:
             theirs = published.TABLE_2[task, kind]
             cells = []
             for loss in ("self", "supervised"):
-                runs = [pipeline_error(study, f"{task}-{loss}-{kind}-{seed}") for seed in study.seeds]
+                runs = [study.numbers(f"{task}-{loss}-{kind}-{seed}")["pipeline"] for seed in study.seeds]
                 cells.append(f"{_spread(runs)} ({theirs[loss][0]:.2f} ± {theirs[loss][1]:.2f})")
             lines.append([_TASKS[task], _HEADS[kind], *cells])
     notes = ["Higher is more equivariant. Mean and standard deviation over images (and seeds), and the paper's."]
@@ -132,9 +135,9 @@ def table_3(study: EIDEQStudy) -> tuple[Listing, Pictures]:
         theirs = published.TABLE_3[task]
         cells = []
         for loss in ("self", "supervised"):
-            runs = [step_error(study, task, f"{task}-{loss}-id-{seed}") for seed in study.seeds]
+            runs = [study.numbers(f"{task}-{loss}-id-{seed}")["step"] for seed in study.seeds]
             cells.append(f"{_spread(runs)} ({theirs[loss][0]:.2f} ± {theirs[loss][1]:.2f})")
-        initial = [step_error(study, task, f"{task}-denoiser")]
+        initial = [study.numbers(f"{task}-denoiser")["step"]]
         cells.append(f"{_spread(initial)} ({theirs['initial'][0]:.2f} ± {theirs['initial'][1]:.2f})")
         lines.append([_TASKS[task], *cells])
     notes = ["Higher is more equivariant. Mean and standard deviation over images (and seeds), and the paper's."]
@@ -142,36 +145,8 @@ def table_3(study: EIDEQStudy) -> tuple[Listing, Pictures]:
     return Listing(title, ["task", "self-supervised", "supervised", "initial denoiser"], lines, notes), {}
 
 
-def pipeline_error(study: EIDEQStudy, name: str) -> list[float]:
-    """Of a model, per test image, dB; measurements without noise."""
-    batch, model = study.test(name.partition("-")[0]), load(study.weights(name))
-
-    def pipeline(x: Tensor) -> Tensor:
-        return applied(model, replace(batch, images=None, y=batch.physics(x)))[0]
-
-    assert batch.images is not None
-    return equivariance(pipeline, batch.images)
-
-
-def step_error(study: EIDEQStudy, task: str, name: str) -> list[float]:
-    """Of one step F from the truth x with the data ``A x``, per test image, dB."""
-    batch, model, physics = study.test(task), load(study.weights(name)), study.test(task).physics
-    assert isinstance(model, Equilibrium)
-
-    def step(x: Tensor) -> Tensor:
-        small = x / batch.scale
-        with torch.no_grad():
-            return model.step(small, physics.gram(small), physics) * batch.scale
-
-    assert batch.images is not None
-    return equivariance(step, batch.images)
-
-
-def equivariance(f: Callable[[Tensor], Tensor], images: Tensor) -> list[float]:
-    """PSNR of ``f(T x)`` against ``T f(x)`` for a quarter turn T, a peak of 1, per image, dB."""
-    turn = QuarterTurns().by(1)
-    values: list[float] = metrics.psnr(f(turn(images)), turn(f(images)), peak=1.0).tolist()
-    return values
+def _psnr(study: EIDEQStudy, name: str) -> list[float]:
+    return study.numbers(name)["psnr"]
 
 
 def _mean(values: list[float]) -> float:
@@ -180,7 +155,7 @@ def _mean(values: list[float]) -> float:
 
 def _means(runs: list[list[float]]) -> str:
     means = [_mean(run) for run in runs]
-    return f"{_mean(means):.2f} ± {statistics.pstdev(means):.2f}"
+    return f"{_mean(means):.2f}" + (f" ± {statistics.pstdev(means):.2f}" if len(means) > 1 else "")
 
 
 def _spread(runs: list[list[float]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrecon.experiments.ledger import Numbers
 from pyrecon.experiments.study import Recipe, Scale, Sizes, Study
 from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.luser import load
@@ -42,7 +43,6 @@ class Result:
 
     psnr: np.ndarray[Any, np.dtype[np.float64]]
     ssim: np.ndarray[Any, np.dtype[np.float64]]
-    images: Tensor
     converged: float
 
 
@@ -55,7 +55,6 @@ class LUSERStudy(Study):
     """
 
     seeds: int = SEEDS
-    _results: dict[str, Result | None] = field(default_factory=dict)
 
     training = LUSERTraining
 
@@ -94,24 +93,44 @@ class LUSERStudy(Study):
         config = self.config_of(task)
         return problem_of(config, self.folder / "test").test(self.amounts.test).scaled()
 
-    def result(self, task: str, network: str, loss: str, seed: int) -> Result | None:
-        name = name_of(task, network, loss, seed)
-        if name not in self._results:
-            model = self.model(name)
-            self._results[name] = None if model is None else self._evaluated(model, task)
-        return self._results[name]
+    def numbers(self, name: str) -> Numbers:
+        """``psnr`` and ``ssim`` of the test images, ``converged`` the share of them whose equilibria were reached,
+        ``steps`` and ``curve`` of validation, ``unsolved`` the share of solves in training that ended at their limit,
+        forward or backward. Empty where training diverged."""
 
-    def _evaluated(self, model: Reconstructor, task: str) -> Result:
-        batch, config = self.test_set(task), self.config_of(task)
-        found, converged = [], []
-        for part in parts(batch, 16):
-            solution = model.reconstruct(part.y, physics_of(model, part))
-            found.append(solution.value)
-            converged.append(solution.converged)
-        images, truth = torch.cat(found), batch.images
-        assert truth is not None
-        quality = [f(config, images, truth).numpy() for f in (psnr, ssim)]
-        return Result(quality[0], quality[1], images, float(torch.cat(converged).double().mean()))
+        def compute() -> Numbers:
+            model = self.model(name)
+            if model is None or model.card is None:
+                return {}
+            task, network, _ = self._split(name)
+            images, converged = self._reconstructed(model, task)
+            config, truth = self.config_of(task, network), self.test_set(task).images
+            assert truth is not None
+            points = model.card.training["curves"]["reconstruction"]
+            logged = _logged(self.folder / "models" / name / "reconstruction", ("unsolved", "unsolved_backward"))
+            shares = list(logged)
+            return {
+                "psnr": psnr(config, images, truth).tolist(),
+                "ssim": ssim(config, images, truth).tolist(),
+                "converged": [converged],
+                "steps": [float(step) for step, _ in points],
+                "curve": [float(value) for _, value in points],
+                "unsolved": [float(np.mean(shares))] if shares else [],
+            }
+
+        return self.ledger.numbers(name, self.settings(name), compute)
+
+    def reconstructed(self, name: str) -> Tensor | None:
+        """What a model makes of the test set; None where it is not here."""
+        model = self.model(name) if self.is_here(name) else None
+        return None if model is None else self._reconstructed(model, self._split(name)[0])[0]
+
+    def result(self, task: str, network: str, loss: str, seed: int) -> Result | None:
+        """None where training diverged."""
+        found = self.numbers(name_of(task, network, loss, seed))
+        if not found:
+            return None
+        return Result(np.array(found["psnr"]), np.array(found["ssim"]), found["converged"][0])
 
     def results(self, task: str, network: str, loss: str) -> list[Result]:
         """Of all seeds whose training did not diverge."""
@@ -120,15 +139,25 @@ class LUSERStudy(Study):
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """Step and validation PSNR."""
-        model = self.model(name)
-        if model is None or model.card is None:
-            return []
-        return [(int(step), float(value)) for step, value in model.card.training["curves"]["reconstruction"]]
+        found = self.numbers(name)
+        return [(int(s), v) for s, v in zip(found.get("steps", ()), found.get("curve", ()), strict=True)]
 
     def unsolved(self, name: str) -> float | None:
         """Mean share of solves that ended at their limit in training, forward or backward; None where none are made."""
-        values = list(_logged(self.folder / "models" / name / "reconstruction", ("unsolved", "unsolved_backward")))
-        return float(np.mean(values)) if values else None
+        share = self.numbers(name).get("unsolved", [])
+        return share[0] if share else None
+
+    def _reconstructed(self, model: Reconstructor, task: str) -> tuple[Tensor, float]:
+        found, converged = [], []
+        for part in parts(self.test_set(task), 16):
+            solution = model.reconstruct(part.y, physics_of(model, part))
+            found.append(solution.value)
+            converged.append(solution.converged)
+        return torch.cat(found), float(torch.cat(converged).double().mean())
+
+    def _split(self, name: str) -> tuple[str, str, str]:
+        """Task, network and loss of a recipe."""
+        return next((t, n, loss) for t in TASKS for n, loss in ROWS if name.startswith(f"{t}-{n}-{loss}-"))
 
 
 def problem_of(config: Config, folder: Path) -> Problem:

@@ -92,9 +92,9 @@ def _images(study: LUSERStudy, task: str) -> Pictures:
     start = batch.y if task == "deblur" else batch.physics.adjoint(batch.y)
     found: Pictures = {"start": start}
     for network in _SHOWN:
-        result = study.result(task, network, "final", 0)
-        if result is not None:
-            found[LABELS[network]] = result.images
+        images = study.reconstructed(name_of(task, network, "final", 0))
+        if images is not None:
+            found[LABELS[network]] = images
     return found | {"truth": batch.images}
 
 
