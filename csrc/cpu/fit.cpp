@@ -29,7 +29,7 @@ PYRECON_INLINE Vec<T> one_minus_exp(Vec<T> x, Vec<T>& exponential) {
   const Vec<T> k = y * T(1.4426950408889634) + magic, n = k - magic;
   const Vec<T> f = single ? (y - n * T(0.693359375)) + n * T(2.12194440e-4)
                           : (y - n * T(0.693147180369123816490)) - n * T(1.90821492927058770002e-10);
-  constexpr int terms = single ? 8 : 14;
+  constexpr int terms = single ? 7 : 14;
   T over = 1;
   for (int i = 2; i <= terms; ++i) over /= T(i);
   Vec<T> g = splat(over);
@@ -113,6 +113,7 @@ struct Block {
   }
 
   // Half the objective's derivatives in R at the best factors; `below` is the part of it that depends on R.
+  template <bool Derivatives = true>
   PYRECON_MEMBER At at(V rate) const {
     At r;
     V n = weight, a1 = {}, a2 = {}, a3 = {}, d_sum = {}, b[K] = {}, b1[K] = {}, b2[K] = {};
@@ -132,11 +133,13 @@ struct Block {
     for (int64_t t = 0; t < images; ++t) {
       V value, d1, d2;
       shapes(rate, t, value, d1, d2);
-      phi[t] = value, slope[t] = d1;
       const V e = value - centre;
-      n += e * e, a1 += e * d1, a2 += d1 * d1, a3 += e * d2;
+      n += e * e;
+      for (int k = 0; k < K; ++k) b[k] += e * s[t * K + k];
+      if constexpr (!Derivatives) continue;
+      a1 += e * d1, a2 += d1 * d1, a3 += e * d2;
       if constexpr (Linear == 2) d_sum += d1;
-      for (int k = 0; k < K; ++k) b[k] += e * s[t * K + k], b1[k] += d1 * s[t * K + k], b2[k] += d2 * s[t * K + k];
+      for (int k = 0; k < K; ++k) b1[k] += d1 * s[t * K + k], b2[k] += d2 * s[t * K + k];
     }
     const V pulled = weight * (rate - rate0), inverse = T(1) / n;
     V power = {}, seen1 = {}, seen2 = {}, crossed = {}, fitted = {};
@@ -186,7 +189,7 @@ template <class T, int K, int Linear>
 PYRECON_INLINE Vec<T> on_grid(const Block<T, K, Linear>& block, const Grid<T>& grid, int g) {
   typedef Vec<T> V;
   const V rate = splat(T(grid.rates[g]));
-  if (!grid.shared) return block.at(rate).below;
+  if (!grid.shared) return block.template at<false>(rate).below;
   const V pulled = block.weight * (rate - block.rate0) * (rate - block.rate0);
   V n = splat(grid.power[g]) + block.weight, b[K] = {};
   const T* phi = grid.phi + g * block.images;
@@ -219,42 +222,48 @@ template <class T, int K, int Linear>
 PYRECON_INLINE Found<T, K, Linear> minimum(const Block<T, K, Linear>& block, const Grid<T>& grid, T tol, int max_iter) {
   typedef Vec<T> V;
   constexpr T infinite = T(__builtin_inf()), eased = T(1e-3);
-  V least = splat(infinite), rate = splat(T(grid.rates[0])), lower = rate, upper = splat(T(grid.rates[1]));
+  V least = splat(infinite), best = {}, rate, lower, upper;
   for (int g = 0; g < grid_points; ++g) {
     const V value = on_grid(block, grid, g);
-    const Ints<T> better = value < least;
-    const int before = g > 0 ? g - 1 : 0, after = g + 1 < grid_points ? g + 1 : g;
-    least = better ? value : least;
-    rate = better ? splat(T(grid.rates[g])) : rate;
-    lower = better ? splat(T(grid.rates[before])) : lower;
-    upper = better ? splat(T(grid.rates[after])) : upper;
+    best = value < least ? splat(T(g)) : best;
+    least = value < least ? value : least;
+  }
+  for (int64_t l = 0; l < lanes<T>; ++l) {
+    const int g = static_cast<int>(best[l]);
+    rate[l] = T(grid.rates[g]), lower[l] = T(grid.rates[g > 0 ? g - 1 : 0]);
+    upper[l] = T(grid.rates[g + 1 < grid_points ? g + 1 : g]);
   }
   Found<T, K, Linear> f;
   V last = splat(infinite), residual = splat(infinite), count = {};
+  Ints<T> flat = {};
   Ints<T> running = least == least;  // all lanes: a NaN is never the least
+  const T lowest = T(grid.rates[0]), highest = T(grid.rates[grid_points - 1]);
+  const T eased_end = T(0.1) * T(__builtin_sqrt(tol));
   for (int i = 0; i < max_iter; ++i) {
     const auto at = block.at(rate);
     const V zero = {};
     upper = running & (at.first > zero) ? rate : upper;
     lower = running & (at.first < zero) ? rate : lower;
     const V newton = -at.first / at.second, there = rate + newton;
-    const Ints<T> inside = (at.second > zero) & (there > lower) & (there < upper);
+    const Ints<T> enough = magnitude<T>(newton) <= tol * rate;
+    const Ints<T> inside = (at.second > zero) & (enough | ((there > lower) & (there < upper)));
     V step = inside ? newton : T(0.5) * (lower + upper) - rate;
     step = at.first == zero ? zero : step;
     const V size = magnitude<T>(step);
     const Ints<T> rounding = inside & (last < eased * rate) & (size >= T(0.5) * last);
     count = running ? count + T(1) : count;
     residual = running ? size / rate : residual;
-    const Ints<T> flat = (at.first == zero) & (at.second == zero);
-    const Ints<T> ends = (size <= tol * rate) | rounding | flat;
+    flat = (at.first == zero) & (at.second == zero);
+    const Ints<T> ends = (size <= tol * rate) | (inside & (size <= eased_end * rate)) | rounding | flat;
     rate = running & ~rounding ? rate + step : rate;
+    rate = rate < lowest ? splat(lowest) : rate > highest ? splat(highest) : rate;  // NaN stays
     last = inside ? size : splat(infinite);
     running &= ~ends;
     if (!any<T>(running)) break;
   }
-  const auto at = block.at(rate);
+  const auto at = block.template at<false>(rate);
   const V zero = {};
-  f.lost = ~(at.below - at.below == zero) | ((at.first == zero) & (at.second == zero));
+  f.lost = ~(at.below - at.below == zero) | flat;
   f.rate = f.lost ? splat(T(__builtin_nan(""))) : rate;
   f.below = at.below, f.residual = residual, f.count = count, f.running = running;
   for (int i = 0; i < Linear; ++i)
@@ -460,6 +469,10 @@ void backward_all(const T* grad, const T* value, const T* data, const T* curves,
         }
       w.block.centre_data();
       const auto at = w.block.at(rate);
+      for (int64_t t = 0; t < n; ++t) {
+        V unused;
+        w.block.shapes(rate, t, w.phi[t], w.slope[t], unused);
+      }
       const V inverse = T(1) / at.norm;
       V up = load_part(g, here), uc[Linear][K];
       if constexpr (Linear == 1) {

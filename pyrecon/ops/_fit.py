@@ -17,6 +17,7 @@ held fixed. A rate at its bound stays there.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ CONVERGED, MAX_ITER, NONFINITE = 0, 1, 3  # as of Solution
 
 def grid_of(low: float, high: float) -> list[float]:
     """Rates of equal ratio from low to high."""
-    return [low * (high / low) ** (i / (GRID - 1)) for i in range(GRID)]
+    return [low, *(low * (high / low) ** (i / (GRID - 1)) for i in range(1, GRID - 1)), high]  # ends as they are
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------
@@ -122,6 +123,7 @@ def _minimum(voxels: _Voxels, low: float, high: float, tol: float, max_iter: int
     best = values.nan_to_num(nan=torch.inf).argmin(0)
     rate = grid[best]
     lower, upper = grid[(best - 1).clamp(min=0)], grid[(best + 1).clamp(max=GRID - 1)]
+    eased = 0.1 * math.sqrt(tol)
     running = torch.ones_like(best, dtype=torch.bool)
     count = torch.zeros_like(best, dtype=torch.int32)
     last = torch.full_like(rate, torch.inf)  # of a Newton step; infinite after a halving
@@ -131,14 +133,16 @@ def _minimum(voxels: _Voxels, low: float, high: float, tol: float, max_iter: int
         upper = torch.where(running & (first > 0), rate, upper)
         lower = torch.where(running & (first < 0), rate, lower)
         newton = -first / second
-        inside = (second > 0) & (rate + newton > lower) & (rate + newton < upper)
+        enough = newton.abs() <= tol * rate  # less than the bracket's ends are apart, where one of them is the rate
+        inside = (second > 0) & (enough | ((rate + newton > lower) & (rate + newton < upper)))
         step = torch.where(first == 0, 0.0, torch.where(inside, newton, 0.5 * (lower + upper) - rate))
         size = step.abs()
         rounding = inside & (last < _EASED * rate) & (size >= 0.5 * last)
         count += running
         residual = torch.where(running, size / rate, residual)
-        rate = torch.where(running & ~rounding, rate + step, rate)
-        ends = (size <= tol * rate) | rounding | ((first == 0) & (second == 0))
+        rate = torch.where(running & ~rounding, (rate + step).clamp(grid[0], grid[-1]), rate)
+        last_one = inside & (size <= eased * rate)  # its square, the step after it, is below tol
+        ends = (size <= tol * rate) | last_one | rounding | ((first == 0) & (second == 0))
         last, running = torch.where(inside, size, torch.inf), running & ~ends
         if not running.any():
             break
