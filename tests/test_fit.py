@@ -153,6 +153,14 @@ def test_masks_leave_the_rest_alone() -> None:
     assert torch.equal(buffer, part.value)
 
 
+def test_images_may_come_in_any_order() -> None:
+    data, times = data_of("ir-magnitude", 12)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    one, other = fit_voxels("ir-magnitude", data, times), fit_voxels("ir-magnitude", data[:, order], times[order])
+    assert torch.equal(one.value, other.value)
+    assert torch.equal(one.residuals()[:, order], other.residuals())
+
+
 def test_times_of_every_voxel_are_its_own() -> None:
     """One fit with maps of times is many fits with their own."""
     data, _ = data_of("t2", 2, 3)

@@ -186,9 +186,6 @@ def fit_voxels(
     tol = (1e-6 if real == torch.float32 else 1e-12) if tol is None else check_number("tol", tol)
     check_count("max_iter", max_iter)
     settings = _times(model, times, data, real)
-    if model.polarity:  # images in the order of their times: the first of them are the negative ones
-        order = settings.reshape(settings.shape[0], settings.shape[1], -1).detach().mean((0, 2)).argsort()
-        data, settings = data[:, order], settings[:, order]
     batch, images, *space = data.shape
     parts = 1 + model.linear * (2 if data.is_complex() else 1)
     start, level = _prior(prior, weight, data, (batch, parts, *space), real)
@@ -203,6 +200,10 @@ def fit_voxels(
     table = table.expand(*table.shape[:3], *space) if wide else table
     curves = dense(table.movedim(0, 1).reshape(shape[0], ROWS, images, -1))
     flat = dense(data.flatten(2) if space else data[..., None])
+    kept = curves
+    if model.polarity:  # images in the order of their times: the first of them are the negative ones
+        order = settings.reshape(settings.shape[0], images, -1).detach().mean((0, 2)).argsort()
+        flat, curves = dense(flat[:, order]), dense(curves[:, :, order])
     given = [t for t in (flat, curves, start, level) if t is not None]
     check_out("out", out, (batch, parts, *space), curves, inputs=given)
     fits = Fit.apply if out is None and needs_grad(*given) else _fit
@@ -221,7 +222,7 @@ def fit_voxels(
     shaped, steps, size = (v.reshape(batch, *space) for v in (status, count, residual))
     return VoxelFit(
         value, shaped, steps, size, model, _names(model, data.is_complex()),
-        ("1/s", *["unit of the data"] * (parts - 1)), data, curves,
+        ("1/s", *["unit of the data"] * (parts - 1)), data.detach(), kept.detach(),
     )  # fmt: skip
 
 
