@@ -2,6 +2,7 @@
 
 from pyrecon.ops._anderson import anderson_mix
 from pyrecon.ops._consistency import project_l2_ball, sm_consistency
+from pyrecon.ops._custom import CustomSignal, inversion_recovery
 from pyrecon.ops._fbp import fbp
 from pyrecon.ops._kaczmarz import kaczmarz
 from pyrecon.ops._kaczmarz_order import kaczmarz_order
@@ -26,6 +27,7 @@ from pyrecon.ops._voxels import VoxelFit, fit_voxels
 
 __all__ = [
     "Beam",
+    "CustomSignal",
     "EchoDecay",
     "FanBeam",
     "InversionRecovery",
@@ -41,6 +43,7 @@ __all__ = [
     "dst1",
     "fbp",
     "fit_voxels",
+    "inversion_recovery",
     "kaczmarz",
     "kaczmarz_order",
     "langevin_step",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from pyrecon._check import (
 )
 from pyrecon._library import needs_grad
 from pyrecon._solution import Solution
+from pyrecon.ops._custom import CustomSignal, fit_custom
 from pyrecon.ops._fit import Fit, _fit, _outputs
 from pyrecon.ops._signals import ROWS, SignalModel, curve, model_of
 
@@ -45,11 +47,11 @@ class VoxelFit(Solution[Tensor]):
         The signal model, and what the parameters are; complex ones have a real and an imaginary map.
     """
 
-    model: SignalModel
+    model: SignalModel | CustomSignal
     names: tuple[str, ...]
     units: tuple[str, ...]
     _data: Tensor
-    _curves: Tensor
+    _signal: Callable[[Tensor], Tensor]  # parameters (B, P, ...) to images (B, T, ...)
 
     @property
     def rate(self) -> Tensor:
@@ -65,15 +67,17 @@ class VoxelFit(Solution[Tensor]):
         return rest.unbind(1)
 
     def maps(self) -> dict[str, Tensor]:
-        """What is read off a fit, by name: T1 or T2 in seconds, the factors, what the model derives from them."""
+        """What is read off a fit, by name: T1 or T2 in seconds, the factors, what the model derives from them; of a
+        signal of one's own its parameters."""
+        if isinstance(self.model, CustomSignal):
+            return dict(zip(self.names, self.value.unbind(1), strict=True))
         return self.model.derived(self.rate, self.factors)
 
     def signal(self) -> Tensor:
         """The fitted images, like the data; of magnitudes the magnitude."""
-        flat = self._flat()
-        signal = curve(self._curves.movedim(1, 0), *_split(flat, self._data.is_complex(), self.model.linear))
-        signal = signal.abs() if self.model.polarity else signal
-        return signal.reshape(self._data.shape)
+        with torch.no_grad():
+            signal = self._signal(self.value)
+        return signal.abs() if self._magnitudes else signal
 
     def residuals(self) -> Tensor:
         """Data less the fitted images."""
@@ -85,41 +89,39 @@ class VoxelFit(Solution[Tensor]):
         J are the derivatives of the signal, ``sigma^2`` the sum of squares over the number of real data less that of
         parameters: NaN where there are no more data than parameters. Without the prior, which it would be told from.
         """
-        data = self._data.flatten(2)
-        parts = 2 if data.is_complex() else 1
-        p, count = self._flat().double(), parts * data.shape[1]
-        rows = self._curves.movedim(1, 0).double()
+        p, data = self.value.detach().double(), self._data
+        count = data.shape[1] * (2 if data.is_complex() else 1)
 
         def f(v: Tensor) -> Tensor:
-            signal = curve(rows, *_split(v, data.is_complex(), self.model.linear))
-            return torch.view_as_real(signal).movedim(-1, 1).flatten(1, 2) if signal.is_complex() else signal
+            signal = self._signal(v)
+            return torch.cat((signal.real, signal.imag), 1) if signal.is_complex() else signal
 
         columns = []
         for i in range(p.shape[1]):
             along = torch.zeros_like(p)
             along[:, i] = 1
-            columns.append(torch.func.jvp(f, (p,), (along,))[1])
+            columns.append(torch.func.jvp(f, (p,), (along,))[1].flatten(2).detach())
         jacobian = torch.stack(columns, 1)
         normal = torch.einsum("bitn,bjtn->bnij", jacobian, jacobian)
-        seen = self.residuals().flatten(2)
-        power = seen.abs().double().square().sum(1) / (count - p.shape[1] if count > p.shape[1] else torch.nan)
+        power = self.residuals().flatten(2).abs().double().square().sum(1)
+        power = power / (count - p.shape[1] if count > p.shape[1] else torch.nan)
         fine = torch.isfinite(normal).all(-1).all(-1)
-        inverse, info = torch.linalg.inv_ex(
-            torch.where(fine[..., None, None], normal, torch.eye(p.shape[1]).to(normal))
-        )
+        eye = torch.eye(p.shape[1], dtype=torch.float64, device=p.device)
+        inverse, info = torch.linalg.inv_ex(torch.where(fine[..., None, None], normal, eye))
         found = torch.where((fine & (info == 0))[..., None, None], inverse * power[..., None, None], torch.nan)
-        return found.permute(0, 2, 3, 1).reshape(*found.shape[:1], *found.shape[2:], *self._data.shape[2:])
+        return found.permute(0, 2, 3, 1).reshape(data.shape[0], p.shape[1], p.shape[1], *data.shape[2:])
 
     def standard_errors(self) -> Tensor:
         """``(B, P, ...)``: roots of the covariance's diagonal."""
         return self.covariance().diagonal(dim1=1, dim2=2).movedim(-1, 1).sqrt()
 
-    def _flat(self) -> Tensor:
-        return self.value.detach().flatten(2)
+    @property
+    def _magnitudes(self) -> bool:
+        return isinstance(self.model, SignalModel) and self.model.polarity
 
 
 def fit_voxels(
-    model: SignalModel | str,
+    model: SignalModel | CustomSignal | str,
     data: Tensor,
     times: Tensor | Sequence[float],
     *,
@@ -139,7 +141,8 @@ def fit_voxels(
     ----------
     model
         A :class:`SignalModel`, or the name of one: ``"sr"``, ``"ir"``, ``"ir-magnitude"``, ``"molli"``, ``"t2"``,
-        ``"t2-offset"``.
+        ``"t2-offset"``. Or a :class:`CustomSignal` of one's own, which is fitted by Levenberg-Marquardt in plain torch,
+        in double precision, with memory for several copies of the data; its bounds are its own.
     data
         ``(B, T, ...)``, float32, float64 or complex, one image for each time; magnitudes for a model that says so.
     times
@@ -175,10 +178,13 @@ def fit_voxels(
     -----
     CPU (C++) and, on a GPU, plain torch. Extra memory does not grow with the number of voxels.
     """
-    model = model_of(model)
+    if not isinstance(model, CustomSignal):
+        model = model_of(model)
     check_dtype("data", data, (*FLOATING, *COMPLEX))
     if data.dim() < 2:
         raise ValueError(f"data: shape {tuple(data.shape)} does not fit, expected (B, T, ...)")
+    if isinstance(model, CustomSignal):
+        return _custom(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
     if model.polarity and data.is_complex():
         raise TypeError(f"data: complex, but {type(model).__name__} with magnitude=True takes magnitudes; give .abs()")
     low, high = _bounds(bounds, model)
@@ -222,8 +228,55 @@ def fit_voxels(
     shaped, steps, size = (v.reshape(batch, *space) for v in (status, count, residual))
     return VoxelFit(
         value, shaped, steps, size, model, _names(model, data.is_complex()),
-        ("1/s", *["unit of the data"] * (parts - 1)), data.detach(), kept.detach(),
+        ("1/s", *["unit of the data"] * (parts - 1)), data.detach(), partial(_curve_of, kept.detach(), model.linear),
     )  # fmt: skip
+
+
+def _custom(
+    model: CustomSignal,
+    data: Tensor,
+    times: Tensor | Sequence[float],
+    prior: Tensor | None,
+    weight: Tensor | float,
+    mask: Tensor | None,
+    bounds: tuple[float, float] | None,
+    tol: float | None,
+    max_iter: int,
+    out: Tensor | None,
+) -> VoxelFit:
+    if bounds is not None:
+        raise ValueError("bounds: a CustomSignal has its own")
+    tol = 1e-9 if tol is None else check_number("tol", tol)
+    check_count("max_iter", max_iter)
+    real, batch, space = REAL_OF[data.dtype], data.shape[0], data.shape[2:]
+    settings = _times(None, times, data, real)
+    shape = (batch, len(model.names), *space)
+    start, level = _prior(prior, weight, data, shape, real)
+    inside = None if mask is None else _checked_mask(mask, data).reshape(batch, *space)
+    check_out("out", out, shape, data.real, inputs=(data, settings))
+    given = data if inside is None else torch.where(inside[:, None], data, torch.nan)
+    value, status, count, residual = fit_custom(
+        model, given, settings, None if start is None else start.reshape(shape),
+        None if level is None else level.reshape(batch, *space), tol, max_iter,
+    )  # fmt: skip
+    if inside is not None:
+        value, residual = torch.where(inside[:, None], value, 0.0), torch.where(inside, residual, 0.0)
+        status = torch.where(inside, status, 0)
+    if out is not None:
+        value = out.copy_(value)
+    units = model.units or ("",) * len(model.names)
+    return VoxelFit(
+        value, status, count, residual, model, model.names, units, data.detach(),
+        lambda p: model.signal(settings.to(p.dtype), p),
+    )  # fmt: skip
+
+
+def _curve_of(curves: Tensor, linear: int, p: Tensor) -> Tensor:
+    """Images (B, T, ...) of parameters (B, P, ...), by a table (B|1, 5, T, N|1)."""
+    flat, space = (p.flatten(2), p.shape[2:]) if p.dim() > 2 else (p[..., None], p.shape[2:])
+    rows = curves.movedim(1, 0).to(p.dtype)
+    is_complex = flat.shape[1] > 1 + linear
+    return curve(rows, *_split(flat, is_complex, linear)).reshape(p.shape[0], curves.shape[2], *space)
 
 
 def _split(p: Tensor, is_complex: bool, linear: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -250,7 +303,7 @@ def _bounds(bounds: tuple[float, float] | None, model: SignalModel) -> tuple[flo
     return low, high
 
 
-def _times(model: SignalModel, times: Tensor | Sequence[float], data: Tensor, real: torch.dtype) -> Tensor:
+def _times(model: SignalModel | None, times: Tensor | Sequence[float], data: Tensor, real: torch.dtype) -> Tensor:
     """(B|1, T, ...), as many axes as the data."""
     if not isinstance(times, Tensor):
         times = torch.as_tensor(times, dtype=torch.float64)
@@ -258,7 +311,8 @@ def _times(model: SignalModel, times: Tensor | Sequence[float], data: Tensor, re
     images = data.shape[1]
     if times.dim() == 1:
         if len(times) != images:
-            raise ValueError(f"times: {len(times)} {model.setting}, but {images} images (axis 1 of the data)")
+            said = "values" if model is None else model.setting
+            raise ValueError(f"times: {len(times)} {said}, but {images} images (axis 1 of the data)")
         times = times.view(1, -1, *[1] * (data.dim() - 2))
     wanted = (data.shape[0], images, *data.shape[2:])
     if times.dim() != data.dim() or any(
@@ -268,7 +322,7 @@ def _times(model: SignalModel, times: Tensor | Sequence[float], data: Tensor, re
             f"times: shape {tuple(times.shape)} does not fit the data {tuple(data.shape)}, expected ({images},) or "
             "(B|1, T, ...)"
         )
-    if _read(times):
+    if model is not None and _read(times):
         least, most = (float(f(times.detach())) if times.numel() else 0.0 for f in (torch.min, torch.max))
         if not least >= 0 or most == math.inf:
             raise ValueError(f"times: {least:g} among them, expected finite {model.setting}, not negative")
