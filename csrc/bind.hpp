@@ -16,6 +16,7 @@ void register_anderson(pybind11::module_& m);
 void register_consistency(pybind11::module_& m);
 void register_deq_mpi(pybind11::module_& m);
 void register_fbp(pybind11::module_& m);
+void register_fit(pybind11::module_& m);
 void register_kaczmarz(pybind11::module_& m);
 void register_langevin(pybind11::module_& m);
 void register_learned_consistency(pybind11::module_& m);

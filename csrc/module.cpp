@@ -50,6 +50,7 @@ PYBIND11_MODULE(_core, m) {
   register_consistency(m);
   register_deq_mpi(m);
   register_fbp(m);
+  register_fit(m);
   register_kaczmarz(m);
   register_langevin(m);
   register_learned_consistency(m);

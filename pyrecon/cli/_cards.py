@@ -82,7 +82,8 @@ def _qualities(facts: dict[str, Any]) -> list[str]:
 
 def _reached(facts: dict[str, Any]) -> dict[str, float]:
     """By stage."""
-    return facts["quality_db"] if "quality_db" in facts else facts["quality"]
+    found: dict[str, float] = facts["quality_db"] if "quality_db" in facts else facts["quality"]
+    return found
 
 
 def curves() -> Any:

@@ -2,6 +2,7 @@
 
 from pyrecon.ops._anderson import anderson_mix
 from pyrecon.ops._consistency import project_l2_ball, sm_consistency
+from pyrecon.ops._custom import CustomSignal, inversion_recovery
 from pyrecon.ops._fbp import fbp
 from pyrecon.ops._kaczmarz import kaczmarz
 from pyrecon.ops._kaczmarz_order import kaczmarz_order
@@ -11,19 +12,38 @@ from pyrecon.ops._radon import radon, radon_adjoint
 from pyrecon.ops._radon_geometry import Beam, FanBeam, ParallelBeam, ViewBeam
 from pyrecon.ops._rdn import rdn
 from pyrecon.ops._sense import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
+from pyrecon.ops._signals import (
+    EchoDecay,
+    InversionRecovery,
+    LookLocker,
+    SaturationRecovery,
+    SignalModel,
+    SpoiledGradientEcho,
+)
 from pyrecon.ops._sine import dst1, prox_smooth_maps
 from pyrecon.ops._soft_threshold import soft_threshold
 from pyrecon.ops._variation import tv_gap, tv_prox
+from pyrecon.ops._voxels import VoxelFit, fit_voxels
 
 __all__ = [
     "Beam",
+    "CustomSignal",
+    "EchoDecay",
     "FanBeam",
+    "InversionRecovery",
+    "LookLocker",
     "Moments",
     "ParallelBeam",
+    "SaturationRecovery",
+    "SignalModel",
+    "SpoiledGradientEcho",
     "ViewBeam",
+    "VoxelFit",
     "anderson_mix",
     "dst1",
     "fbp",
+    "fit_voxels",
+    "inversion_recovery",
     "kaczmarz",
     "kaczmarz_order",
     "langevin_step",

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyrecon._check import check_callable, check_count, check_like, check_number, check_shape
+from pyrecon._solution import Solution, Status
 from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
-from pyrecon.solvers._solution import Solution, Status
 
 _ADVICE = (
     "MAX_ITER: raise max_iter or rtol, or add a multiple of the identity to A. DIVERGED: A is not Hermitian positive "

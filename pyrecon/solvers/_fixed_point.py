@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrecon._check import check_callable, check_count, check_number, check_returned
+from pyrecon._solution import Solution, Status
 from pyrecon.ops._anderson import MAX_MEMORY, anderson_advance, join
 from pyrecon.solvers._batch import check_state
-from pyrecon.solvers._solution import Solution, Status
 
 State = Tensor | tuple[Tensor, ...]
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import check_callable, check_count
+from pyrecon._solution import ConvergenceWarning, Status
 from pyrecon.ops._langevin import Moments, langevin_step
 from pyrecon.solvers._batch import applied, check_state, select
 from pyrecon.solvers._fixed_point import check_args
-from pyrecon.solvers._solution import ConvergenceWarning, Status
 
 LOOK_EVERY = 64  # steps between two looks whether any sample is still finite: on a GPU a look waits
 

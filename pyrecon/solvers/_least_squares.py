@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import check_callable, check_count, check_flag, check_like, check_number, check_shape
+from pyrecon._solution import Solution, Status
 from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
-from pyrecon.solvers._solution import Solution, Status
 
 Map = Callable[[Tensor], Tensor]
 

@@ -1,0 +1,543 @@
+#include "cpu/fit.hpp"
+
+#include "cpu/lookup.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/simd.hpp"
+
+// Lanes are voxels. All that an iteration needs are sums over the images of products of phi(R), its two derivatives and
+// the data, made in one pass; with two factors the first is eliminated by centring, in a pass before. Written after
+// _fit_reference of pyrecon/ops/_fit.py, which says what is computed.
+
+namespace pyrecon::PYRECON_ISA {
+namespace {
+
+constexpr int grid_points = 16;
+constexpr int rows = 5;  // of the table: time, p + q, q, 1 - u, u
+constexpr int converged = 0, limit_reached = 1, nonfinite = 3;
+
+// 1 - exp(-x) and exp(-x) for x >= 0: exp(-x) = 2^k (1 + g), g = expm1(f) by its series, |f| <= ln(2) / 2. Adding a
+// number whose last bit is worth one rounds, and leaves k in the low bits, from where it moves to the exponent.
+template <class T>
+PYRECON_INLINE Vec<T> one_minus_exp(Vec<T> x, Vec<T>& exponential) {
+  constexpr bool single = sizeof(T) == 4;
+  constexpr int mantissa = single ? 23 : 52;
+  typedef decltype(Ints<T>{}[0] + 0) Int;
+  constexpr Int bias = Int(single ? 127 : 1023) << mantissa;
+  constexpr T magic = T(3) * T(Int(1) << (mantissa - 1));
+  const T most = single ? T(80) : T(700);
+  const Vec<T> y = x > most ? splat<T>(-most) : -x;  // NaN stays
+  const Vec<T> k = y * T(1.4426950408889634) + magic, n = k - magic;
+  const Vec<T> f = single ? (y - n * T(0.693359375)) + n * T(2.12194440e-4)
+                          : (y - n * T(0.693147180369123816490)) - n * T(1.90821492927058770002e-10);
+  constexpr int terms = single ? 7 : 14;
+  T over = 1;
+  for (int i = 2; i <= terms; ++i) over /= T(i);
+  Vec<T> g = splat(over);
+  for (int i = terms; i > 1; --i) {
+    over *= T(i);
+    g = g * f + over;
+  }
+  g *= f;
+  const Vec<T> two = (Vec<T>)(((Ints<T>)k << mantissa) + bias);
+  const Vec<T> scaled = two * g;
+  exponential = two + scaled;
+  return (T(1) - two) - scaled;
+}
+
+template <class T>
+PYRECON_INLINE bool any(Ints<T> mask) {
+  int64_t words[sizeof(mask) / 8], all = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const int64_t w : words) all |= w;
+  return all != 0;
+}
+
+template <class T>
+PYRECON_INLINE Vec<T> load_part(const T* p, int64_t count) {
+  if (count >= lanes<T>) return load(p);
+  T part[lanes<T>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return load(part);
+}
+
+template <class T>
+PYRECON_INLINE void store_part(T* p, Vec<T> v, int64_t count) {
+  if (count >= lanes<T>) return store<T>(p, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+
+template <class T>
+PYRECON_INLINE void load_complex(const T* p, int64_t count, Vec<T>& re, Vec<T>& im) {
+  const Vec<T> a = load_part(p, 2 * count), b = load_part(p + lanes<T>, 2 * count - lanes<T>);
+  re = pick<PickEvery<0>>(a, b), im = pick<PickEvery<1>>(a, b);
+}
+
+template <class T>
+PYRECON_INLINE void store_complex(T* p, Vec<T> re, Vec<T> im, int64_t count) {
+  store_part<T>(p, pick<PickZip<0>>(re, im), 2 * count);
+  store_part<T>(p + lanes<T>, pick<PickZip<1>>(re, im), 2 * count - lanes<T>);
+}
+
+// What a thread works on: `lanes` voxels of a sample. Memory of the caller.
+template <class T, int K, int Linear>
+struct Block {
+  typedef Vec<T> V;
+  int64_t images, count;
+  bool plain = false;  // u = 0: no division
+  const V* table;    // rows x images
+  V* s;              // images x K, centred where Linear is 2
+  V* phi;            // images
+  V* slope;          // images, d phi / dR
+  V weight, rate0, factor0[Linear][K];
+  V total, mean[K];  // Linear 2: images + weight, and the data's mean
+
+  struct At {
+    V first, second, below, phi_mean, norm, cross[K], with_a[K], factor[Linear][K];
+  };
+
+  PYRECON_MEMBER V time(int64_t t) const { return table[t]; }
+  PYRECON_MEMBER V row(int r, int64_t t) const { return table[r * images + t]; }
+
+  // phi and its derivatives in R of image t.
+  PYRECON_MEMBER void shapes(V rate, int64_t t, V& value, V& d1, V& d2) const {
+    V e;
+    const V at = time(t), m = one_minus_exp<T>(at * rate, e), q = row(2, t), change_e = -at * e;
+    if (plain) {
+      value = row(1, t) - q * m, d1 = q * change_e, d2 = -at * d1;
+      return;
+    }
+    const V u = row(4, t), rest = row(3, t), inverse = T(1) / (rest + u * m);
+    const V change = (q * rest + u * row(1, t)) * inverse * inverse;
+    value = (row(1, t) - q * m) * inverse, d1 = change * change_e;
+    d2 = change_e * (T(2) * u * change * inverse * change_e - change * at);
+  }
+
+  // Half the objective's derivatives in R at the best factors; `below` is the part of it that depends on R.
+  template <bool Derivatives = true>
+  PYRECON_MEMBER At at(V rate) const {
+    At r;
+    V n = weight, a1 = {}, a2 = {}, a3 = {}, d_sum = {}, b[K] = {}, b1[K] = {}, b2[K] = {};
+    V centre = {};
+    if constexpr (Linear == 2) {
+      V sum = {};
+      for (int64_t t = 0; t < images; ++t) {
+        V e;
+        sum += row(1, t) - row(2, t) * one_minus_exp<T>(time(t) * rate, e);
+      }
+      centre = sum / total;
+      n = weight * centre * centre + weight;
+      for (int k = 0; k < K; ++k) b[k] = weight * (centre * (mean[k] - factor0[0][k]) + factor0[1][k]);
+    } else {
+      for (int k = 0; k < K; ++k) b[k] = weight * factor0[0][k];
+    }
+    for (int64_t t = 0; t < images; ++t) {
+      V value, d1, d2;
+      shapes(rate, t, value, d1, d2);
+      const V e = value - centre;
+      n += e * e;
+      for (int k = 0; k < K; ++k) b[k] += e * s[t * K + k];
+      if constexpr (!Derivatives) continue;
+      a1 += e * d1, a2 += d1 * d1, a3 += e * d2;
+      if constexpr (Linear == 2) d_sum += d1;
+      for (int k = 0; k < K; ++k) b1[k] += d1 * s[t * K + k], b2[k] += d2 * s[t * K + k];
+    }
+    const V pulled = weight * (rate - rate0), inverse = T(1) / n;
+    V power = {}, seen1 = {}, seen2 = {}, crossed = {}, fitted = {};
+    for (int k = 0; k < K; ++k) {
+      const V c = b[k] * inverse, cross = T(2) * a1 * c - b1[k];
+      power += c * c, seen1 += c * b1[k], seen2 += c * b2[k], crossed += cross * cross, fitted += b[k] * c;
+      r.cross[k] = cross;
+      r.factor[Linear - 1][k] = c;
+      if constexpr (Linear == 2) r.factor[0][k] = mean[k] - c * centre, r.with_a[k] = c * d_sum;
+    }
+    r.first = power * a1 - seen1 + pulled;
+    r.second = power * (a2 + a3) - seen2 + weight - crossed * inverse;
+    r.below = T(0.5) * (pulled * (rate - rate0) - fitted);
+    if constexpr (Linear == 2) {
+      r.second -= power * d_sum * d_sum / total;
+      for (int k = 0; k < K; ++k) r.below -= T(0.5) * total * mean[k] * mean[k];
+    }
+    r.phi_mean = centre;
+    r.norm = n;
+    return r;
+  }
+
+  // After s is set: its mean, and what is left.
+  PYRECON_MEMBER void centre_data() {
+    if constexpr (Linear == 2) {
+      total = weight + T(images);
+      for (int k = 0; k < K; ++k) {
+        V sum = weight * factor0[0][k];
+        for (int64_t t = 0; t < images; ++t) sum += s[t * K + k];
+        mean[k] = sum / total;
+        for (int64_t t = 0; t < images; ++t) s[t * K + k] -= mean[k];
+      }
+    }
+  }
+};
+
+// phi on the grid where all voxels share the table, less its mean over the images where Linear is 2.
+template <class T>
+struct Grid {
+  const double* rates;
+  bool shared;
+  T* phi;           // points x images
+  T *power, *mean;  // points: sum of squares, and the mean that was taken off
+};
+
+template <class T, int K, int Linear>
+PYRECON_INLINE Vec<T> on_grid(const Block<T, K, Linear>& block, const Grid<T>& grid, int g) {
+  typedef Vec<T> V;
+  const V rate = splat(T(grid.rates[g]));
+  if (!grid.shared) return block.template at<false>(rate).below;
+  const V pulled = block.weight * (rate - block.rate0) * (rate - block.rate0);
+  V n = splat(grid.power[g]) + block.weight, b[K] = {};
+  const T* phi = grid.phi + g * block.images;
+  for (int64_t t = 0; t < block.images; ++t)
+    for (int k = 0; k < K; ++k) b[k] += phi[t] * block.s[t * K + k];
+  V fitted = {}, constant = {};
+  if constexpr (Linear == 2) {
+    const T images = T(block.images), m = grid.mean[g];
+    const V centre = images * m / block.total, off = m - centre;
+    n += images * off * off + block.weight * centre * centre;
+    for (int k = 0; k < K; ++k) {
+      const V left = block.weight * (block.mean[k] - block.factor0[0][k]);  // the sum of the centred data
+      b[k] += off * left + block.weight * (centre * (block.mean[k] - block.factor0[0][k]) + block.factor0[1][k]);
+      constant += block.total * block.mean[k] * block.mean[k];
+    }
+  } else {
+    for (int k = 0; k < K; ++k) b[k] += block.weight * block.factor0[0][k];
+  }
+  for (int k = 0; k < K; ++k) fitted += b[k] * b[k];
+  return T(0.5) * (pulled - fitted / n - constant);
+}
+
+template <class T, int K, int Linear>
+struct Found {
+  Vec<T> rate, below, factor[Linear][K], residual, count;
+  Ints<T> lost, running;
+};
+
+template <class T, int K, int Linear>
+PYRECON_INLINE Found<T, K, Linear> minimum(const Block<T, K, Linear>& block, const Grid<T>& grid, T tol, int max_iter) {
+  typedef Vec<T> V;
+  constexpr T infinite = T(__builtin_inf()), eased = T(1e-3);
+  V least = splat(infinite), best = {}, rate, lower, upper;
+  for (int g = 0; g < grid_points; ++g) {
+    const V value = on_grid(block, grid, g);
+    best = value < least ? splat(T(g)) : best;
+    least = value < least ? value : least;
+  }
+  for (int64_t l = 0; l < lanes<T>; ++l) {
+    const int g = static_cast<int>(best[l]);
+    rate[l] = T(grid.rates[g]), lower[l] = T(grid.rates[g > 0 ? g - 1 : 0]);
+    upper[l] = T(grid.rates[g + 1 < grid_points ? g + 1 : g]);
+  }
+  Found<T, K, Linear> f;
+  V last = splat(infinite), residual = splat(infinite), count = {};
+  Ints<T> flat = {};
+  Ints<T> running = least == least;  // all lanes: a NaN is never the least
+  const T lowest = T(grid.rates[0]), highest = T(grid.rates[grid_points - 1]);
+  const T eased_end = T(0.1) * T(__builtin_sqrt(tol));
+  for (int i = 0; i < max_iter; ++i) {
+    const auto at = block.at(rate);
+    const V zero = {};
+    upper = running & (at.first > zero) ? rate : upper;
+    lower = running & (at.first < zero) ? rate : lower;
+    const V newton = -at.first / at.second, there = rate + newton;
+    const Ints<T> enough = magnitude<T>(newton) <= tol * rate;
+    const Ints<T> inside = (at.second > zero) & (enough | ((there > lower) & (there < upper)));
+    V step = inside ? newton : T(0.5) * (lower + upper) - rate;
+    step = at.first == zero ? zero : step;
+    const V size = magnitude<T>(step);
+    const Ints<T> rounding = inside & (last < eased * rate) & (size >= T(0.5) * last);
+    count = running ? count + T(1) : count;
+    residual = running ? size / rate : residual;
+    flat = (at.first == zero) & (at.second == zero);
+    const Ints<T> ends = (size <= tol * rate) | (inside & (size <= eased_end * rate)) | rounding | flat;
+    rate = running & ~rounding ? rate + step : rate;
+    rate = rate < lowest ? splat(lowest) : rate > highest ? splat(highest) : rate;  // NaN stays
+    last = inside ? size : splat(infinite);
+    running &= ~ends;
+    if (!any<T>(running)) break;
+  }
+  const auto at = block.template at<false>(rate);
+  const V zero = {};
+  f.lost = ~(at.below - at.below == zero) | flat;
+  f.rate = f.lost ? splat(T(__builtin_nan(""))) : rate;
+  f.below = at.below, f.residual = residual, f.count = count, f.running = running;
+  for (int i = 0; i < Linear; ++i)
+    for (int k = 0; k < K; ++k) f.factor[i][k] = at.factor[i][k];
+  return f;
+}
+
+// Magnitudes: which number of first images is negative at the least value on the grid.
+template <class T, int Linear>
+PYRECON_INLINE Vec<T> polarity_on_grid(const Block<T, 1, Linear>& block, const Grid<T>& grid, const Vec<T>* magnitudes) {
+  typedef Vec<T> V;
+  const int64_t images = block.images;
+  V least = splat(T(__builtin_inf())), found = {};
+  for (int g = 0; g < grid_points; ++g) {
+    const V rate = splat(T(grid.rates[g]));
+    V centre = {}, n = block.weight;
+    for (int64_t t = 0; t < images; ++t) {
+      V d1, d2;
+      block.shapes(rate, t, block.phi[t], d1, d2);
+      centre += block.phi[t];
+    }
+    V b = block.weight * block.factor0[0][0], plain = b, total = block.weight + T(images);
+    if constexpr (Linear == 2) {
+      centre /= total;
+      n += block.weight * centre * centre;
+      b = block.weight * (block.factor0[1][0] - centre * block.factor0[0][0]);
+    } else {
+      centre = V{};
+    }
+    for (int64_t t = 0; t < images; ++t) {
+      block.phi[t] -= centre;
+      n += block.phi[t] * block.phi[t], b += block.phi[t] * magnitudes[t], plain += magnitudes[t];
+    }
+    const V pulled = block.weight * (rate - block.rate0) * (rate - block.rate0);
+    for (int64_t negative = 0;; ++negative) {
+      V value = pulled - b * b / n;
+      if constexpr (Linear == 2) value -= plain * plain / total;
+      const Ints<T> better = value < least;
+      least = better ? value : least, found = better ? splat(T(negative)) : found;
+      if (negative == images) break;
+      b -= T(2) * block.phi[negative] * magnitudes[negative], plain -= T(2) * magnitudes[negative];
+    }
+  }
+  return found;
+}
+
+// Memory of one thread, and the table and the grid of one sample.
+template <class T, int K, int Linear>
+struct Worker {
+  typedef Vec<T> V;
+  const FitShape& shape;
+  V *table, *s, *phi, *slope, *magnitudes;
+  Grid<T> grid;
+  Block<T, K, Linear> block;
+
+  static int64_t memory(int64_t images) { return (rows + K + 3) * images * lanes<T> + (grid_points * (images + 2)); }
+
+  Worker(T* memory, const FitShape& shape, const double* rates) : shape(shape) {
+    const int64_t n = shape.images;
+    table = reinterpret_cast<V*>(memory), s = table + rows * n, phi = s + K * n, slope = phi + n;
+    magnitudes = slope + n;
+    T* numbers = reinterpret_cast<T*>(magnitudes + n);
+    grid = {rates, !shape.per_voxel, numbers, numbers + grid_points * n, numbers + grid_points * (n + 1)};
+    block.images = n, block.table = table, block.s = s, block.phi = phi, block.slope = slope;
+  }
+
+  void start(const T* curves, bool with_grid) {  // of a sample
+    const int64_t n = shape.images;
+    block.plain = !shape.per_voxel;
+    if (shape.per_voxel) return;
+    for (int64_t t = 0; t < n; ++t) block.plain &= curves[4 * n + t] == 0 && curves[3 * n + t] == 1;
+    for (int64_t i = 0; i < rows * n; ++i) table[i] = splat(curves[i]);
+    if (!with_grid) return;
+    for (int g = 0; g < grid_points; ++g) {
+      T sum = 0, power = 0;
+      for (int64_t t = 0; t < n; ++t) {
+        V value, d1, d2;
+        block.shapes(splat(T(grid.rates[g])), t, value, d1, d2);
+        grid.phi[g * n + t] = value[0], sum += value[0];
+      }
+      grid.mean[g] = Linear == 2 ? sum / T(n) : T(0);
+      for (int64_t t = 0; t < n; ++t) {
+        grid.phi[g * n + t] -= grid.mean[g];
+        power += grid.phi[g * n + t] * grid.phi[g * n + t];
+      }
+      grid.power[g] = power;
+    }
+  }
+
+  // Voxels [v, v + count) of a sample.
+  void take(const T* data, const T* curves, const T* prior, const T* weight, int64_t v, int64_t count) {
+    const int64_t n = shape.images, size = shape.voxels;
+    block.count = count;
+    if (shape.per_voxel)
+      for (int64_t i = 0; i < rows * n; ++i) table[i] = load_part(curves + i * size + v, count);
+    for (int64_t t = 0; t < n; ++t) {
+      if constexpr (K == 1) s[t] = load_part(data + t * size + v, count);
+      else load_complex(data + 2 * (t * size + v), count, s[2 * t], s[2 * t + 1]);
+    }
+    block.weight = weight ? load_part(weight + v, count) : V{};
+    block.rate0 = prior ? load_part(prior + v, count) : V{};
+    for (int i = 0; i < Linear; ++i)
+      for (int k = 0; k < K; ++k)
+        block.factor0[i][k] = prior ? load_part(prior + (1 + i * K + k) * size + v, count) : V{};
+  }
+};
+
+template <class T, int K, int Linear>
+void fit_all(const T* data, const T* curves, const T* prior, const T* weight, const double* grid, T* value,
+             int8_t* status, int32_t* count, T* residual, const FitShape& shape, T tol, int max_iter, int threads) {
+  typedef Vec<T> V;
+  constexpr int64_t L = lanes<T>, parts = 1 + K * Linear;
+  const int64_t size = shape.voxels, n = shape.images, blocks = (size + L - 1) / L, all = shape.batch * blocks;
+  const int shares = share_count(threads, all, 16);
+  const int64_t each = (Worker<T, K, Linear>::memory(n) + 15) / 16 * 16;
+  const Scratch<T> memory(each * shares);
+  parallel_shares(shares, all, [&](int share, int64_t begin, int64_t end) {
+    Worker<T, K, Linear> w(memory.get() + share * each, shape, grid);
+    int64_t sample = -1;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / blocks, v = i % blocks * L, here = size - v < L ? size - v : L;
+      const T* table = curves + b * shape.per_sample;
+      if (b != sample && (sample < 0 || shape.per_sample)) w.start(table, true);
+      sample = b;
+      w.take(data + b * n * size * K, table, prior ? prior + b * parts * size : nullptr,
+             weight ? weight + b * size : nullptr, v, here);
+      Found<T, K, Linear> f;
+      if constexpr (K == 1) {
+        if (shape.polarity) {
+          for (int64_t t = 0; t < n; ++t) w.magnitudes[t] = w.s[t];
+          const V middle = polarity_on_grid<T, Linear>(w.block, w.grid, w.magnitudes);
+          for (int change = 0; change < 3; ++change) {
+            V negative = middle + T(change == 2 ? 1 : -change);
+            negative = negative < V{} ? V{} : negative;
+            for (int64_t t = 0; t < n; ++t) w.s[t] = splat(T(t)) < negative ? -w.magnitudes[t] : w.magnitudes[t];
+            w.block.centre_data();
+            const Found<T, K, Linear> other = minimum(w.block, w.grid, tol, max_iter);
+            if (change == 0) {
+              f = other;
+              continue;
+            }
+            const Ints<T> better = other.below < f.below;
+            f.rate = better ? other.rate : f.rate, f.below = better ? other.below : f.below;
+            f.residual = better ? other.residual : f.residual, f.count = better ? other.count : f.count;
+            f.lost = better ? other.lost : f.lost, f.running = better ? other.running : f.running;
+            for (int l = 0; l < Linear; ++l) f.factor[l][0] = better ? other.factor[l][0] : f.factor[l][0];
+          }
+        } else {
+          w.block.centre_data();
+          f = minimum(w.block, w.grid, tol, max_iter);
+        }
+      } else {
+        w.block.centre_data();
+        f = minimum(w.block, w.grid, tol, max_iter);
+      }
+      T* out = value + b * parts * size + v;
+      store_part<T>(out, f.rate, here);
+      for (int l = 0; l < Linear; ++l)
+        for (int k = 0; k < K; ++k) store_part<T>(out + (1 + l * K + k) * size, f.factor[l][k], here);
+      store_part<T>(residual + b * size + v, f.residual, here);
+      for (int64_t l = 0; l < here; ++l) {
+        status[b * size + v + l] = f.lost[l] ? nonfinite : f.running[l] ? limit_reached : converged;
+        count[b * size + v + l] = static_cast<int32_t>(f.count[l]);
+      }
+    }
+  });
+}
+
+template <class T, int K, int Linear>
+void backward_all(const T* grad, const T* value, const T* data, const T* curves, const T* prior, const T* weight,
+                  T* grad_data, T* u, const FitShape& shape, T low, T high, int threads) {
+  typedef Vec<T> V;
+  constexpr int64_t L = lanes<T>, parts = 1 + K * Linear;
+  const int64_t size = shape.voxels, n = shape.images, blocks = (size + L - 1) / L, all = shape.batch * blocks;
+  const int shares = share_count(threads, all, 16);
+  const int64_t each = (Worker<T, K, Linear>::memory(n) + 15) / 16 * 16;
+  const Scratch<T> memory(each * shares);
+  parallel_shares(shares, all, [&](int share, int64_t begin, int64_t end) {
+    Worker<T, K, Linear> w(memory.get() + share * each, shape, nullptr);
+    int64_t sample = -1;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / blocks, v = i % blocks * L, here = size - v < L ? size - v : L;
+      const T* table = curves + b * shape.per_sample;
+      if (b != sample && (sample < 0 || shape.per_sample)) w.start(table, false);
+      sample = b;
+      w.take(data + b * n * size * K, table, prior ? prior + b * parts * size : nullptr,
+             weight ? weight + b * size : nullptr, v, here);
+      const T *g = grad + b * parts * size + v, *p = value + b * parts * size + v;
+      const V rate = load_part(p, here);
+      V c[Linear][K], gc[Linear][K];
+      for (int l = 0; l < Linear; ++l)
+        for (int k = 0; k < K; ++k) {
+          c[l][k] = load_part(p + (1 + l * K + k) * size, here);
+          gc[l][k] = load_part(g + (1 + l * K + k) * size, here);
+        }
+      if (shape.polarity)
+        for (int64_t t = 0; t < n; ++t) {
+          V fitted, d1, d2;
+          w.block.shapes(rate, t, fitted, d1, d2);
+          fitted = Linear == 2 ? c[0][0] + c[Linear - 1][0] * fitted : c[0][0] * fitted;
+          w.magnitudes[t] = fitted < V{} ? splat(T(-1)) : splat(T(1));
+          w.s[t] *= w.magnitudes[t];
+        }
+      w.block.centre_data();
+      const auto at = w.block.at(rate);
+      for (int64_t t = 0; t < n; ++t) {
+        V unused;
+        w.block.shapes(rate, t, w.phi[t], w.slope[t], unused);
+      }
+      const V inverse = T(1) / at.norm;
+      V up = load_part(g, here), uc[Linear][K];
+      if constexpr (Linear == 1) {
+        for (int k = 0; k < K; ++k) up -= at.cross[k] * gc[0][k] * inverse;
+      } else {
+        for (int k = 0; k < K; ++k) {
+          gc[1][k] -= at.phi_mean * gc[0][k];
+          up -= at.with_a[k] * gc[0][k] / w.block.total + at.cross[k] * gc[1][k] * inverse;
+        }
+      }
+      up = (rate > low) & (rate < high) ? up / at.second : V{};
+      Ints<T> known = up - up == V{};
+      for (int k = 0; k < K; ++k) {
+        uc[Linear - 1][k] = (gc[Linear - 1][k] - at.cross[k] * up) * inverse;
+        if constexpr (Linear == 2)
+          uc[0][k] = (gc[0][k] - at.with_a[k] * up) / w.block.total - at.phi_mean * uc[1][k];
+        for (int l = 0; l < Linear; ++l) known &= uc[l][k] - uc[l][k] == V{};
+      }
+      known &= rate == rate;
+      T* out = u + b * parts * size + v;
+      store_part<T>(out, known ? up : V{}, here);
+      for (int l = 0; l < Linear; ++l)
+        for (int k = 0; k < K; ++k) store_part<T>(out + (1 + l * K + k) * size, known ? uc[l][k] : V{}, here);
+      for (int64_t t = 0; t < n; ++t) {
+        V moved[K];
+        for (int k = 0; k < K; ++k) {
+          moved[k] = w.phi[t] * uc[Linear - 1][k] + w.slope[t] * c[Linear - 1][k] * up;
+          if constexpr (Linear == 2) moved[k] += uc[0][k];
+          moved[k] = known ? moved[k] : V{};
+        }
+        T* at_data = grad_data + K * ((b * n + t) * size + v);
+        if constexpr (K == 2) store_complex<T>(at_data, moved[0], moved[1], here);
+        else store_part<T>(at_data, shape.polarity ? moved[0] * w.magnitudes[t] : moved[0], here);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void fit_voxels(const T* data, const T* curves, const T* prior, const T* weight, const double* grid, T* value,
+                int8_t* status, int32_t* count, T* residual, const FitShape& shape, double tol, int max_iter,
+                int threads) {
+  const auto run = shape.linear == 2 ? (shape.complex ? &fit_all<T, 2, 2> : &fit_all<T, 1, 2>)
+                                     : (shape.complex ? &fit_all<T, 2, 1> : &fit_all<T, 1, 1>);
+  run(data, curves, prior, weight, grid, value, status, count, residual, shape, T(tol), max_iter, threads);
+}
+
+template <class T>
+void fit_voxels_backward(const T* grad, const T* value, const T* data, const T* curves, const T* prior,
+                         const T* weight, T* grad_data, T* u, const FitShape& shape, double low, double high,
+                         int threads) {
+  const auto run = shape.linear == 2 ? (shape.complex ? &backward_all<T, 2, 2> : &backward_all<T, 1, 2>)
+                                     : (shape.complex ? &backward_all<T, 2, 1> : &backward_all<T, 1, 1>);
+  run(grad, value, data, curves, prior, weight, grad_data, u, shape, T(low), T(high), threads);
+}
+
+template void fit_voxels<float>(const float*, const float*, const float*, const float*, const double*, float*, int8_t*,
+                                int32_t*, float*, const FitShape&, double, int, int);
+template void fit_voxels<double>(const double*, const double*, const double*, const double*, const double*, double*,
+                                 int8_t*, int32_t*, double*, const FitShape&, double, int, int);
+template void fit_voxels_backward<float>(const float*, const float*, const float*, const float*, const float*,
+                                         const float*, float*, float*, const FitShape&, double, double, int);
+template void fit_voxels_backward<double>(const double*, const double*, const double*, const double*, const double*,
+                                          const double*, double*, double*, const FitShape&, double, double, int);
+
+}  // namespace pyrecon::PYRECON_ISA
