@@ -45,7 +45,7 @@ def small(kind: type[Config] = Config, **given: Any) -> Config:
 def saved(folder: Path, **data: Any) -> Path:
     torch.manual_seed(0)
     model = DEProx(ResidualUNet(2, 4, 2), tol=1e-4, max_iter=30, step=0.9)
-    model.card = Card("de-prox", "equilibrium", (16, 16), {"noise_std": 0.01} | data, {"images": "none"})
+    model.card = Card("de-prox", "equilibrium", (16, 16), {"task": "mri", "noise_std": 0.01} | data, {"images": "none"})
     model.save(folder / "w.safetensors")
     return folder / "w.safetensors"
 
@@ -87,12 +87,13 @@ def test_data_unlike_those_of_training_are_named(tmp_path: Path) -> None:
 
 # --- training ------------------------------------------------------------------------------------------------------
 def test_training_gains_over_the_denoiser_it_begins_with(tmp_path: Path) -> None:
-    """Twenty steps; the curve's first entry is the equilibrium of the denoiser alone (measured: 0.6 dB more)."""
-    settings = small(GradConfig, **{"pool": 24, "width": 8, "denoiser.steps": 20, "limit": 15, "validate_every": 10})
-    settings = settings.changed({"equilibrium.steps": 20, "equilibrium.batch": 4, "equilibrium.rate": 5e-3})
+    """Forty steps; the curve's first entry is the equilibrium of the denoiser alone (measured: 2.7 dB more, and 0.8 to
+    1.2 at a lower rate: what processors round differently does not hide that)."""
+    settings = small(GradConfig, **{"pool": 24, "width": 8, "denoiser.steps": 60, "limit": 15, "validate_every": 20})
+    settings = settings.changed({"equilibrium.steps": 40, "equilibrium.batch": 4, "equilibrium.rate": 5e-3})
     model = train(DEGradTraining, tmp_path / "run", None, settings)
     (_, first), *_, (_, last) = model.card.training["curves"]["equilibrium"]
-    assert last > first + 0.3
+    assert last > first + 0.5
     assert (model.card.data["angles"], model.card.data["task"]) == (6, "ct")
 
 

@@ -172,18 +172,22 @@ def test_new_models_start_near_the_data_step_and_their_equilibria_exist() -> Non
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
-def check_gradient(loss: Any, value: nn.Parameter, name: str = "", h: float = 1e-7) -> None:
-    """Along a random direction of all entries: central differences, whose error the kinks of ReLU make linear in h."""
+def check_gradient(loss: Any, value: nn.Parameter, name: str = "") -> None:
+    """Along a random direction of all entries: central differences over one of two lengths, for a kink of a ReLU within
+    the longer one moves its slope (seen: by half a per cent)."""
     direction = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(7))
     assert value.grad is not None, name
+    slopes = []
     with torch.no_grad():
-        found = []
-        for sign in (1, -1):
-            value += sign * h * direction
-            found.append(float(loss()))
-            value -= sign * h * direction
-    expected = (found[0] - found[1]) / (2 * h)
-    assert float((value.grad * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-8), name
+        for h in (1e-7, 1e-8):
+            found = []
+            for sign in (1, -1):
+                value += sign * h * direction
+                found.append(float(loss()))
+                value -= sign * h * direction
+            slopes.append((found[0] - found[1]) / (2 * h))
+    ours = float((value.grad * direction).sum())
+    assert any(ours == pytest.approx(slope, rel=1e-4, abs=1e-8) for slope in slopes), (name, ours, slopes)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
