@@ -99,7 +99,7 @@ class Config(ProblemConfig):
     limit: int = setting(40, "", "Most iterations to the equilibrium, and to its gradient.", least=1)
     backward_tolerance: float = setting(3e-3, "", "Relative change at which its gradient ends.", above=0)
     denoiser: Stage = setting(Stage(300, batch=8, halve=100), "--denoiser-steps", "Steps of the denoiser's stage.")
-    equilibrium: Stage = setting(Stage(240, batch=4, rate=1e-3, halve=60, clip=1.0))
+    equilibrium: Stage = setting(Stage(240, batch=8, rate=1e-3, halve=60, clip=1.0))
     denoiser_noise: float = setting(0.05, "", "Noise that the denoiser learns to remove.", above=0)
     photographs: int = setting(256, "", "Crops that the denoiser learns from.", least=1)
 
