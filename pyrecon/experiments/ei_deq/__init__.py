@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from pyrecon import plotting
-from pyrecon.experiments.ei_deq.study import EIDEQStudy
+from pyrecon.experiments.ei_deq.study import SEEDS, EIDEQStudy
 from pyrecon.experiments.ei_deq.tables import differences, table_1, table_2, table_3
 from pyrecon.experiments.study import Paper, Pictures
 from pyrecon.metrics import psnr
+from pyrecon.train.run import Option
 
 __all__ = ["PAPER", "EIDEQStudy"]
 
@@ -39,5 +40,6 @@ PAPER = Paper(
     {},
     {"differences": differences},
     picture,
-    about="84 small models are trained first, for hours on one core; each is kept.",
+    options=(Option("--seeds", int, SEEDS, "Models of every kind.", least=1),),
+    about="64 small models are trained first, for hours on two cores; each is kept.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from pyrecon.train.problem import Batch, Problem, draw, operator_of
 from pyrecon.transforms import QuarterTurns
 
 TASKS = ("mri", "ct")
-SEEDS = (0, 1, 2)
+SEEDS = 3
 LAYERS = (1, 3, 5, 7)
 TRAINED = ("id", "jfb", "unet", *(f"unrolled-{layers}" for layers in LAYERS))
 LOSSES = ("supervised", "self")
@@ -43,7 +44,7 @@ def _changes(kind: str) -> dict[str, Any]:
     return {"gradient": "jacobian-free"} if kind == "jfb" else {}
 
 
-def _recipes() -> dict[str, Recipe]:
+def _recipes(seeds: int) -> dict[str, Recipe]:
     """``"ct-self-id-0"``: task, loss, model, seed. All of a task begin with one denoiser, ``"ct-denoiser"``."""
     found = {}
     for task in TASKS:
@@ -55,7 +56,7 @@ def _recipes() -> dict[str, Recipe]:
             own = base | {"loss": "supervised" if loss == "supervised" else SELF[task]}
             for kind in TRAINED:
                 role = "unrolled" if kind.startswith("unrolled") else "unet" if kind == "unet" else "deq"
-                for seed in SEEDS:
+                for seed in range(seeds):
                     changes = own | _changes(kind) | {"seed": seed}
                     name = f"{task}-{loss}-{kind}-{seed}"
                     found[name] = Recipe(role, changes, initial=f"{task}-denoiser", quick=quick)
@@ -64,15 +65,18 @@ def _recipes() -> dict[str, Recipe]:
 
 @dataclass
 class EIDEQStudy(Study):
-    """Models are trained in the study's folder: none ship. ``kinds`` and ``seeds`` are those that tables have."""
+    """Models are trained in the study's folder. Tables have those of ``kinds``, ``seeds`` of each."""
 
     training = EquilibriumTraining
-    recipes: ClassVar[Mapping[str, Recipe]] = _recipes()
     begun: ClassVar[tuple[str, ...]] = ("denoiser",)
 
     kinds: tuple[str, ...] = TRAINED
-    seeds: tuple[int, ...] = SEEDS
+    seeds: int = SEEDS
     _tests: dict[str, Batch] = field(default_factory=dict)
+
+    @cached_property
+    def recipes(self) -> Mapping[str, Recipe]:  # type: ignore[override]  # as many as there are seeds
+        return _recipes(self.seeds)
 
     def sizes_of(self, scale: Scale) -> Sizes:
         """Test images, images and evaluations of the search for PnP and RED."""
@@ -84,7 +88,7 @@ class EIDEQStudy(Study):
     def config(self, recipe: Recipe) -> Config:
         """The study's seed sets the recipes' apart from those of another study."""
         config: Config = super().config(recipe)
-        return replace(config, seed=config.seed + len(SEEDS) * self.seed)
+        return replace(config, seed=config.seed + max(SEEDS, self.seeds) * self.seed)
 
     def test(self, task: str) -> Batch:
         """Test images with their measurements, the same for every model."""
@@ -125,9 +129,9 @@ class EIDEQStudy(Study):
 
         return self.ledger.numbers(name, self.settings(name), compute)
 
-    def seeds_of(self, kind: str) -> tuple[int, ...]:
+    def seeds_of(self, kind: str) -> range:
         """Of the unrolled twins those with other than five layers are trained once at quick scale."""
-        return self.seeds[:1] if self.scale == "quick" and kind in _ONCE else self.seeds
+        return range(1 if self.scale == "quick" and kind in _ONCE else self.seeds)
 
     def _loaded(self, name: str) -> Any:
         model = load(self.weights(name))

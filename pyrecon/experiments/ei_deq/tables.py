@@ -38,7 +38,7 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
             line = [f"{cell} ({theirs[kind]:.2f})" for cell, kind in zip(cells, heads, strict=True)]
             lines.append([_TASKS[task], _LOSSES[loss], *line, *[""] * (len(study.kinds) + 1 - len(line))])
         start = batch.physics.adjoint(batch.y)
-        ours = [f"{task}-{loss}-id-{seed}" for loss in LOSSES for seed in study.seeds]
+        ours = [f"{task}-{loss}-id-{seed}" for loss in LOSSES for seed in range(study.seeds)]
         missed = _mean([study.numbers(name)["missed"][0] for name in ours])
         notes.append(_about(study, task, _mean(quality(start, batch)), plain, missed))
         shown = {"truth": batch.images, "A^H y": start}
@@ -46,15 +46,14 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
             shown["PnP / RED"] = study.found_by_denoiser(task)
         for name in ("supervised-unet", "supervised-unrolled-5", "supervised-jfb", "supervised-id", "self-id"):
             loss, kind = name.split("-", 1)
-            model = f"{task}-{name}-{study.seeds[0]}"
+            model = f"{task}-{name}-0"
             if kind in study.kinds and study.is_here(model):
                 shown[f"{_HEADS[kind]}\n{_LOSSES[loss]}"] = study.found(model)
         pictures[task] = shown
     notes.append(
-        f"Ours, mean and standard deviation over seeds {', '.join(map(str, study.seeds))} (training images, noise, "
-        "order), of a single one without it, and in brackets the paper's. All models of a task begin with one denoiser "
-        "and have the same images, "
-        "steps and rates."
+        f"Ours, mean and standard deviation over {study.seeds} seeds (training images, noise, order), of a single one "
+        "without it, and in brackets the paper's. All models of a task begin with one denoiser and have the same "
+        "images, steps and rates."
     )
     heads = ["task", "training", *(_HEADS[kind] for kind in (*study.kinds, "denoiser"))]
     return Listing("Table 1: test PSNR, dB", heads, lines, notes), pictures
@@ -120,7 +119,7 @@ def table_2(study: EIDEQStudy) -> tuple[Listing, Pictures]:
             theirs = published.TABLE_2[task, kind]
             cells = []
             for loss in ("self", "supervised"):
-                runs = [study.numbers(f"{task}-{loss}-{kind}-{seed}")["pipeline"] for seed in study.seeds]
+                runs = [study.numbers(f"{task}-{loss}-{kind}-{seed}")["pipeline"] for seed in range(study.seeds)]
                 cells.append(f"{_spread(runs)} ({theirs[loss][0]:.2f} ± {theirs[loss][1]:.2f})")
             lines.append([_TASKS[task], _HEADS[kind], *cells])
     notes = ["Higher is more equivariant. Mean and standard deviation over images (and seeds), and the paper's."]
@@ -135,7 +134,7 @@ def table_3(study: EIDEQStudy) -> tuple[Listing, Pictures]:
         theirs = published.TABLE_3[task]
         cells = []
         for loss in ("self", "supervised"):
-            runs = [study.numbers(f"{task}-{loss}-id-{seed}")["step"] for seed in study.seeds]
+            runs = [study.numbers(f"{task}-{loss}-id-{seed}")["step"] for seed in range(study.seeds)]
             cells.append(f"{_spread(runs)} ({theirs[loss][0]:.2f} ± {theirs[loss][1]:.2f})")
         initial = [study.numbers(f"{task}-denoiser")["step"]]
         cells.append(f"{_spread(initial)} ({theirs['initial'][0]:.2f} ± {theirs['initial'][1]:.2f})")
