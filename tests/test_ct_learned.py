@@ -203,7 +203,8 @@ def test_the_peak_grows_with_the_data_and_not_with_the_noise() -> None:
     y = operator(images)
     noisy = y + 0.05 * y.std() * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
     clean = peak_of(operator, y)
-    torch.testing.assert_close(peak_of(operator, 3 * y), 3 * clean, rtol=1e-3, atol=0)
+    # By a power of two, which changes no rounding: iterations that end early magnify it to parts in a thousand.
+    torch.testing.assert_close(peak_of(operator, 4 * y), 4 * clean, rtol=1e-6, atol=0)
     torch.testing.assert_close(peak_of(operator, noisy), clean, rtol=0.1, atol=0)
     assert bool((operator.pinv(noisy).flatten(1).quantile(0.99, dim=1) > 1.33 * clean).all())
     assert float(clean.std() / clean.mean()) < 0.1  # whatever the holes

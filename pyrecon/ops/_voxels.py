@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from pyrecon._check import (
     COMPLEX,
@@ -333,7 +333,7 @@ def _times(model: SignalModel | None, times: Tensor | Sequence[float], data: Ten
 
 def _read(times: Tensor) -> bool:
     """Of maps, on a GPU and in compiled graphs no number is looked at."""
-    return times.numel() <= _LOOKED_AT and not times.is_cuda and not is_dynamo_compiling()
+    return times.numel() <= _LOOKED_AT and not times.is_cuda and not is_compiling()
 
 
 def _enough(model: SignalModel, settings: Tensor) -> None:
