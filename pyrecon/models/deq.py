@@ -42,6 +42,7 @@ from pyrecon.solvers import Anderson, FixedPointMethod, Solution, Status
 Start = Literal["adjoint", "pinv"]
 # Networks that a file of weights can hold: by name, as ``channels`` and their ``config`` build them again.
 NETWORKS: dict[str, type[Any]] = {"unet": ResidualUNet, "dncnn": DnCNN}
+LIMIT = 100  # iterations at inference: training's 40 end a little before some equilibria (50 on average, seen for CT)
 
 
 class _Model(nn.Module, ABC):
@@ -290,6 +291,12 @@ class UNetRefinement(_Model):
 
 
 MODELS: Mapping[str, type[_Model]] = {kind.system: kind for kind in (DEProx, DEGrad, UNetRefinement)}
+
+
+def for_inference(model: Equilibrium) -> None:
+    """More iterations than training could afford: an equilibrium that exists is to be reached."""
+    if model.layers is None:
+        model.max_iter = max(model.max_iter, LIMIT)
 
 
 def load(name_or_path: str | Path) -> DEProx | DEGrad | UNetRefinement:

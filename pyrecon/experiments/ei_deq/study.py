@@ -16,7 +16,7 @@ from pyrecon.experiments.ledger import Numbers
 from pyrecon.experiments.search import Range, search
 from pyrecon.experiments.study import Recipe, Scale, Sizes, Study
 from pyrecon.interop.denoisers import deepinv_dncnn
-from pyrecon.models.deq import DEGrad, DEProx, Equilibrium, load
+from pyrecon.models.deq import LIMIT, DEGrad, DEProx, Equilibrium, for_inference, load
 from pyrecon.solvers import ConvergenceWarning, Status
 from pyrecon.train.equilibrium import Config, EquilibriumTraining, Model
 from pyrecon.train.problem import Batch, Problem, draw, operator_of
@@ -29,7 +29,6 @@ TRAINED = ("id", "jfb", "unet", *(f"unrolled-{layers}" for layers in LAYERS))
 LOSSES = ("supervised", "self")
 _ONCE = ("unrolled-1", "unrolled-3", "unrolled-7")
 _FORM = {"mri": "prox", "ct": "grad"}
-LIMIT = 100  # iterations on test images: training's 40 end a little before some equilibria
 # 48 x 48 pixels have a 44th of the samples of 320 x 320: at 8x, 288 of them are left for a whole head.
 _QUICK: dict[str, dict[str, Any]] = {"mri": {"acceleration": 4.0}, "ct": {"angles": 16}}
 # SURE in place of measurement consistency was no better in the one run that was made (21.8 against 21.9 dB, unrolled,
@@ -135,8 +134,8 @@ class EIDEQStudy(Study):
 
     def _loaded(self, name: str) -> Any:
         model = load(self.weights(name))
-        if isinstance(model, Equilibrium) and model.layers is None:
-            model.max_iter = LIMIT
+        if isinstance(model, Equilibrium):
+            for_inference(model)
         return model
 
     def plug_and_play(self, task: str) -> Numbers:

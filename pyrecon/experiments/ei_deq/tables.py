@@ -6,11 +6,12 @@ import statistics
 from typing import Any
 
 from pyrecon.experiments.ei_deq import published
-from pyrecon.experiments.ei_deq.study import LIMIT, LOSSES, SELF, TASKS, EIDEQStudy, quality
+from pyrecon.experiments.ei_deq.study import LOSSES, SELF, TASKS, EIDEQStudy, quality
 from pyrecon.experiments.ledger import Numbers
 from pyrecon.experiments.paired import paired
 from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing
+from pyrecon.models.deq import LIMIT
 
 _TASKS = {"mri": "MRI", "ct": "CT"}
 _HEADS = {

@@ -22,7 +22,7 @@ from pyrecon.data.ct import first_angle, on_grid
 from pyrecon.linops import LinearOperator, Radon, Whitened
 from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.ct.methods import CTMethod
-from pyrecon.models.deq import DEGrad
+from pyrecon.models.deq import DEGrad, for_inference
 from pyrecon.models.luser import ROLE, load_for
 from pyrecon.models.weights import MOST, Card, check_role, find_weights, which_weights
 from pyrecon.ops._radon_geometry import Beam
@@ -134,6 +134,7 @@ class DEGradCT(LearnedCT):
             raise which_weights(DEGrad.system, "ct", "pyrecon train de-grad -p task=ct")
         model = DEGrad.load(find_weights(self.weights))
         check_role(str(self.weights), model.card, self.role, self.name, "ct")
+        for_inference(model)
         return model
 
 

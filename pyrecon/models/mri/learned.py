@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrecon.linops import Sense
 from pyrecon.models._data_step import Reconstructor
-from pyrecon.models.deq import DEProx
+from pyrecon.models.deq import DEProx, for_inference
 from pyrecon.models.luser import ROLE, load_for
 from pyrecon.models.mri.methods import MRIMethod, given_maps
 from pyrecon.models.weights import Card, check_role, find_weights, which_weights
@@ -64,6 +64,7 @@ class DEProxMRI(LearnedMRI):
             raise which_weights(DEProx.system, "mri", "pyrecon train de-prox -p task=mri")
         model = DEProx.load(find_weights(self.weights))
         check_role(str(self.weights), model.card, self.role, self.name, "mri")
+        for_inference(model)
         return model
 
 
