@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -50,8 +50,8 @@ class VoxelFit(Solution[Tensor]):
     model: SignalModel | CustomSignal
     names: tuple[str, ...]
     units: tuple[str, ...]
-    _data: Tensor
-    _signal: Callable[[Tensor], Tensor]  # parameters (B, P, ...) to images (B, T, ...)
+    _data: Tensor = field(repr=False)
+    _signal: Callable[[Tensor], Tensor] = field(repr=False)  # parameters (B, P, ...) to images (B, T, ...)
 
     @property
     def rate(self) -> Tensor:
