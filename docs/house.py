@@ -25,8 +25,11 @@ FLOORS = (
     ("linops",),
     ("solvers", "testing"),
     ("ops",),
-    ("kernels", "_core", "_cuda", "_library", "_check", "_errors", "_plain", "_solution", "_lazy", "_startup", "_threads"),
-)
+    (
+        "kernels", "_core", "_cuda", "_library", "_check", "_errors", "_plain", "_solution", "_lazy", "_startup",
+        "_threads",
+    ),
+)  # fmt: skip
 COMPILED = ("pyrecon._core", "pyrecon._cuda")
 FLOOR = {name: len(FLOORS) - i for i, names in enumerate(FLOORS) for name in names}
 

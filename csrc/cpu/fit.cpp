@@ -84,10 +84,10 @@ struct Block {
   typedef Vec<T> V;
   int64_t images, count;
   bool plain = false;  // u = 0: no division
-  const V* table;    // rows x images
-  V* s;              // images x K, centred where Linear is 2
-  V* phi;            // images
-  V* slope;          // images, d phi / dR
+  const V* table;      // rows x images
+  V* s;                // images x K, centred where Linear is 2
+  V* phi;              // images
+  V* slope;            // images, d phi / dR
   V weight, rate0, factor0[Linear][K];
   V total, mean[K];  // Linear 2: images + weight, and the data's mean
 
@@ -273,7 +273,8 @@ PYRECON_INLINE Found<T, K, Linear> minimum(const Block<T, K, Linear>& block, con
 
 // Magnitudes: which number of first images is negative at the least value on the grid.
 template <class T, int Linear>
-PYRECON_INLINE Vec<T> polarity_on_grid(const Block<T, 1, Linear>& block, const Grid<T>& grid, const Vec<T>* magnitudes) {
+PYRECON_INLINE Vec<T> polarity_on_grid(const Block<T, 1, Linear>& block, const Grid<T>& grid,
+                                       const Vec<T>* magnitudes) {
   typedef Vec<T> V;
   const int64_t images = block.images;
   V least = splat(T(__builtin_inf())), found = {};
@@ -360,8 +361,10 @@ struct Worker {
     if (shape.per_voxel)
       for (int64_t i = 0; i < rows * n; ++i) table[i] = load_part(curves + i * size + v, count);
     for (int64_t t = 0; t < n; ++t) {
-      if constexpr (K == 1) s[t] = load_part(data + t * size + v, count);
-      else load_complex(data + 2 * (t * size + v), count, s[2 * t], s[2 * t + 1]);
+      if constexpr (K == 1)
+        s[t] = load_part(data + t * size + v, count);
+      else
+        load_complex(data + 2 * (t * size + v), count, s[2 * t], s[2 * t + 1]);
     }
     block.weight = weight ? load_part(weight + v, count) : V{};
     block.rate0 = prior ? load_part(prior + v, count) : V{};
@@ -487,8 +490,7 @@ void backward_all(const T* grad, const T* value, const T* data, const T* curves,
       Ints<T> known = up - up == V{};
       for (int k = 0; k < K; ++k) {
         uc[Linear - 1][k] = (gc[Linear - 1][k] - at.cross[k] * up) * inverse;
-        if constexpr (Linear == 2)
-          uc[0][k] = (gc[0][k] - at.with_a[k] * up) / w.block.total - at.phi_mean * uc[1][k];
+        if constexpr (Linear == 2) uc[0][k] = (gc[0][k] - at.with_a[k] * up) / w.block.total - at.phi_mean * uc[1][k];
         for (int l = 0; l < Linear; ++l) known &= uc[l][k] - uc[l][k] == V{};
       }
       known &= rate == rate;
@@ -504,8 +506,10 @@ void backward_all(const T* grad, const T* value, const T* data, const T* curves,
           moved[k] = known ? moved[k] : V{};
         }
         T* at_data = grad_data + K * ((b * n + t) * size + v);
-        if constexpr (K == 2) store_complex<T>(at_data, moved[0], moved[1], here);
-        else store_part<T>(at_data, shape.polarity ? moved[0] * w.magnitudes[t] : moved[0], here);
+        if constexpr (K == 2)
+          store_complex<T>(at_data, moved[0], moved[1], here);
+        else
+          store_part<T>(at_data, shape.polarity ? moved[0] * w.magnitudes[t] : moved[0], here);
       }
     }
   });
@@ -523,9 +527,8 @@ void fit_voxels(const T* data, const T* curves, const T* prior, const T* weight,
 }
 
 template <class T>
-void fit_voxels_backward(const T* grad, const T* value, const T* data, const T* curves, const T* prior,
-                         const T* weight, T* grad_data, T* u, const FitShape& shape, double low, double high,
-                         int threads) {
+void fit_voxels_backward(const T* grad, const T* value, const T* data, const T* curves, const T* prior, const T* weight,
+                         T* grad_data, T* u, const FitShape& shape, double low, double high, int threads) {
   const auto run = shape.linear == 2 ? (shape.complex ? &backward_all<T, 2, 2> : &backward_all<T, 1, 2>)
                                      : (shape.complex ? &backward_all<T, 2, 1> : &backward_all<T, 1, 1>);
   run(grad, value, data, curves, prior, weight, grad_data, u, shape, T(low), T(high), threads);
