@@ -206,6 +206,7 @@ def test_nan_and_empty_voxels_are_flagged_and_their_neighbours_untouched(name: s
         ({"times": [500.0, 1000.0, 1500.0, 2000.0, 8000.0]}, ValueError, "are these milliseconds"),
         ({"times": [1.0] * 5}, ValueError, "1 different saturation times in seconds, but .* has 2 parameters"),
         ({"times": torch.ones(2, 5, 3)}, ValueError, "does not fit the data"),
+        ({"times": [], "data": torch.ones(1, 0, 3)}, ValueError, "0 different saturation times"),
         ({"bounds": (2.0, 1.0)}, ValueError, "leaves no rate"),
         ({"bounds": 3}, TypeError, "expected \\(low, high\\)"),
         ({"weight": 1.0}, ValueError, "there is no prior"),

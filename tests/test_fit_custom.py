@@ -108,6 +108,18 @@ def test_bounds_masks_and_lost_voxels() -> None:
     assert float(grad.abs().max()) == 0
 
 
+def test_a_lost_voxel_does_not_spoil_the_gradient_of_times() -> None:
+    data, times = made("sr", 4)
+    grads = []
+    for broken in (False, True):
+        given, t = data.clone(), times.clone().requires_grad_()
+        if broken:
+            given[0, 1, 3] = float("nan")
+        fit_voxels(as_custom("sr"), given, t, max_iter=100).rate[0, :3].sum().backward()
+        grads.append(t.grad)
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [

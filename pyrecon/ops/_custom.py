@@ -8,7 +8,7 @@ one of the minimum (implicit function theorem), with regard to whatever the sign
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -166,7 +166,11 @@ def fit_custom(
     low, high = (ends[:, k].view(1, -1, *[1] * (data.dim() - 2)) for k in (0, 1))
     with torch.no_grad():
         p, status, count, residual = _minimised(problem, low, high, tol, max_iter)
-    p = _newton(problem, p, low, high, torch.isfinite(p).all(1, keepdim=True) & (status != Status.NONFINITE)[:, None])
+    # What is lost leaves the recorded step, whose derivatives it would spoil for the times that all voxels share.
+    fine = torch.isfinite(p).all(1, keepdim=True) & (status != Status.NONFINITE)[:, None]
+    problem = replace(problem, data=torch.where(fine, problem.data, 0.0))
+    inner = torch.minimum(torch.maximum(torch.ones_like(p), low), high)
+    p = _newton(problem, torch.where(fine, p, inner), low, high, fine)
     lost = (status == Status.NONFINITE)[:, None]
     return torch.where(lost, torch.nan, p).to(data.real.dtype), status, count, residual.to(data.real.dtype)
 

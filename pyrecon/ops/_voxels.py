@@ -176,7 +176,8 @@ def fit_voxels(
 
     Notes
     -----
-    CPU (C++) and, on a GPU, plain torch. Extra memory does not grow with the number of voxels.
+    CPU (C++) and, on a GPU, plain torch. Beside the maps that are returned memory does not grow with the number of
+    voxels, but for a copy of the data where they are magnitudes or have a mask.
     """
     if not isinstance(model, CustomSignal):
         model = model_of(model)
@@ -195,7 +196,7 @@ def fit_voxels(
     batch, images, *space = data.shape
     parts = 1 + model.linear * (2 if data.is_complex() else 1)
     start, level = _prior(prior, weight, data, (batch, parts, *space), real)
-    if start is None and settings.shape[1] and model.linear:
+    if start is None:
         _enough(model, settings)
     table = model.table(settings)
     shape = torch.broadcast_shapes(table.shape[1:], (1, images, *[1] * len(space)))
@@ -339,8 +340,9 @@ def _read(times: Tensor) -> bool:
 def _enough(model: SignalModel, settings: Tensor) -> None:
     if not _read(settings):
         return
-    flat = settings.detach().reshape(*settings.shape[:2], -1)
-    fewest = min(len(torch.unique(flat[b, :, i])) for b in range(flat.shape[0]) for i in range(flat.shape[2]))
+    flat = settings.detach()[..., None].flatten(2)
+    series = (flat[b, :, i] for b in range(flat.shape[0]) for i in range(flat.shape[2]))
+    fewest = min((len(torch.unique(times)) for times in series), default=1 + model.linear)
     if fewest < 1 + model.linear:
         raise ValueError(
             f"times: {fewest} different {model.setting}, but {type(model).__name__} has {1 + model.linear} parameters; "
