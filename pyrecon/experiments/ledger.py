@@ -33,10 +33,13 @@ class Ledger:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise DataError(f"{path}: is no ledger ({error}); delete it to compute its numbers anew") from None
 
-    def numbers(self, name: str, configs: Mapping[str, RunConfig], compute: Callable[[], Numbers]) -> Numbers:
+    def numbers(
+        self, name: str, configs: Mapping[str, RunConfig], images: int, compute: Callable[[], Numbers]
+    ) -> Numbers:
         """Of a model by ``name``, computed and written down where they are not there.
 
-        ``configs`` are the settings of its training, and of the models that it began with.
+        ``configs`` are the settings of its training, and of the models that it began with; ``images`` is how many
+        numbers ``"psnr"`` has, unless there are none at all.
         """
         mark = hashlib.sha256(json.dumps(plain({k: asdict(c) for k, c in configs.items()})).encode()).hexdigest()[:16]
         if name in self._known:
@@ -49,6 +52,8 @@ class Ledger:
             with written_whole(self.path) as temporary:
                 temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         numbers: Numbers = self._known[name]["numbers"]
+        if numbers and len(numbers.get("psnr", ())) != images:
+            raise DataError(f"{self.path}: {name} is not of {images} test images; delete it from the ledger")
         return numbers
 
     def _read(self) -> dict[str, dict[str, Any]]:

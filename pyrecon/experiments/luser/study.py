@@ -118,7 +118,7 @@ class LUSERStudy(Study):
                 "unsolved": [float(np.mean(shares))] if shares else [],
             }
 
-        return self.ledger.numbers(name, self.settings(name), compute)
+        return self.ledger.numbers(name, self.settings(name), self.amounts.test, compute)
 
     def reconstructed(self, name: str) -> Tensor | None:
         """What a model makes of the test set; None where it is not here."""
