@@ -110,7 +110,7 @@ class Config(ProblemConfig):
             if network == "deq4ip":
                 own["denoiser"] = Stage(20_000, batch=8, halve=5000)
         else:
-            own |= {"size": 32, "unrolled": 4, "width": 16, "dncnn_width": 32, "layers": 9}
+            own |= {"size": 32 if task == "deblur" else 48, "unrolled": 4, "width": 16, "dncnn_width": 32, "layers": 9}
         return super().of_scale(scale, role, **own | changes)
 
 
