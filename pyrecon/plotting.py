@@ -33,6 +33,8 @@ class Panel:
         Grey levels of black and white; default 0 (or the minimum, if negative) to the 99.9th percentile.
     colormap
         A matplotlib name.
+    bar
+        With a colour bar of this unit.
     """
 
     image: NDArray[Any]
@@ -40,6 +42,7 @@ class Panel:
     note: str = ""
     window: tuple[float, float] | None = None
     colormap: str = "gray"
+    bar: str = ""
 
 
 def figure(
@@ -130,8 +133,12 @@ def _draw(axis: Any, panel: Panel, spacing: tuple[float, float] | None) -> None:
         float(np.percentile(finite, 99.9)) if finite.size else 1.0,
     )
     aspect = spacing[0] / spacing[1] if spacing else 1.0
-    axis.imshow(image, cmap=panel.colormap, vmin=low, vmax=high if high > low else low + 1.0, aspect=aspect,
-                interpolation="nearest")  # fmt: skip
+    shown = axis.imshow(image, cmap=panel.colormap, vmin=low, vmax=high if high > low else low + 1.0, aspect=aspect,
+                        interpolation="nearest")  # fmt: skip
+    if panel.bar:
+        bar = axis.figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
+        bar.ax.set_title(panel.bar, fontsize=7)
+        bar.ax.tick_params(labelsize=6)
     axis.set_title(panel.title, fontsize=8)
     axis.set_xlabel(panel.note, fontsize=7)
     axis.set_xticks([])

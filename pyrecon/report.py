@@ -32,8 +32,8 @@ class Report:
         The method's name, e.g. ``"Hyb-ADMM"`` or ``"CG-SENSE"``.
     parameters
         Every parameter the method ran with.
-    samples
-        Number of images reconstructed.
+    samples, counted
+        How many images were reconstructed, or voxels fitted: of what ``counted`` says.
     status
         How many samples ended how: status name to count (:class:`pyrecon.solvers.Status`).
     residual
@@ -62,10 +62,11 @@ class Report:
     peak_memory: int = 0
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    counted: str = "images"
 
     @property
     def samples_per_second(self) -> float:
-        """Images per second of wall time; 0 before anything ran."""
+        """Images (or voxels) per second of wall time; 0 before anything ran."""
         return self.samples / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -89,8 +90,8 @@ class Report:
         ended = ", ".join(f"{count} {name}" for name, count in self.status.items())
         lines = [
             f"method       {self.method}" + (f" ({given})" if given else ""),
-            f"images       {self.samples}" + (f": {ended}" if ended else ""),
-            f"time         {self.seconds:.3g} s, {self.samples_per_second:.3g} images/s",
+            f"{self.counted:<12} {self.samples}" + (f": {ended}" if ended else ""),
+            f"time         {self.seconds:.3g} s, {self.samples_per_second:.3g} {self.counted}/s",
             f"peak memory  {self.peak_memory / 2**20:.0f} MiB",
         ]
         if self.residual_over_noise:
@@ -153,6 +154,8 @@ class Recorder:
         for outer in self._entered:
             outer._note_peak()
         for caught in self._caught:
+            if issubclass(caught.category, DeprecationWarning | PendingDeprecationWarning):
+                continue  # is for those who write programs
             text = str(caught.message)
             if text not in self._report.warnings:
                 self._report.warnings.append(text)

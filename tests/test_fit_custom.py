@@ -70,19 +70,20 @@ def test_inversions_with_repetition_times_of_their_own(kind: str) -> None:
     tr = torch.tensor([1.0, 1.0, 1.0, 1.26, 1.86, 2.46], dtype=torch.float64).view(1, 6, 1)
     t1 = torch.linspace(0.1, 2.0, 20, dtype=torch.float64).view(1, 1, 20)
     factor = 700 * torch.exp(torch.tensor(0.4j)) if kind == "complex" else torch.tensor(700.0)
-    signal = factor.to(torch.complex128 if kind == "complex" else torch.float64) * (
-        1 - 2 * 0.97 * torch.exp(-times.view(1, 6, 1) / t1) + torch.exp(-tr / t1)
-    )
+    ti = times.view(1, 6, 1)
+    recovered = 1 - torch.exp(-(tr - ti) / t1)  # from zero, when the next inversion comes
+    longitudinal = 1 + (-0.97 * recovered - 1) * torch.exp(-ti / t1)
+    signal = factor.to(torch.complex128 if kind == "complex" else torch.float64) * longitudinal
     data = signal.abs() if kind == "magnitude" else signal
     options: dict[str, Any] = {"magnitude": kind == "magnitude", "is_complex": kind == "complex"}
     fit = fit_voxels(inversion_recovery(tr, **options), data, times, max_iter=200)
     assert bool((fit.status == Status.CONVERGED).all())
-    torch.testing.assert_close(1 / fit.maps()["R1"], t1[:, 0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(fit.maps()["T1"], t1[:, 0], rtol=1e-6, atol=0)
     torch.testing.assert_close(fit.maps()["efficiency"], torch.full((1, 20), 0.97, dtype=torch.float64))
     assert fit.names[0] == "R1"
     assert fit.names[-1] == "efficiency"
     one = fit_voxels(inversion_recovery(1.0, efficiency=0.97, **options), data, times, max_iter=200)
-    assert float((1 / one.maps()["R1"] / t1[:, 0] - 1).abs().max()) > 0.1
+    assert float((one.maps()["T1"] / t1[:, 0] - 1).abs().max()) > 0.1
 
 
 def test_bounds_masks_and_lost_voxels() -> None:

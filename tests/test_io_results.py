@@ -69,6 +69,37 @@ def test_a_report_goes_along(tmp_path: Path, kind: str) -> None:
     assert back["residual"][:3] == [0.1, 0.2, None]
 
 
+@pytest.mark.parametrize("kind", [".nii.gz", ".npz", ".h5", ".png"])
+def test_an_affine_comes_back(tmp_path: Path, kind: str) -> None:
+    """Oblique and mirrored; three axes are of space then."""
+    affine = np.array([[-1.2, 0.1, 0.4, 30], [0.1, 1.2, 0.3, -20], [0, 0.2, 5, 7], [0, 0, 0, 1]])
+    image = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    path = tmp_path / f"a{kind}"
+    write_result(path, a_result(image, labels=("one", "two"), affine=affine))
+    back = read_result(path)
+    np.testing.assert_array_equal(back.affine, affine)  # type: ignore[arg-type]
+    if kind == ".nii.gz":
+        nib = pytest.importorskip("nibabel")
+        stored = nib.load(path)
+        assert stored.shape == (5, 4, 3, 2)
+        np.testing.assert_allclose(stored.affine, affine, atol=1e-6)
+        nib.save(nib.Nifti1Image(np.asarray(stored.dataobj), stored.affine), path)  # without the story
+        foreign = read_result(path)
+        np.testing.assert_allclose(foreign.affine, affine, atol=1e-6)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(foreign.image, image)
+
+
+def test_an_affine_that_places_nothing_is_refused(tmp_path: Path) -> None:
+    for affine in (np.zeros((4, 4)), np.eye(3), np.diag([1, 1, np.nan, 1]), np.diag([1, 1, 1, 2])):
+        with pytest.raises(ValueError, match="affine: "):
+            write_result(tmp_path / "a.npz", a_result(np.ones((4, 5)), affine=affine))
+    path = tmp_path / "a.npz"
+    story = np.frombuffer(json.dumps({"affine": [[1]]}).encode(), np.uint8)
+    np.savez(path, image=np.ones((4, 5)), pyrecon=story)
+    with pytest.raises(DataError, match="affine in the image's description"):
+        read_result(path)
+
+
 def test_nifti_is_in_its_place(tmp_path: Path) -> None:
     nib = pytest.importorskip("nibabel")
     image = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)  # frames, z, y, x

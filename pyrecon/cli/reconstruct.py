@@ -93,7 +93,7 @@ def reconstruct(
     from pyrecon.models import ct, mpi, mri
 
     target = output or Path(f"{file.name.removesuffix('.gz').rsplit('.', 1)[0]}_recon.nii.gz")
-    _check_target(target)
+    check_target(target)
     check_device(device)
     kind = io.detect(file)
     settings = list(parameter or [])
@@ -188,7 +188,7 @@ def _print_plan(job: Job, target: Path, figure: Path | None, as_json: bool) -> N
     _console.out.print("dry run: nothing was written")
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
     """Complain about the output before the work, not after it."""
     from pyrecon._errors import MissingDependency
     from pyrecon.io.results import FORMATS

@@ -44,7 +44,8 @@ class Result:
     Attributes
     ----------
     image
-        ``(..., *grid.shape)`` real or complex; leading axes are frames, slices or contrasts.
+        ``(..., *grid.shape)`` real or complex; leading axes are frames, slices or contrasts. Without a grid two axes are
+        of space, with an affine three.
     grid
         Shape, spacing and centre of the trailing axes, in metres; None if unknown.
     labels
@@ -55,6 +56,9 @@ class Result:
         What the reconstruction says about itself: a :class:`pyrecon.report.Report` or a dict; read back as a dict.
     versions
         Of pyrecon and what it ran on; filled in on writing.
+    affine
+        ``(4, 4)``: from voxel numbers (x, y, z), the trailing axes backwards, to millimetres towards right, anterior
+        and superior; None where only the grid is known.
     """
 
     image: NDArray[Any]
@@ -64,13 +68,14 @@ class Result:
     report: Any = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    affine: NDArray[np.float64] | None = None
 
 
 def write_result(path: PathLike, result: Result, *, window: tuple[float, float] | None = None) -> None:
     """Write an image in the format that the extension names (``FORMATS``), whole or not at all.
 
     NIfTI and PNG store the magnitude of a complex image, NPZ and HDF5 the complex values. NIfTI axes are x, y, z, then
-    the leading axes, in mm with ``grid.center`` as origin. PNG shows all images side by side, with intensities
+    the leading axes, in mm by ``affine`` where there is one, else with ``grid.center`` as origin. PNG shows all images side by side, with intensities
     ``window = (black, white)``, by default from 0 (or the minimum, if negative) to the 99.9th percentile.
 
     Raises
@@ -81,6 +86,9 @@ def write_result(path: PathLike, result: Result, *, window: tuple[float, float] 
     kind = _kind(path)
     image = np.asarray(result.image)
     _check_image(image, result.grid)
+    axes = _spatial(result, image.ndim)
+    if result.affine is not None and not _places(result.affine):
+        raise ValueError(f"affine: {np.asarray(result.affine).tolist()}, expected an invertible (4, 4) of finite numbers")
     if window is not None and (kind != ".png" or not window[0] < window[1]):
         raise ValueError(f"window: got {window} for {kind}, expected (black, white), black < white, and a .png file")
     story = _story(result, image)
@@ -89,7 +97,7 @@ def write_result(path: PathLike, result: Result, *, window: tuple[float, float] 
         story["stored"] = "magnitude"
     with written_whole(path) as temporary:
         if kind in (".nii", ".nii.gz"):
-            _write_nifti(temporary, image, result.grid, story)
+            _write_nifti(temporary, image, axes, result.grid, result.affine, story)
         elif kind == ".npz":
             np.savez_compressed(temporary, image=image, **{_KEY: _json_array(story)})  # type: ignore[arg-type]
         elif kind == ".png":
@@ -140,15 +148,23 @@ def _check_image(image: NDArray[Any], grid: Grid | None) -> None:
         raise ValueError(f"image: shape {image.shape}, expected {wanted}")
 
 
+def _spatial(result: Result, axes: int) -> int:
+    """How many of the trailing axes are those of space."""
+    if result.grid is not None:
+        return len(result.grid.shape)
+    return 2 if result.affine is None else min(3, axes)
+
+
 def _story(result: Result, image: NDArray[Any]) -> dict[str, Any]:
     from pyrecon import __version__
 
-    entries = int(np.prod(image.shape[: image.ndim - (2 if result.grid is None else len(result.grid.shape))]))
+    entries = int(np.prod(image.shape[: image.ndim - _spatial(result, image.ndim)]))
     if result.labels and len(result.labels) != entries:
         raise ValueError(f"labels: got {len(result.labels)}, expected one for each of {entries} images")
     return {
         "method": result.method,
         "grid": None if result.grid is None else asdict(result.grid),
+        "affine": None if result.affine is None else np.asarray(result.affine).tolist(),
         "shape": list(image.shape),
         "parameters": plain(result.parameters),
         "report": plain(result.report),
@@ -175,7 +191,21 @@ def _parsed(path: Path, text: str | None) -> dict[str, Any]:
     return story if isinstance(story, dict) else {}
 
 
-def _result(path: Path, image: NDArray[Any], story: dict[str, Any], grid: Grid | None = None) -> Result:
+def _places(affine: Any) -> bool:
+    """Whether every voxel has a place of its own by it."""
+    known = np.asarray(affine, dtype=np.float64)
+    if known.shape != (4, 4) or not np.isfinite(known).all() or (known[3] != (0, 0, 0, 1)).any():
+        return False
+    return bool(np.linalg.matrix_rank(known[:3, :3]) == 3)
+
+
+def _result(
+    path: Path,
+    image: NDArray[Any],
+    story: dict[str, Any],
+    grid: Grid | None = None,
+    affine: NDArray[np.float64] | None = None,
+) -> Result:
     """The image with its story, of which only what has the right type is kept."""
 
     def texts(value: Any) -> dict[str, str]:
@@ -184,7 +214,14 @@ def _result(path: Path, image: NDArray[Any], story: dict[str, Any], grid: Grid |
     def fields(value: Any) -> dict[str, Any]:
         return value if isinstance(value, dict) else {}
 
-    labels = story.get("labels")
+    labels, stored = story.get("labels"), story.get("affine")
+    if stored is not None:
+        try:
+            affine = np.array(stored, dtype=np.float64)
+        except (TypeError, ValueError):
+            affine = None
+        if affine is None or not _places(affine):
+            raise DataError(f"{path}: the affine in the image's description is no invertible (4, 4) of numbers")
     return Result(
         image=image,
         grid=_stored_grid(path, story.get("grid"), image.shape, bool(story.get("tiled"))) or grid,
@@ -193,6 +230,7 @@ def _result(path: Path, image: NDArray[Any], story: dict[str, Any], grid: Grid |
         report=fields(story.get("report")),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
         versions=texts(story.get("versions")),
+        affine=affine,
     )
 
 
@@ -224,9 +262,15 @@ def _nibabel() -> Any:
     return nibabel
 
 
-def _write_nifti(path: Path, image: NDArray[Any], grid: Grid | None, story: dict[str, Any]) -> None:
+def _write_nifti(
+    path: Path,
+    image: NDArray[Any],
+    axes: int,
+    grid: Grid | None,
+    affine: NDArray[np.float64] | None,
+    story: dict[str, Any],
+) -> None:
     nib = _nibabel()
-    axes = 2 if grid is None else len(grid.shape)
     if axes > 3 or image.ndim - axes > 4:
         raise ValueError(f"image: shape {image.shape}, NIfTI holds three spatial axes and up to four others")
     if image.dtype == bool:
@@ -237,9 +281,10 @@ def _write_nifti(path: Path, image: NDArray[Any], grid: Grid | None, story: dict
     lead = image.ndim - axes
     data = np.transpose(image, [*range(image.ndim - 1, lead - 1, -1), *range(lead)])
     data = data.reshape(data.shape[:axes] + (1,) * (3 - axes) + data.shape[axes:])
-    affine = np.eye(4)
-    if grid is not None:
-        for column, axis in enumerate(reversed(range(axes))):
+    if affine is None:
+        affine = np.eye(4)
+        for column, axis in enumerate(reversed(range(axes if grid is not None else 0))):
+            assert grid is not None
             step = 1e3 * grid.spacing[axis]
             affine[column, column] = step
             affine[column, 3] = 1e3 * grid.center[axis] - step * (grid.shape[axis] - 1) / 2
@@ -264,6 +309,7 @@ def _read_nifti(path: Path) -> Result:
             raise DataError(f"{path}: the image declares {declared} bytes, the file holds {len(content)}")
         data = np.asarray(stored.dataobj).copy()
         affine = np.asarray(stored.affine, dtype=float)
+        placed = bool(stored.header["sform_code"] > 0 or stored.header["qform_code"] > 0)
         notes = [e.get_content() for e in stored.header.extensions if e.get_code() == 6]
     except DataError:
         raise
@@ -287,7 +333,7 @@ def _read_nifti(path: Path) -> Result:
     image = np.ascontiguousarray(data.transpose([*range(3, data.ndim), 2, 1, 0]))
     if isinstance(story, dict) and story.get("shape") and np.prod(story["shape"]) == image.size:
         return _result(path, image.reshape([int(n) for n in story["shape"]]), story)
-    return _result(path, image, {}, _affine_grid(affine, spatial))
+    return _result(path, image, {}, _affine_grid(affine, spatial), affine if placed and _places(affine) else None)
 
 
 def _affine_grid(affine: NDArray[np.float64], shape: tuple[int, ...]) -> Grid | None:

@@ -7,6 +7,7 @@ one of the minimum (implicit function theorem), with regard to whatever the sign
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -37,6 +38,8 @@ class CustomSignal:
         Every voxel begins with the one that fits it best.
     bounds
         ``(low, high)`` of every parameter; infinite ones are none.
+    derived
+        ``derived(*parameters)``: the maps that are read off a fit, by name; default the parameters.
     """
 
     function: Callable[..., Tensor]
@@ -44,6 +47,7 @@ class CustomSignal:
     start: Start | Callable[[Tensor, Tensor], Start]
     bounds: tuple[tuple[float, float], ...]
     units: tuple[str, ...] = ()
+    derived: Callable[..., dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         check_callable("function", self.function)
@@ -250,10 +254,11 @@ def inversion_recovery(
     is_complex: bool = False,
     efficiency: float | None = None,
 ) -> CustomSignal:
-    """``M0 (1 - 2 efficiency exp(-TI R1) + exp(-TR R1))``, the inversion repeated every TR; or its magnitude.
+    """``M0 (1 - (1 + k) exp(-TI R1) + k exp(-TR R1))`` with k the efficiency; or its magnitude.
 
-    Where every image has the same TR, ``a + b exp(-TI R1)`` of :class:`InversionRecovery` is the same signal, and
-    faster.
+    The steady state of an inversion that leaves -k of what there is, an excitation by 90 degrees TI later, and recovery
+    from zero until the next inversion, TR after the last; refocusing pulses and echo times are taken to be short. Where
+    every image has the same TR, ``a + b exp(-TI R1)`` of :class:`InversionRecovery` is the same signal, and faster.
 
     Parameters
     ----------
@@ -262,7 +267,8 @@ def inversion_recovery(
     magnitude, is_complex
         Of the data; complex ones have M0_re and M0_im.
     efficiency
-        Of the inversion; None: fitted between 0.5 and 1.
+        k, 1 for a perfect inversion; None: fitted between 0.5 and 1.3. More than 1 are inversion times that are longer
+        than the true ones, as where they count from the beginning of a pulse of some milliseconds.
     """
     check_flag("magnitude", magnitude)
     check_flag("is_complex", is_complex)
@@ -274,20 +280,31 @@ def inversion_recovery(
         check_number("repetition_time", repetition_time, above=True)
     parts = 2 if is_complex else 1
 
-    def signal(times: Tensor, rate: Tensor, *rest: Tensor) -> Tensor:
+    def shape(times: Tensor, rate: Tensor, eta: Tensor | float) -> Tensor:
         tr = repetition_time.to(rate) if isinstance(repetition_time, Tensor) else repetition_time
-        eta = efficiency if efficiency is not None else rest[-1]
-        shape = 1 - 2 * eta * torch.exp(-times * rate) + torch.exp(-tr * rate)
-        whole = (torch.complex(rest[0], rest[1]) if is_complex else rest[0]) * shape
+        return 1 - (1 + eta) * torch.exp(-times * rate) + eta * torch.exp(-tr * rate)
+
+    def signal(times: Tensor, rate: Tensor, *rest: Tensor) -> Tensor:
+        factor = torch.complex(rest[0], rest[1]) if is_complex else rest[0]
+        whole = factor * shape(times, rate, efficiency if efficiency is not None else rest[-1])
         return whole.abs() if magnitude else whole
 
     def start(data: Tensor, times: Tensor) -> Start:
-        """M0 of the image with the longest TI, as if all had recovered by then."""
-        last = times.reshape(times.shape[0], times.shape[1], -1).mean((0, 2)).argmax()
-        top = data[:, last : last + 1]
-        factor = (top.real, top.imag) if is_complex else (top,)
-        tail = () if efficiency is not None else (0.95,)
-        return [(0.1 * 2**i, *factor, *tail) for i in range(8)]
+        """Rates of equal ratio, each with the M0 that fits best: a guess at M0 fails where nothing has recovered. They
+        are close enough that the best one has the signs of the best fit, across which no descent leads."""
+        eta = 0.95 if efficiency is None else efficiency
+        found = list[list[float | Tensor]]()
+        for rate in torch.logspace(math.log10(0.1), math.log10(100.0), 64, dtype=torch.float64, device=data.device):
+            known = shape(times, rate, eta)
+            known = known.abs() if magnitude else known
+            factor = (known * data).sum(1, keepdim=True) / known.square().sum(1, keepdim=True)
+            parts = (factor.real, factor.imag) if is_complex else (factor,)
+            found.append([float(rate), *parts, *([eta] if efficiency is None else [])])
+        return found
+
+    def derived(rate: Tensor, *rest: Tensor) -> dict[str, Tensor]:
+        factor = torch.complex(rest[0], rest[1]) if is_complex else rest[0]
+        return {"T1": 1 / rate, "M0": factor} | ({"efficiency": rest[-1]} if efficiency is None else {})
 
     free = ((-torch.inf, torch.inf),) * parts if not magnitude else ((0.0, torch.inf),)
     fitted = efficiency is None
@@ -295,6 +312,7 @@ def inversion_recovery(
         signal,
         ("R1", *(("M0_re", "M0_im") if is_complex else ("M0",)), *(("efficiency",) * fitted)),
         start,
-        ((0.05, 20.0), *free, *(((0.5, 1.0),) * fitted)),
+        ((0.05, 100.0), *free, *(((0.5, 1.3),) * fitted)),
         ("1/s", *("unit of the data",) * parts, *(("",) * fitted)),
+        derived,
     )

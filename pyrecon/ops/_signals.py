@@ -97,7 +97,7 @@ class SaturationRecovery(SignalModel):
 
     rate = "R1"
     time = "T1"
-    range = (0.05, 20.0)
+    range = (0.05, 100.0)
     setting = "saturation times in seconds"
 
     def table(self, times: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class InversionRecovery(SignalModel):
 
     rate = "R1"
     time = "T1"
-    range = (0.05, 20.0)
+    range = (0.05, 100.0)
     setting = "inversion times in seconds"
 
     @property
@@ -195,7 +195,7 @@ class SpoiledGradientEcho(SignalModel):
 
     rate = "R1"
     time = "T1"
-    range = (0.05, 20.0)
+    range = (0.05, 100.0)
     setting = "flip angles in radians"
     longest = 7.0
     advice = "are these degrees?"

@@ -61,17 +61,43 @@ class VoxelFit(Solution[Tensor]):
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """The linear parameters ``(B, ...)``, complex where the data are."""
-        rest = self.value[:, 1:]
-        if self._data.is_complex():
-            return tuple(torch.complex(rest[:, i], rest[:, i + 1]) for i in range(0, rest.shape[1], 2))
-        return rest.unbind(1)
+        return self._factors(self.value)
 
     def maps(self) -> dict[str, Tensor]:
         """What is read off a fit, by name: T1 or T2 in seconds, the factors, what the model derives from them; of a
-        signal of one's own its parameters."""
+        signal of one's own what it says, or its parameters."""
+        return self._derived(self.value)
+
+    def errors(self) -> dict[str, Tensor]:
+        """Standard errors of :meth:`maps`, to first order, in double precision; of complex maps that of the magnitude."""
+        covariance = self.covariance()
+
+        def real(p: Tensor) -> dict[str, Tensor]:
+            return {name: v.abs() if v.is_complex() else v for name, v in self._derived(p).items()}
+
+        p, slopes = self.value.detach().double(), list[dict[str, Tensor]]()
+        for i in range(p.shape[1]):
+            along = torch.zeros_like(p)
+            along[:, i] = 1
+            slopes.append(torch.func.jvp(real, (p,), (along,))[1])
+        found = {}
+        for name in slopes[0]:
+            slope = torch.stack([s[name] for s in slopes], 1)
+            found[name] = torch.einsum("bi...,bij...,bj...->b...", slope, covariance, slope).sqrt()
+        return found
+
+    def _derived(self, p: Tensor) -> dict[str, Tensor]:
+        parts = p.unbind(1)
         if isinstance(self.model, CustomSignal):
-            return dict(zip(self.names, self.value.unbind(1), strict=True))
-        return self.model.derived(self.rate, self.factors)
+            derived = self.model.derived
+            return dict(zip(self.names, parts, strict=True)) if derived is None else derived(*parts)
+        return self.model.derived(parts[0], self._factors(p))
+
+    def _factors(self, p: Tensor) -> tuple[Tensor, ...]:
+        rest = p.unbind(1)[1:]
+        if self._data.is_complex():
+            return tuple(torch.complex(rest[i], rest[i + 1]) for i in range(0, len(rest), 2))
+        return rest
 
     def signal(self) -> Tensor:
         """The fitted images, like the data; of magnitudes the magnitude."""

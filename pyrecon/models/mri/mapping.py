@@ -1,0 +1,323 @@
+"""Maps of relaxation times from series of images: which model fits a series, its maps and errors, values of regions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrecon._check import check_count
+from pyrecon._errors import DataError
+from pyrecon.data.series import ImageSeries
+from pyrecon.ops import (
+    CustomSignal,
+    EchoDecay,
+    InversionRecovery,
+    LookLocker,
+    SaturationRecovery,
+    SignalModel,
+    SpoiledGradientEcho,
+    VoxelFit,
+    fit_voxels,
+    inversion_recovery,
+)
+from pyrecon.report import Recorder, Report
+from pyrecon.solvers import Status
+
+__all__ = ["KINDS", "Kind", "Maps", "Region", "fit_series", "regions"]
+
+Model = SignalModel | CustomSignal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is fitted: in words, the setting that changes from image to image, and the name of the time that is found."""
+
+    about: str
+    setting: str
+    time: str
+
+
+KINDS: dict[str, Kind] = {
+    "ir": Kind("T1 by inversion recovery", "inversion time", "T1"),
+    "sr": Kind("T1 by saturation recovery", "inversion time", "T1"),
+    "molli": Kind("T1 by Look-Locker readouts of an inversion (MOLLI)", "inversion time", "T1"),
+    "vfa": Kind("T1 by spoiled gradient echoes of several flip angles", "flip angle", "T1"),
+    "t2": Kind("T2 by spin echoes", "echo time", "T2"),
+    "t2star": Kind("T2* by gradient echoes", "echo time", "T2*"),
+}
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Of a series.
+
+    Attributes
+    ----------
+    values, errors
+        ``(S, H, W)`` float32 by name: times in seconds, factors in the unit of the images, complex ones as magnitudes;
+        their standard errors. 0 outside the mask, NaN where nothing was found.
+    residual
+        Root mean square of data less fit, in the unit of the images.
+    status
+        ``(S, H, W)`` int8: :class:`pyrecon.solvers.Status` of every voxel.
+    at_bound
+        ``(S, H, W)`` bool: the best rate is the smallest or largest that was looked at, so the time is no estimate.
+    inside
+        ``(S, H, W)`` bool: what was fitted.
+    units
+        Of the values, by name.
+    """
+
+    values: dict[str, NDArray[np.float32]]
+    errors: dict[str, NDArray[np.float32]]
+    residual: NDArray[np.float32]
+    status: NDArray[np.int8]
+    at_bound: NDArray[np.bool_]
+    inside: NDArray[np.bool_]
+    units: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A map over one region: ``voxels`` with a value, of ``size``; ``error`` is the mean standard error of a voxel."""
+
+    label: int
+    name: str
+    size: int
+    voxels: int
+    mean: float
+    deviation: float
+    median: float
+    error: float
+
+
+def fit_series(
+    series: ImageSeries,
+    kind: str,
+    *,
+    mask: NDArray[Any] | None = None,
+    b1: NDArray[Any] | None = None,
+    offset: bool = False,
+    efficiency: float | None = None,
+    max_iter: int = 50,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Maps, Report]:
+    """Fit every voxel of a series, slice by slice (:func:`pyrecon.ops.fit_voxels`).
+
+    Parameters
+    ----------
+    series
+        With the setting that the kind needs (``KINDS[kind].setting``). Real images without negative values are taken
+        for magnitudes, where that makes a difference.
+    kind
+        One of ``KINDS``. Inversions whose repetition times are known and differ between images are fitted with them.
+    mask
+        ``(S, H, W)``: 0 outside.
+    b1
+        ``(S, H, W)``, actual over nominal flip angle, for ``"vfa"``.
+    offset
+        ``"t2"``, ``"t2star"``: with a constant beside the decay.
+    efficiency
+        ``"ir"`` with repetition times that differ: of the inversion, see :func:`pyrecon.ops.inversion_recovery`; None:
+        fitted.
+
+    Raises
+    ------
+    DataError
+        For a series without the settings that are needed, and options that do not belong to the kind.
+    """
+    if kind not in KINDS:
+        raise DataError(f"kind: {kind!r}, expected one of {', '.join(KINDS)}")
+    check_count("max_iter", max_iter)
+    _check_options(kind, b1=b1 is not None, offset=offset)
+    values, details = _values(series, kind)
+    count, slices, height, width = series.images.shape
+    inside = np.ones((slices, height, width), bool) if mask is None else np.asarray(mask) != 0
+    for name, given in (("mask", mask), ("b1", b1)):
+        if given is not None and given.shape != (slices, height, width):
+            raise DataError(f"{name}: shape {given.shape}, the images have {(slices, height, width)}")
+    if not inside.any():
+        raise DataError("mask: is zero everywhere, nothing to fit")
+    if b1 is not None and not np.isfinite(b1[inside]).all():
+        raise DataError("b1: NaN or infinite values inside the mask")
+    first, said = _model(series, kind, values, None if b1 is None else b1[0], offset, efficiency)
+    details = {"fit": KINDS[kind].about, **details, **said, **series.metadata}
+    run = Recorder(type(first).__name__, _parameters(first, max_iter), device=device, details=details)
+    parts = list[Maps]()
+    for s in range(slices):
+        with run:
+            model = _model(series, kind, values, None if b1 is None else b1[s], offset, efficiency)[0]
+            data = torch.from_numpy(series.images[None, :, s]).to(device)
+            times = torch.from_numpy(values)
+            within = torch.from_numpy(inside[None, s]).to(device)
+            try:
+                fit = fit_voxels(model, data, times, mask=within, max_iter=max_iter)
+            except (ValueError, TypeError) as error:
+                raise DataError(str(error)) from error
+            parts.append(_read_off(fit, KINDS[kind].time, inside[s]))
+        progress(s + 1, slices)
+    maps = Maps(
+        {name: np.stack([part.values[name] for part in parts]) for name in parts[0].values},
+        {name: np.stack([part.errors[name] for part in parts]) for name in parts[0].errors},
+        np.stack([part.residual for part in parts]),
+        np.stack([part.status for part in parts]),
+        np.stack([part.at_bound for part in parts]),
+        inside,
+        parts[0].units,
+    )
+    report = run.report()
+    report.samples, report.counted = int(inside.sum()), "voxels"
+    counts = {status.name: int((maps.status[inside] == int(status)).sum()) for status in Status}
+    report.status = {name: number for name, number in counts.items() if number}
+    low, high = _range(first)
+    if maps.at_bound.any():
+        report.details["at a bound"] = (
+            f"{int(maps.at_bound.sum())} voxels, whose {KINDS[kind].time} is {1 / high:.4g} or {1 / low:.4g} s or beyond"
+        )
+    return maps, report
+
+
+def regions(maps: Maps, labels: NDArray[Any], name: str) -> Iterator[Region]:
+    """A map in every region of ``labels``, whole numbers (0 is none), among the voxels that have a value: not
+    those without signal, those that did not converge, nor those at a bound."""
+    numbers = np.asarray(labels)
+    if numbers.dtype.kind == "f" and not (numbers == np.round(numbers)).all():
+        raise DataError("mask: values that are no whole numbers, expected 0 outside and the number of a region")
+    values, errors = maps.values[name], maps.errors[name]
+    for label in np.unique(numbers[numbers != 0]):
+        here = numbers == label
+        known = here & np.isfinite(values) & (maps.status == int(Status.CONVERGED)) & ~maps.at_bound
+        v = values[known].astype(float)
+        e = errors[known].astype(float)
+        e = e[np.isfinite(e)]
+        middle = [float(v.mean()), float(v.std()), float(np.median(v))] if len(v) else [math.nan] * 3
+        yield Region(int(label), name, int(here.sum()), len(v), *middle, float(e.mean()) if len(e) else math.nan)
+
+
+# --- the model of a series
+def _check_options(kind: str, *, b1: bool, offset: bool) -> None:
+    if b1 and kind != "vfa":
+        raise DataError(f"--b1: of flip angles, is for vfa, not for {kind}")
+    if offset and kind not in ("t2", "t2star"):
+        raise DataError(f"--offset: is for t2 and t2star, not for {kind}")
+
+
+def _values(series: ImageSeries, kind: str) -> tuple[NDArray[np.float64], dict[str, str]]:
+    """The setting that changes, ``(T,)``, and what is said of it."""
+    wanted = KINDS[kind].setting
+    count = len(series.images)
+    known = {name: v for name, v in series.settings.items() if np.isfinite(v).all()}
+    if kind == "sr" and wanted not in known and np.ptp(known.get("repetition time", np.zeros(1))) > 0:
+        wanted = "repetition time"  # each image after a saturation of its own
+    if wanted not in known:
+        there = ", ".join(known) or "none"
+        option = "--flip-angles" if wanted == "flip angle" else "--times"
+        raise DataError(f"{kind}: needs the {wanted} of every image, the series says {there}; give {option}")
+    values = known[wanted]
+    if len(values) != count:
+        raise DataError(f"{wanted}: {len(values)} values, but {count} images")
+    if count > 1 and np.ptp(values) == 0:
+        raise DataError(f"{kind}: the {wanted} is {_said(wanted, values)} in all {count} images; is this such a series?")
+    return values, {wanted: _said(wanted, values)}
+
+
+def _said(name: str, values: NDArray[np.float64]) -> str:
+    shown = np.degrees(values) if name == "flip angle" else 1e3 * values
+    unit = "degrees" if name == "flip angle" else "ms"
+    different = list(dict.fromkeys(f"{v:.6g}" for v in shown))
+    return ", ".join(different[:12]) + (" ..." if len(different) > 12 else "") + f" {unit}"
+
+
+def _model(
+    series: ImageSeries,
+    kind: str,
+    values: NDArray[np.float64],
+    b1: NDArray[Any] | None,
+    offset: bool,
+    efficiency: float | None,
+) -> tuple[Model, dict[str, str]]:
+    """And what is assumed."""
+    magnitude, is_complex = series.magnitudes, bool(np.iscomplexobj(series.images))
+    sign = "complex" if is_complex else "magnitudes" if magnitude else "real with a sign"
+    tr = series.settings.get("repetition time")
+    if kind == "ir" and tr is not None and np.ptp(tr) > 0:
+        every = torch.from_numpy(tr).view(1, -1, 1, 1)
+        known = {"magnitude": magnitude, "is_complex": is_complex, "efficiency": efficiency}
+        said = f"inversion efficiency {efficiency:g}" if efficiency is not None else "inversion efficiency fitted"
+        model = inversion_recovery(every, **known)  # type: ignore[arg-type]
+        return model, {"data": sign, "assumed": f"repetition times {_said('', tr)}, {said}"}
+    if efficiency is not None:
+        raise DataError(
+            "--efficiency: is for inversions whose repetition times differ between images; with one of them, "
+            "a + b exp(-TI / T1) fits any efficiency"
+        )
+    if kind == "ir":
+        return InversionRecovery(magnitude=magnitude), {"data": sign, "assumed": "the same repetition time for all"}
+    if kind == "molli":
+        return LookLocker(magnitude=magnitude), {"data": sign}
+    if kind == "sr":
+        return SaturationRecovery(), {"assumed": "perfect saturation"}
+    if kind == "vfa":
+        return _spoiled(series, b1)
+    return EchoDecay(offset=offset), {"assumed": "a constant beside the decay" if offset else "no noise floor"}
+
+
+def _spoiled(series: ImageSeries, b1: NDArray[Any] | None) -> tuple[Model, dict[str, str]]:
+    tr = series.settings.get("repetition time")
+    if tr is None:
+        raise DataError("vfa: needs the repetition time, the series says none; give --repetition-time")
+    every = torch.from_numpy(tr).view(1, -1, 1, 1)
+    factor = None if b1 is None else torch.from_numpy(np.asarray(b1, np.float64))[None, None]
+    told = "B1 as given" if b1 is not None else "flip angles as nominal (no B1 map)"
+    try:
+        return SpoiledGradientEcho(every, factor), {"repetition time": _said("", tr), "assumed": f"{told}, full spoiling"}
+    except (ValueError, TypeError) as error:
+        raise DataError(str(error)) from error
+
+
+def _parameters(model: Model, max_iter: int) -> dict[str, Any]:
+    known = {"max_iter": max_iter}
+    if isinstance(model, InversionRecovery):
+        known["magnitude"] = model.magnitude
+    if isinstance(model, EchoDecay):
+        known["offset"] = model.offset
+    return known
+
+
+def _read_off(fit: VoxelFit, time: str, inside: NDArray[np.bool_]) -> Maps:
+    """Of one slice."""
+    kept = torch.from_numpy(inside)
+
+    def plain(v: Tensor) -> NDArray[np.float32]:
+        found = (v.abs() if v.is_complex() else v)[0].cpu()
+        return torch.where(kept, found, 0.0).float().numpy()
+
+    rename = {"T2": time} if time == "T2*" else {}
+    values = {rename.get(name, name): v for name, v in fit.maps().items()}
+    errors = {rename.get(name, name): v for name, v in fit.errors().items()}
+    residual = fit.residuals().abs().double().square().mean(1).sqrt()
+    low, high = (torch.tensor(end, dtype=fit.value.dtype) for end in _range(fit.model))
+    rate = fit.value[0, 0].cpu()
+    units = {name: "s" if name.startswith("T") else "" if name == "efficiency" else "a.u." for name in values}
+    return Maps(
+        {name: plain(v) for name, v in values.items()},
+        {name: plain(v) for name, v in errors.items()},
+        plain(residual),
+        fit.status[0].cpu().numpy(),
+        inside & ((rate <= low) | (rate >= high)).numpy(),
+        inside,
+        units,
+    )
+
+
+def _range(model: Model) -> tuple[float, float]:
+    """Of the rate, 1/s."""
+    return model.bounds[0] if isinstance(model, CustomSignal) else model.range
