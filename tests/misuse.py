@@ -247,7 +247,7 @@ TARGETS: dict[str, Target] = {
     "solvers.conjugate_gradient": Target(
         solvers.conjugate_gradient,
         {"A": map_(cg_matrix), "b": randn(B, N), "x0": randn(B, N), "rtol": value(1e-3), "atol": value(0.0)}
-        | {"max_iter": value(9)},
+        | {"max_iter": value(9), "preconditioner": map_(lambda x: 0.5 * x)},
     ),
     "solvers.cgls": Target(
         solvers.cgls,

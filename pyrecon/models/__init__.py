@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 from pyrecon._lazy import submodules
 
 if TYPE_CHECKING:
+    from pyrecon.models.data_consistency import DataConsistency
     from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement
     from pyrecon.models.deq_mpi import DEQMPI
     from pyrecon.models.luser import LUSER
     from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 
 _MODULES = {
+    "DataConsistency": "data_consistency",
     "DEGrad": "deq",
     "DEProx": "deq",
     "DEQ4IP": "unrolled",
@@ -20,9 +22,9 @@ _MODULES = {
     "UNetRefinement": "deq",
     "UnrolledDnCNN": "unrolled",
 }
-__all__ = ["DEQ4IP", "DEQMPI", "LUSER", "DEGrad", "DEProx", "UNetRefinement", "UnrolledDnCNN"]
+__all__ = ["DEQ4IP", "DEQMPI", "LUSER", "DEGrad", "DEProx", "DataConsistency", "UNetRefinement", "UnrolledDnCNN"]
 _module, __dir__ = submodules(
-    __name__, "deq", "deq_mpi", "luser", "method", "mpi", "mri", "unrolled", "weights", *_MODULES
+    __name__, "data_consistency", "deq", "deq_mpi", "luser", "method", "mpi", "mri", "unrolled", "weights", *_MODULES
 )
 
 

@@ -4,7 +4,9 @@ Per sample, with r = b - A x, p = r and <u, v> the real part of the inner produc
 
     alpha = |r|^2 / <p, A p>,  x += alpha p,  r -= alpha A p,  beta = |r_new|^2 / |r|^2,  p = r + beta p
 
-Source: Hestenes and Stiefel, J Res Natl Bur Stand 49:409 (1952).
+and with a preconditioner M, z = M r: ``<r, z>`` in place of ``|r|^2``, and p from z.
+
+Source: Hestenes and Stiefel, J Res Natl Bur Stand 49:409 (1952); with M, Golub and Van Loan, Matrix computations, 11.5.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 
 _ADVICE = (
-    "MAX_ITER: raise max_iter or rtol, or add a multiple of the identity to A. DIVERGED: A is not Hermitian positive "
-    "definite. NONFINITE: A, b or x0 holds NaN or Inf."
+    "MAX_ITER: raise max_iter or rtol, or add a multiple of the identity to A. DIVERGED: A or the preconditioner is not "
+    "Hermitian positive definite. NONFINITE: A, b or x0 holds NaN or Inf."
 )
 
 
@@ -35,6 +37,7 @@ def conjugate_gradient(
     rtol: float = 1e-5,
     atol: float = 0.0,
     max_iter: int = 100,
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
 ) -> Solution[Tensor]:
     """Solve ``A x = b`` for every sample of a batch.
 
@@ -55,14 +58,17 @@ def conjugate_gradient(
         norm of its right-hand side.
     max_iter
         Iterations at most.
+    preconditioner
+        M, a cheap approximation of ``A^-1``: linear, Hermitian positive definite, each sample by itself. It changes how
+        many iterations are needed, not what they lead to, and serves the backward solve too.
 
     Returns
     -------
     Solution
         ``value`` is x, differentiable once in b and in all that A closes over: the backward pass solves
         ``A v = gradient`` and sends v through one application of A, so memory does not grow with the iterations.
-        ``residual`` is ``|b - A x|`` as the recursion carries it. Status DIVERGED: ``<p, A p> <= 0`` came up, so A is
-        not positive definite. NONFINITE: a NaN or Inf did, and the value is the last finite iterate.
+        ``residual`` is ``|b - A x|`` as the recursion carries it. Status DIVERGED: ``<p, A p> <= 0`` or ``<r, M r> <= 0``
+        came up, so A or M is not positive definite. NONFINITE: a NaN or Inf did, and the value is the last finite iterate.
 
     Warns
     -----
@@ -77,12 +83,14 @@ def conjugate_gradient(
     check_number("rtol", rtol)
     check_number("atol", atol)
     check_count("max_iter", max_iter, 0)
+    if preconditioner is not None:
+        check_callable("preconditioner", preconditioner)
 
     theirs = outside(A)
     with torch.no_grad(), one_thread_if_small(b.numel()):
         size = norm(b)
         limit = torch.clamp(rtol * size, min=atol)
-        solution = _iterate(theirs, b, x0, limit, max_iter)
+        solution = _iterate(theirs, b, x0, limit, max_iter, preconditioner)
     solution.warn_unless_converged("conjugate_gradient", _ADVICE)
     if not torch.is_grad_enabled():
         return solution
@@ -95,7 +103,7 @@ def conjugate_gradient(
         relative = torch.where(size > 0, limit / size, rtol)
         theirs = outside(A)
         with one_thread_if_small(g.numel()):
-            adjoint = _iterate(theirs, g, None, relative * norm(g), max_iter)
+            adjoint = _iterate(theirs, g, None, relative * norm(g), max_iter, preconditioner)
         return adjoint.warn_unless_converged("conjugate_gradient, backward pass", _ADVICE).value
 
     # The value plus A^-1 (b - A x) with x held fixed: zero in value, right in its derivative.
@@ -116,17 +124,27 @@ class _Implicit(torch.autograd.Function):
 
 
 def _iterate(
-    A: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None, limit: Tensor, max_iter: int
+    A: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x0: Tensor | None,
+    limit: Tensor,
+    max_iter: int,
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
 ) -> Solution[Tensor]:
     """The recursion; ``limit`` (B,) is the residual norm at which a sample stops. Scalars per sample are double."""
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - applied("A", A, x)
-    p = r
+    M = None if preconditioner is None else outside(preconditioner)
     rr = dot(r, r)
+    z = r if M is None else applied("preconditioner", M, r)
+    rz = rr if M is None else dot(r, z)
+    p = z
     limit = limit.square()
 
     status = torch.full(rr.shape, Status.MAX_ITER, dtype=torch.int8, device=b.device)
     iterations = torch.zeros(rr.shape, dtype=torch.int32, device=b.device)
+    if M is not None:
+        status = torch.where(rz <= 0, Status.DIVERGED, status)
     status = torch.where(rr <= limit, Status.CONVERGED, status)
     status = torch.where(rr.isfinite() & limit.isfinite(), status, Status.NONFINITE)
     active = status == Status.MAX_ITER
@@ -141,14 +159,19 @@ def _iterate(
         status = torch.where(active & (curvature <= 0), Status.DIVERGED, status)
         status = torch.where(active & ~curvature.isfinite(), Status.NONFINITE, status)
         active = status == Status.MAX_ITER
-        alpha = torch.where(active, rr / curvature, 0)
+        alpha = torch.where(active, rz / curvature, 0)
         r = select(active, r - like(alpha, b) * Ap, r)
-        rr_new = torch.where(active, dot(r, r), rr)
-        status = torch.where(active & ~rr_new.isfinite(), Status.NONFINITE, status)
-        status = torch.where(active & (rr_new <= limit), Status.CONVERGED, status)
+        rr = torch.where(active, dot(r, r), rr)
+        status = torch.where(active & ~rr.isfinite(), Status.NONFINITE, status)
+        status = torch.where(active & (rr <= limit), Status.CONVERGED, status)
         moved = active & (status != Status.NONFINITE)
         x = select(moved, x + like(alpha, b) * p, x)
         active = status == Status.MAX_ITER
-        p = r + like(rr_new / rr, b) * p
-        rr = rr_new
+        z = r if M is None else applied("preconditioner", M, r)
+        rz_new = rr if M is None else torch.where(active, dot(r, z), rz)
+        if M is not None:
+            status = torch.where(active & ~(rz_new > 0), Status.DIVERGED, status)
+            active = status == Status.MAX_ITER
+        p = z + like(rz_new / rz, b) * p
+        rz = rz_new
     return Solution(x, status, iterations, rr.sqrt().to(real_dtype(b)))
