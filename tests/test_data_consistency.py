@@ -1,4 +1,4 @@
-"""The data consistency layer: its solution, every derivative by finite differences, and that each option does something."""
+"""The data consistency layer: its solution, every derivative by finite differences, and what each option does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def problem(batch: int = 2, coils: int = 3, rows: int = 6, columns: int = 4) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def problem(rows: int = 6, columns: int = 4) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    batch, coils = 2, 3
     maps, k = randn(batch, coils, rows, columns), randn(batch, coils, rows, columns, seed=1)
     mask = torch.zeros(batch, 1, rows, 1, dtype=torch.float64)
     mask[:, :, ::2] = 1

@@ -46,7 +46,11 @@ def images(kind: str) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, A
     if kind == "molli":
         star = 1 / (1 / T1 + 0.3)
         a = M0 * star / T1
-        return a - (a + 0.95 * M0) * np.exp(-ti / star), {"inversion time": ti.ravel()}, star * ((a + 0.95 * M0) / a - 1)
+        return (
+            a - (a + 0.95 * M0) * np.exp(-ti / star),
+            {"inversion time": ti.ravel()},
+            star * ((a + 0.95 * M0) / a - 1),
+        )
     if kind == "vfa":
         angle, tr = np.radians(t(2, 4, 8, 12, 18, 25)), 0.015
         e = np.exp(-tr / T1)
@@ -96,7 +100,7 @@ def test_without_noise_the_maps_are_the_truth(case: str) -> None:
 
 
 def test_b1_and_masks_are_used() -> None:
-    clean, settings, truth = images("vfa")
+    _, settings, truth = images("vfa")
     b1 = RNG.uniform(0.8, 1.2, SHAPE)
     angle = settings["flip angle"].reshape(-1, 1, 1, 1) * b1
     e = np.exp(-0.015 / T1)

@@ -50,9 +50,9 @@ def fit(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Maps and errors: .nii, .nii.gz, .npz or .h5.")
-    ] = Path("maps.nii.gz"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Maps and errors: .nii, .nii.gz, .npz or .h5.")] = Path(
+        "maps.nii.gz"
+    ),
     times: Annotated[
         str | None,
         typer.Option(metavar="T1,T2,...", help="Inversion, saturation or echo times in s.", show_default=False),
@@ -74,7 +74,9 @@ def fit(
     efficiency: Annotated[
         float | None,
         typer.Option(
-            help="ir with several repetition times: of the inversion; default fitted.", min=0.01, max=1.0,
+            help="ir with several repetition times: of the inversion; default fitted.",
+            min=0.01,
+            max=1.0,
             show_default=False,
         ),
     ] = None,
@@ -233,7 +235,7 @@ def _draw(path: Path, maps: Maps, scan: ImageSeries, name: str, heading: str, mo
             plotting.Panel(image, title, window=_window(image), colormap=colors, bar=unit or " ")
             for image, title, unit, colors in shown
         ])  # fmt: skip
-    spacing = None if scan.grid is None else [scan.grid.spacing[-2:]] * len(rows)
+    spacing = None if scan.grid is None else [(scan.grid.spacing[-2], scan.grid.spacing[-1])] * len(rows)
     titles = [f"slice {s}" for s in slices] if len(slices) > 1 else ()
     plotting.save(plotting.figure(rows, spacing=spacing, heading=heading, row_titles=titles, panel_size=3.0), path)
 

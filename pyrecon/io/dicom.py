@@ -57,8 +57,7 @@ class _Frame:
     thickness: float
     settings: dict[str, float]
     component: str
-    slope: float
-    intercept: float
+    scale: tuple[float, float]  # slope and intercept to the scanner's own values
     series: str  # in words
 
     @property
@@ -220,7 +219,7 @@ def _classic(path: Path, data: Any) -> _Frame:
     part = str(data.get("ComplexImageComponent", "")) or _part(kinds)
     return _Frame(
         path, 0, (int(data.Rows), int(data.Columns)), **_placed(path, data, data, data), settings=settings,
-        component=part, **_rescale(path, data, data), series=_series(data),
+        component=part, scale=_scale(path, data, data), series=_series(data),
     )  # fmt: skip
 
 
@@ -240,8 +239,7 @@ def _series(data: Any) -> str:
     return f"series {number}" + (f" ({name})" if name else "")
 
 
-def _rescale(path: Path, data: Any, outer: Any) -> dict[str, float]:
-    """Slope and intercept to the scanner's own values."""
+def _scale(path: Path, data: Any, outer: Any) -> tuple[float, float]:
     values = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
     for name in values:
         given = data.get(name)
@@ -255,7 +253,7 @@ def _rescale(path: Path, data: Any, outer: Any) -> dict[str, float]:
         own = float(_numbers(path, "the scale slope (2005,100E)", outer[_PHILIPS_SLOPE].value, 1)[0])
         if own > 0:
             slope, intercept = 1 / own, intercept / (slope * own)
-    return {"slope": slope, "intercept": intercept}
+    return slope, intercept
 
 
 def _enhanced(path: Path, data: Any) -> Iterator[_Frame]:
@@ -288,7 +286,7 @@ def _enhanced(path: Path, data: Any) -> Iterator[_Frame]:
         yield _Frame(
             path, number, (int(data.Rows), int(data.Columns)),
             **_placed(path, position, orientation, group(frame, "PixelMeasuresSequence")), settings=settings,
-            component=part.lower(), **_rescale(path, group(frame, "PixelValueTransformationSequence"), data),
+            component=part.lower(), scale=_scale(path, group(frame, "PixelValueTransformationSequence"), data),
             series=_series(data),
         )  # fmt: skip
 
@@ -391,7 +389,7 @@ def _pixels(path: Path, table: list[list[_Frame]]) -> NDArray[np.float32]:
         for t, s, frame in wanted:
             if frame.number >= len(stored):
                 raise DataError(f"{file}: holds {len(stored)} frames, its header speaks of more")
-            images[t, s] = stored[frame.number] * frame.slope + frame.intercept
+            images[t, s] = stored[frame.number] * frame.scale[0] + frame.scale[1]
     return images
 
 

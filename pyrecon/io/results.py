@@ -44,8 +44,8 @@ class Result:
     Attributes
     ----------
     image
-        ``(..., *grid.shape)`` real or complex; leading axes are frames, slices or contrasts. Without a grid two axes are
-        of space, with an affine three.
+        ``(..., *grid.shape)`` real or complex; leading axes are frames, slices or contrasts. Without a grid two axes
+        are of space, with an affine three.
     grid
         Shape, spacing and centre of the trailing axes, in metres; None if unknown.
     labels
@@ -75,8 +75,9 @@ def write_result(path: PathLike, result: Result, *, window: tuple[float, float] 
     """Write an image in the format that the extension names (``FORMATS``), whole or not at all.
 
     NIfTI and PNG store the magnitude of a complex image, NPZ and HDF5 the complex values. NIfTI axes are x, y, z, then
-    the leading axes, in mm by ``affine`` where there is one, else with ``grid.center`` as origin. PNG shows all images side by side, with intensities
-    ``window = (black, white)``, by default from 0 (or the minimum, if negative) to the 99.9th percentile.
+    the leading axes, in mm by ``affine`` where there is one, else with ``grid.center`` as origin. PNG shows all images
+    side by side, with intensities ``window = (black, white)``, by default from 0 (or the minimum, if negative) to the
+    99.9th percentile.
 
     Raises
     ------
@@ -88,7 +89,9 @@ def write_result(path: PathLike, result: Result, *, window: tuple[float, float] 
     _check_image(image, result.grid)
     axes = _spatial(result, image.ndim)
     if result.affine is not None and not _places(result.affine):
-        raise ValueError(f"affine: {np.asarray(result.affine).tolist()}, expected an invertible (4, 4) of finite numbers")
+        raise ValueError(
+            f"affine: {np.asarray(result.affine).tolist()}, expected an invertible (4, 4) of finite numbers"
+        )
     if window is not None and (kind != ".png" or not window[0] < window[1]):
         raise ValueError(f"window: got {window} for {kind}, expected (black, white), black < white, and a .png file")
     story = _story(result, image)

@@ -73,7 +73,9 @@ def read_map(path: PathLike, series: ImageSeries, what: str) -> NDArray[Any]:
     stack = _stack(Path(path), found)
     wanted = series.images.shape[1:]
     if len(stack) != 1 or stack.shape[1:] != wanted:
-        raise DataError(f"{what} {path}: {_size(stack, whole=True)} voxels, the images have {' x '.join(map(str, wanted))}")
+        raise DataError(
+            f"{what} {path}: {_size(stack, whole=True)} voxels, the images have {' x '.join(map(str, wanted))}"
+        )
     if found.affine is not None and series.affine is not None and not _close(found.affine, series.affine):
         raise DataError(f"{what} {path}: lies elsewhere than the images; resample it to them first")
     values: NDArray[Any] = stack[0]

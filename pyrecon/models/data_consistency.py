@@ -4,7 +4,7 @@ r"""The quadratic step of half-quadratic splitting as a layer: measurements and 
 
 With H the matrix on the left and v = H^-1 g for an incoming gradient g, derivatives of the solution are
 
-    k: A v        y_i: lambda_i v        lambda_i: Re <v, y_i - x>        A: those of Re <A v, k - A x>, v and x held fixed
+    k: A v,      y_i: lambda_i v,      lambda_i: Re <v, y_i - x>,      A: those of Re <A v, k - A x>, v and x fixed
 
 (PINQI, Eqs. 16 to 18; its Eq. 18, of A, has the opposite sign.)
 """

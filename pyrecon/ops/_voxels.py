@@ -69,7 +69,7 @@ class VoxelFit(Solution[Tensor]):
         return self._derived(self.value)
 
     def errors(self) -> dict[str, Tensor]:
-        """Standard errors of :meth:`maps`, to first order, in double precision; of complex maps that of the magnitude."""
+        """Standard errors of :meth:`maps`, to first order, in double precision; of complex maps those of magnitudes."""
         covariance = self.covariance()
 
         def real(p: Tensor) -> dict[str, Tensor]:

@@ -24,8 +24,8 @@ from pyrecon._threads import one_thread_if_small, outside
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, applied, check_state, dot, like, norm, real_dtype, select
 
 _ADVICE = (
-    "MAX_ITER: raise max_iter or rtol, or add a multiple of the identity to A. DIVERGED: A or the preconditioner is not "
-    "Hermitian positive definite. NONFINITE: A, b or x0 holds NaN or Inf."
+    "MAX_ITER: raise max_iter or rtol, or add a multiple of the identity to A. DIVERGED: A, or the preconditioner, is "
+    "not Hermitian positive definite. NONFINITE: A, b or x0 holds NaN or Inf."
 )
 
 
@@ -67,8 +67,9 @@ def conjugate_gradient(
     Solution
         ``value`` is x, differentiable once in b and in all that A closes over: the backward pass solves
         ``A v = gradient`` and sends v through one application of A, so memory does not grow with the iterations.
-        ``residual`` is ``|b - A x|`` as the recursion carries it. Status DIVERGED: ``<p, A p> <= 0`` or ``<r, M r> <= 0``
-        came up, so A or M is not positive definite. NONFINITE: a NaN or Inf did, and the value is the last finite iterate.
+        ``residual`` is ``|b - A x|`` as the recursion carries it. Status DIVERGED: ``<p, A p> <= 0`` or
+        ``<r, M r> <= 0`` came up, so A or M is not positive definite. NONFINITE: a NaN or Inf did, and the value is the
+        last finite iterate.
 
     Warns
     -----

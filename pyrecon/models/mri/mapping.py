@@ -37,7 +37,7 @@ Model = SignalModel | CustomSignal
 
 @dataclass(frozen=True)
 class Kind:
-    """What is fitted: in words, the setting that changes from image to image, and the name of the time that is found."""
+    """What is fitted in words, the setting that changes from image to image, and the name of the time that is found."""
 
     about: str
     setting: str
@@ -139,7 +139,7 @@ def fit_series(
     check_count("max_iter", max_iter)
     _check_options(kind, b1=b1 is not None, offset=offset)
     values, details = _values(series, kind)
-    count, slices, height, width = series.images.shape
+    slices, height, width = series.images.shape[1:]
     inside = np.ones((slices, height, width), bool) if mask is None else np.asarray(mask) != 0
     for name, given in (("mask", mask), ("b1", b1)):
         if given is not None and given.shape != (slices, height, width):
@@ -180,7 +180,8 @@ def fit_series(
     low, high = _range(first)
     if maps.at_bound.any():
         report.details["at a bound"] = (
-            f"{int(maps.at_bound.sum())} voxels, whose {KINDS[kind].time} is {1 / high:.4g} or {1 / low:.4g} s or beyond"
+            f"{int(maps.at_bound.sum())} voxels, whose {KINDS[kind].time} is {1 / high:.4g} or {1 / low:.4g} s, or "
+            "beyond"
         )
     return maps, report
 
@@ -198,8 +199,9 @@ def regions(maps: Maps, labels: NDArray[Any], name: str) -> Iterator[Region]:
         v = values[known].astype(float)
         e = errors[known].astype(float)
         e = e[np.isfinite(e)]
-        middle = [float(v.mean()), float(v.std()), float(np.median(v))] if len(v) else [math.nan] * 3
-        yield Region(int(label), name, int(here.sum()), len(v), *middle, float(e.mean()) if len(e) else math.nan)
+        mean, deviation, median = (float(f(v)) if len(v) else math.nan for f in (np.mean, np.std, np.median))
+        error = float(e.mean()) if len(e) else math.nan
+        yield Region(int(label), name, int(here.sum()), len(v), mean, deviation, median, error)
 
 
 # --- the model of a series
@@ -225,7 +227,9 @@ def _values(series: ImageSeries, kind: str) -> tuple[NDArray[np.float64], dict[s
     if len(values) != count:
         raise DataError(f"{wanted}: {len(values)} values, but {count} images")
     if count > 1 and np.ptp(values) == 0:
-        raise DataError(f"{kind}: the {wanted} is {_said(wanted, values)} in all {count} images; is this such a series?")
+        raise DataError(
+            f"{kind}: the {wanted} is {_said(wanted, values)} in all {count} images; is this such a series?"
+        )
     return values, {wanted: _said(wanted, values)}
 
 
@@ -278,7 +282,10 @@ def _spoiled(series: ImageSeries, b1: NDArray[Any] | None) -> tuple[Model, dict[
     factor = None if b1 is None else torch.from_numpy(np.asarray(b1, np.float64))[None, None]
     told = "B1 as given" if b1 is not None else "flip angles as nominal (no B1 map)"
     try:
-        return SpoiledGradientEcho(every, factor), {"repetition time": _said("", tr), "assumed": f"{told}, full spoiling"}
+        return SpoiledGradientEcho(every, factor), {
+            "repetition time": _said("", tr),
+            "assumed": f"{told}, full spoiling",
+        }
     except (ValueError, TypeError) as error:
         raise DataError(str(error)) from error
 
