@@ -15,7 +15,7 @@ namespace {
 typedef Vec<double> V;
 typedef Ints<double> Mask;
 constexpr int64_t L = lanes<double>;
-constexpr int rates = 16, flips = 8, points = rates * flips;
+constexpr int rates = 24, flips = 16, points = rates * flips;
 constexpr int converged = 0, limit_reached = 1, nonfinite = 3;
 constexpr double start_r1 = 1, eased = 1e-3, rounding_level = 1e-13, infinite = __builtin_inf();
 
@@ -119,7 +119,7 @@ __attribute__((noinline)) void train(V rate, V b1, V tau, V r1, const double* an
 // --- the objective ---------------------------------------------------------------------------------------------------
 template <int K>
 struct Voxel {  // of every lane; echoes x K numbers of data follow
-  V tau, r1, weight, drawn, target[2], factor0[K], b1_low, b1_high, rate, b1;
+  V tau, r1, weight, drawn, target[2], factor0[K], b1_low, b1_high, rate[2], b1[2];  // NaN: no second start
 };
 
 template <int K>
@@ -249,7 +249,7 @@ struct Grid {
   void start(double tau, double r1, const double* angles, int64_t echoes, Order<1>* state, V* scratch) const {
     for (int g = 0; g < points; g += static_cast<int>(L)) {
       V rate, b1;
-      for (int64_t l = 0; l < L; ++l) rate[l] = nodes[(g + l) / flips], b1[l] = nodes[rates + (g + l) % flips];
+      for (int64_t l = 0; l < L; ++l) rate[l] = nodes[(g + l) % rates], b1[l] = nodes[rates + (g + l) / rates];
       train<1>(rate, b1, splat(tau), splat(r1), angles, echoes, state, scratch);
       for (int64_t l = 0; l < L; ++l) {
         double sum = 0;
@@ -301,55 +301,84 @@ struct Worker {
     grid.start(source.spacing[b * shape.spacing_step], r1, source.angles, echoes, small_state(), phi);
   }
 
-  // Sets R2 and B1 of the queue to the best of the grid; returns where there is one.
+  // Sets R2 and B1 of the queue to the two least of the minima along B1, each the least along R2; returns where there
+  // is one.
   Mask start_queue() const {
-    V best = splat(infinite), rate = splat(1.0), flip = splat(1.0);
     const V* s = data_of(queue);
     V usual = {};
     for (int64_t i = 0; i < echoes * K; ++i) usual += s[i] - s[i];
     if (!any(usual == V{})) return Mask{};  // what a mask leaves out
-    const auto look = [&](V r, V b, V norm, const V* seen) {
-      V fitted = {};
-      for (int k = 0; k < K; ++k) fitted += seen[k] * seen[k];
-      const V off = r - queue->target[0], aside = b - queue->target[1];
-      const V value =
-          0.5 * (queue->weight * off * off + queue->drawn * aside * aside - fitted / (norm + queue->weight));
-      const Mask better = value < best;
-      best = better ? value : best, rate = better ? r : rate, flip = better ? b : flip;
-    };
-    V begun[K];
-    for (int k = 0; k < K; ++k) begun[k] = queue->weight * queue->factor0[k];
-    if (source.b1) {
+    const int wanted = source.b1 ? 1 : flips;
+    const double spread = __builtin_log(grid.nodes[1] / grid.nodes[0]);
+    V value[flips + 2], rate[flips];
+    value[0] = value[wanted + 1] = splat(infinite);
+    for (int f = 0; f < wanted; ++f) {
+      V sums[rates];
+      along_rates(f, sums);
+      V lowest = splat(infinite), before = {}, after = {}, node = {};
       for (int r = 0; r < rates; ++r) {
-        const V here = splat(grid.nodes[r]);
-        train<1>(here, queue->b1_low, queue->tau, queue->r1, source.angles, echoes, small_state(), phi);
-        V norm = {}, seen[K];
-        for (int k = 0; k < K; ++k) seen[k] = begun[k];
-        for (int64_t t = 0; t < echoes; ++t) {
-          norm += phi[t] * phi[t];
-          for (int k = 0; k < K; ++k) seen[k] += phi[t] * s[t * K + k];
-        }
-        look(here, queue->b1_low, norm, seen);
+        const Mask better = sums[r] < lowest;
+        lowest = better ? sums[r] : lowest, node = better ? splat(double(r)) : node;
+        before = better ? r > 0 ? sums[r - 1] : splat(infinite) : before;
+        after = better ? r + 1 < rates ? sums[r + 1] : splat(infinite) : after;
       }
-    } else {
-      constexpr int wide = 4;  // points at a time, which share the loads of the data
-      for (int g = 0; g < points; g += wide) {
-        const double* x = grid.phi + g * echoes;
-        V seen[wide][K];
-        for (int i = 0; i < wide; ++i)
-          for (int k = 0; k < K; ++k) seen[i][k] = begun[k];
+      const V bend = before - 2 * lowest + after, tilt = before - after;
+      const Mask curved = (bend > V{}) & finite(bend) & finite(tilt);
+      const V shift = curved ? 0.5 * tilt / bend : V{};
+      value[f + 1] = curved ? lowest - 0.25 * tilt * shift : lowest;
+      for (int64_t l = 0; l < L; ++l) rate[f][l] = grid.nodes[int(node[l])];
+      rate[f] *= exponential(spread * shift);
+    }
+    V best[2] = {splat(infinite), splat(infinite)};
+    for (int i = 0; i < 2; ++i) queue->rate[i] = queue->b1[i] = splat(__builtin_nan(""));
+    for (int f = 0; f < wanted; ++f) {
+      const V here = value[f + 1], b1 = source.b1 ? queue->b1_low : splat(grid.nodes[rates + f]);
+      const Mask minimum = (here <= value[f]) & (here < value[f + 2]);
+      const Mask first = minimum & (here < best[0]), second = minimum & ~first & (here < best[1]);
+      best[1] = first ? best[0] : second ? here : best[1];
+      queue->rate[1] = first ? queue->rate[0] : second ? rate[f] : queue->rate[1];
+      queue->b1[1] = first ? queue->b1[0] : second ? b1 : queue->b1[1];
+      best[0] = first ? here : best[0];
+      queue->rate[0] = first ? rate[f] : queue->rate[0], queue->b1[0] = first ? b1 : queue->b1[0];
+    }
+    return finite(best[0]);
+  }
+
+  // Half the objective less a constant, at a B1 of the grid or the one that is known.
+  void along_rates(int f, V (&sums)[rates]) const {
+    constexpr int wide = 4;  // rates at a time, which share the loads of the data
+    const V* s = data_of(queue);
+    const V b1 = source.b1 ? queue->b1_low : splat(grid.nodes[rates + f]), aside = b1 - queue->target[1];
+    const V pulled = queue->drawn * aside * aside;
+    for (int r = 0; r < rates; r += wide) {
+      V seen[wide][K], norm[wide];
+      for (int i = 0; i < wide; ++i)
+        for (int k = 0; k < K; ++k) seen[i][k] = queue->weight * queue->factor0[k];
+      if (source.b1) {
+        for (int i = 0; i < wide; ++i) {
+          train<1>(splat(grid.nodes[r + i]), b1, queue->tau, queue->r1, source.angles, echoes, small_state(), phi);
+          norm[i] = V{};
+          for (int64_t t = 0; t < echoes; ++t) {
+            norm[i] += phi[t] * phi[t];
+            for (int k = 0; k < K; ++k) seen[i][k] += phi[t] * s[t * K + k];
+          }
+        }
+      } else {
+        const double* x = grid.phi + (f * rates + r) * echoes;
+        for (int i = 0; i < wide; ++i) norm[i] = splat(grid.norm[f * rates + r + i]);
         for (int64_t t = 0; t < echoes; ++t)
           for (int k = 0; k < K; ++k) {
             const V y = s[t * K + k];
             for (int i = 0; i < wide; ++i) seen[i][k] += x[i * echoes + t] * y;
           }
-        for (int i = 0; i < wide; ++i)
-          look(splat(grid.nodes[(g + i) / flips]), splat(grid.nodes[rates + (g + i) % flips]), splat(grid.norm[g + i]),
-               seen[i]);
+      }
+      for (int i = 0; i < wide; ++i) {
+        const V off = grid.nodes[r + i] - queue->target[0];
+        V fitted = {};
+        for (int k = 0; k < K; ++k) fitted += seen[i][k] * seen[i][k];
+        sums[r + i] = 0.5 * (queue->weight * off * off + pulled - fitted / (norm[i] + queue->weight));
       }
     }
-    queue->rate = rate, queue->b1 = flip;
-    return finite(best);
   }
 
   void move(int64_t from, int64_t to) const {
@@ -385,23 +414,30 @@ void fit_all(const Source<T, K>& source, const double* nodes, const Results<T, K
     __builtin_memset(static_cast<void*>(&at), 0, sizeof at);
     __builtin_memset(static_cast<void*>(voxel), 0, Worker<T, K>::voxel_size(shape.echoes) * sizeof(double));
     V rate = splat(1.0), b1 = rate, trust = rate, last = rate, residual = rate, count = {};
+    struct Kept {  // what the first of two starts came to
+      double value, p[2 + K], count, residual;
+      bool limit;
+    } kept[L];
 
-    const auto put = [&](int64_t index, bool lost, bool limit, const double* p, double steps, double step) {
+    const auto put = [&](int64_t index, bool lost, const Kept& found) {
       const int64_t b = index / size, v = index % size;
-      for (int64_t i = 0; i < parts; ++i) out.value[(b * parts + i) * size + v] = T(lost ? __builtin_nan("") : p[i]);
-      out.status[index] = lost ? nonfinite : limit ? limit_reached : converged;
-      out.count[index] = static_cast<int32_t>(steps), out.residual[index] = T(step);
+      for (int64_t i = 0; i < parts; ++i)
+        out.value[(b * parts + i) * size + v] = T(lost ? __builtin_nan("") : found.p[i]);
+      out.status[index] = lost ? nonfinite : found.limit ? limit_reached : converged;
+      out.count[index] = static_cast<int32_t>(found.count), out.residual[index] = T(found.residual);
     };
+    const Kept none = {infinite, {}, 0, infinite, false};
     // The next voxel that has a start, into a lane; false where there is none left.
     const auto refill = [&](int64_t lane) {
       for (;;) {
         for (; ahead < waiting; ++ahead) {
           if (!ready[ahead]) {
-            put(queued[ahead], true, false, nullptr, 0, infinite);
+            put(queued[ahead], true, none);
             continue;
           }
           w.move(ahead, lane);
           held[lane] = queued[ahead++];
+          kept[lane] = none;
           return true;
         }
         if (next == end) return false;
@@ -414,13 +450,17 @@ void fit_all(const Source<T, K>& source, const double* nodes, const Results<T, K
       }
     };
 
+    const auto begin_at = [&](int64_t lane, double start, double start_b1) {
+      running[lane] = fresh[lane] = -1;
+      rate[lane] = start, b1[lane] = start_b1;
+      trust[lane] = 0.5, last[lane] = residual[lane] = infinite, count[lane] = 0;
+    };
     Mask idle = ~Mask{};
     for (;;) {
       for (int64_t l = 0; l < L; ++l) {
         if (!idle[l] || !refill(l)) continue;
-        idle[l] = 0, running[l] = fresh[l] = -1;
-        rate[l] = voxel->rate[l], b1[l] = voxel->b1[l];
-        trust[l] = 0.5, last[l] = residual[l] = infinite, count[l] = 0;
+        idle[l] = 0;
+        begin_at(l, voxel->rate[0][l], voxel->b1[0][l]);
       }
       if (!any(running)) break;
       const V low = splat(shape.low), high = splat(shape.high), reach = trust * rate, reach_b1 = trust * b1;
@@ -449,15 +489,23 @@ void fit_all(const Source<T, K>& source, const double* nodes, const Results<T, K
       last = better & newton & ~fresh ? extent : splat(infinite);
       // Not a number, or nothing to fit.
       const Mask lost = fresh & (~finite(at.value) | ((at.slope[0] == V{}) & (at.curvature[0] == V{})));
-      const Mask ended = running & (lost | done | (count >= double(max_iter)));
+      Mask ended = running & (lost | done | (count >= double(max_iter)));
       fresh = Mask{};
       if (!any(ended)) continue;
       for (int64_t l = 0; l < L; ++l) {
         if (!ended[l]) continue;
-        double p[2 + K] = {rate[l]};
-        if (!source.b1) p[1] = b1[l];
-        for (int k = 0; k < K; ++k) p[source.fitted() + k] = at.factor[k][l];
-        put(held[l], lost[l], !done[l], p, count[l], residual[l]);
+        Kept found = {at.value[l], {rate[l]}, count[l], residual[l], !done[l]};
+        if (!source.b1) found.p[1] = b1[l];
+        for (int k = 0; k < K; ++k) found.p[source.fitted() + k] = at.factor[k][l];
+        const double second = voxel->rate[1][l];
+        if (!lost[l] && second == second) {
+          kept[l] = found, ended[l] = 0;
+          begin_at(l, second, voxel->b1[1][l]);
+          voxel->rate[1][l] = __builtin_nan("");
+          continue;
+        }
+        const bool before = kept[l].value < infinite && (lost[l] || !(found.value < kept[l].value));
+        put(held[l], lost[l] && !before, before ? kept[l] : found);
       }
       running &= ~ended, idle |= ended;
     }

@@ -10,10 +10,12 @@ all orders move on: ``F+_j`` to ``F+_(j+1)``, ``F-_j`` to ``F-_(j-1)``, ``F-_1``
 recovers, and what the pulses themselves excite, has even orders and is never an echo. Of N echoes only the orders up to
 ``min(n, N + 1 - n)`` matter at pulse n: a quarter of the square.
 
-c is eliminated (variable projection). What is left of R2 and B1 is looked at on a grid, whose best point is where a
-Newton iteration with the whole Hessian begins: each step is the least of the quadratic model over the box that the
-bounds and a trust region leave, which two parameters allow in closed form, convex or not. With pulses of pi the signal
-has no slope in B1 at its bound of 1: only the curvature tells a minimum there from a maximum, which it leaves.
+c is eliminated (variable projection). What is left of R2 and B1 has several minima, for slow decays and noise: along a
+valley in which a smaller B1 makes up for a larger R2. On a grid its least value along R2 is a function of B1, the two
+lowest minima of which are where Newton iterations with the whole Hessian begin. Each step is the least of the quadratic
+model over the box that the bounds and a trust region leave, which two parameters allow in closed form, convex or not.
+With pulses of pi the signal has no slope in B1 at its bound of 1: only the curvature tells a minimum there from a
+maximum, which it leaves.
 
 Everything is computed in double precision. The derivatives of the minimum are those of :mod:`pyrecon.ops._fit`.
 """
@@ -34,9 +36,9 @@ from pyrecon._check import REAL_OF, check_out, dense
 from pyrecon._library import Op, needs_grad
 from pyrecon._threads import kernel_threads
 from pyrecon.ops._fit import CONVERGED, MAX_ITER, NONFINITE, _addresses, _parts
-from pyrecon.ops._spin_echo import MultiSpinEcho, echo_train, trains
+from pyrecon.ops._spin_echo import MultiSpinEcho, echo_train
 
-RATES, FLIPS = 16, 8  # of the grid: R2 of equal ratio, B1 in the middle of equal parts
+RATES, FLIPS = 24, 16  # of the grid, fine enough for a parabola along R2 to find the valley's floor
 START_R1 = 1.0  # of the grid that voxels with T1 of their own share: it says where to begin only
 _EASED = 1e-3  # below it steps are in reach of the minimum: where they stop shrinking, rounding is
 _ROUNDING = 1e-13  # of the objective: changes below it say nothing
@@ -45,12 +47,10 @@ _CHUNK = 4096  # voxels whose trains autograd records at a time
 # (B, P, N), weight (B, N); data, prior and weight in the precision of the data, the others double.
 
 
-def rates_of(low: float, high: float) -> list[float]:
-    return [low * (high / low) ** ((i + 0.5) / RATES) for i in range(RATES)]
-
-
-def flips_of(low: float, high: float) -> list[float]:
-    return [low + (high - low) * (i + 0.5) / FLIPS for i in range(FLIPS)]
+def grid_of(low: float, high: float, b1_low: float, b1_high: float) -> tuple[list[float], list[float]]:
+    """R2 and B1 in the middle of parts of equal ratio, and of equal size."""
+    rates = [low * (high / low) ** ((i + 0.5) / RATES) for i in range(RATES)]
+    return rates, [b1_low + (b1_high - b1_low) * (i + 0.5) / FLIPS for i in range(FLIPS)]
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class _Voxels:
             self.target[:, :nonlinear], self.target[:, 2:] = prior[:, :nonlinear], prior[:, nonlinear:]
         self.drawn = self.w if b1 is None else torch.zeros_like(self.w)  # the weight of B1
 
-    def on_grid(self, phi: Tensor, rate: float | Tensor, b1: float | Tensor) -> Tensor:
+    def on_grid(self, phi: Tensor, rate: float, b1: Tensor) -> Tensor:
         """Half the objective less a constant where phi (B|1, T, N|1) is known."""
         b = (phi[:, None] * self.s).sum(2) + self.w[:, None] * self.target[:, 2:]
         norm = phi.square().sum(1) + self.w
@@ -120,29 +120,46 @@ class _Voxels:
         fitted = 0.5 * (b * c).sum(1)
         return _At(pulled - fitted, pulled + fitted, tuple(slope), tuple(curvature), c, norm, cross, phi)
 
-    def start(self, low: float, high: float, b1_low: float, b1_high: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The best of the grid: R2, B1 and its value, infinite where there is none."""
-        best = torch.full_like(self.w, torch.inf)
-        rate, flip = torch.ones_like(best), torch.ones_like(best)
-        flips = flips_of(b1_low, b1_high)
-        for r in rates_of(low, high):
-            for b, phi in self._trains(r, flips):
-                value = self.on_grid(phi, r, b)
-                better = value < best
-                best, rate = torch.where(better, value, best), torch.where(better, r, rate)
-                flip = torch.where(better, b, flip)
-        return rate, flip, best
+    def starts(self, low: float, high: float, b1_low: float, b1_high: float) -> list[list[Tensor]]:
+        """Two of value, R2, B1: the least of the minima along B1 on the grid, each the least along R2, by a parabola in
+        its logarithm; an infinite value where there is none."""
+        rates, flips = grid_of(low, high, b1_low, b1_high)
+        none = torch.full_like(self.w, torch.inf)
+        least = [self._along_rates(rates, b, trains) for b, trains in self._trains(rates, flips)]
+        values = [none, *(value for value, *_ in least), none]
+        first, second = [none, torch.ones_like(none), torch.ones_like(none)], [none, none, none]
+        for i, found in enumerate(least, 1):
+            minimum = (values[i] <= values[i - 1]) & (values[i] < values[i + 1])
+            best, good = minimum & (values[i] < first[0]), minimum & (values[i] < second[0])
+            for j in range(3):
+                second[j] = torch.where(best, first[j], torch.where(good, found[j], second[j]))
+                first[j] = torch.where(best, found[j], first[j])
+        return [first, second]
 
-    def _trains(self, rate: float, flips: list[float]) -> Iterator[tuple[float | Tensor, Tensor]]:
+    def _along_rates(self, rates: list[float], b1: Tensor, trains: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        values = torch.stack([self.on_grid(phi, rate, b1) for rate, phi in zip(rates, trains, strict=True)])
+        values = values.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        lowest, at = values.min(0)
+        ends = torch.full_like(values[:1], torch.inf)
+        before, after = (torch.cat((ends, values, ends)).gather(0, (at + i)[None])[0] for i in (0, 2))
+        bend, tilt = before - 2 * lowest + after, before - after
+        curved = (bend > 0) & torch.isfinite(bend) & torch.isfinite(tilt)
+        shift = torch.where(curved, 0.5 * tilt / bend, 0.0)
+        rate = values.new_tensor(rates)[at] * torch.exp(math.log(rates[1] / rates[0]) * shift)
+        return torch.where(curved, lowest - 0.25 * tilt * shift, lowest), rate, b1.expand_as(lowest)
+
+    def _trains(self, rates: list[float], flips: list[float]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Every B1 of the grid, or the one that is known, with the trains of all rates."""
+        settings = self.spacing, self.r1, self.angles
         if self.b1 is not None:
             b1 = self.b1.expand(self.w.shape)
-            yield b1, echo_train(torch.full_like(self.w, rate), b1, self.spacing, self.r1, self.angles)[0]
+            yield b1, [echo_train(torch.full_like(self.w, rate), b1, *settings)[0] for rate in rates]
             return
         r1 = self.r1 if self.r1.shape[1] == 1 else torch.full_like(self.spacing, START_R1)
-        nodes = torch.tensor(flips, dtype=torch.float64).to(self.spacing)[None]
-        (phi,) = echo_train(torch.full_like(nodes, rate), nodes, self.spacing, r1, self.angles)
-        for i, b in enumerate(flips):
-            yield b, phi[..., i : i + 1]
+        for flip in flips:
+            b1 = torch.full_like(self.spacing, flip)
+            (phi,) = echo_train(self.spacing.new_tensor([rates]), b1, self.spacing, r1, self.angles)
+            yield b1, list(phi.split(1, 2))
 
 
 def _least(at: _At, box: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,9 +198,14 @@ def _moved(p: Tensor, step: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _minimum(
-    voxels: _Voxels, bounds: tuple[float, float], flips: tuple[float, float], tol: float, max_iter: int
+    voxels: _Voxels,
+    start: list[Tensor],
+    bounds: tuple[float, float],
+    flips: tuple[float, float],
+    tol: float,
+    max_iter: int,
 ) -> tuple[Tensor, ...]:
-    rate, b1, best = voxels.start(*bounds, *flips)
+    best, rate, b1 = start
     ends = tuple(torch.full_like(best, v) for v in bounds), tuple(torch.full_like(best, v) for v in flips)
     if voxels.b1 is not None:
         ends = ends[0], (b1, b1)
@@ -224,7 +246,7 @@ def _minimum(
     status = torch.where(lost, NONFINITE, torch.where(running, MAX_ITER, CONVERGED)).to(torch.int8)
     fitted = (rate, b1) if voxels.b1 is None else (rate,)
     value = torch.cat((torch.stack(fitted, 1), at.factor), 1)
-    return torch.where(lost[:, None], torch.nan, value), status, count, residual
+    return torch.where(lost, torch.inf, at.value), torch.where(lost[:, None], torch.nan, value), status, count, residual
 
 
 def _chosen(better: Tensor, new: _At, old: _At) -> _At:
@@ -251,7 +273,12 @@ def _fit_reference(
     max_iter: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     voxels = _Voxels(data, spacing, angles, r1, b1, prior, weight)
-    value, status, count, residual = _minimum(voxels, (low, high), (b1_low, b1_high), tol, max_iter)
+    flips = b1_low, b1_high
+    first, second = (_minimum(voxels, s, (low, high), flips, tol, max_iter) for s in voxels.starts(low, high, *flips))
+    better = second[0] < first[0]
+    _, value, status, count, residual = (
+        torch.where(better[:, None] if a.dim() == 3 else better, a, b) for a, b in zip(second, first, strict=True)
+    )
     return value.to(REAL_OF[data.dtype]), status, count, residual.to(REAL_OF[data.dtype])
 
 
@@ -351,7 +378,8 @@ def _cpp(
     value: Tensor, status: Tensor, count: Tensor, residual: Tensor,
 ) -> None:  # fmt: skip
     kernel = _core.fit_epg_f32 if residual.dtype == torch.float32 else _core.fit_epg_f64
-    grid = torch.tensor([*rates_of(low, high), *flips_of(b1_low, b1_high)], dtype=torch.float64)
+    rates, flips = grid_of(low, high, b1_low, b1_high)
+    grid = torch.tensor([*rates, *flips], dtype=torch.float64)
     kernel(
         *_addresses(data, spacing, angles, r1, b1, prior, weight, grid, value, status, count, residual),
         *_sizes(data, spacing, r1, b1), low, high, b1_low, b1_high, tol, max_iter, kernel_threads(),
@@ -473,13 +501,3 @@ def fit_spin_echo(
         value = out if inside is None else out.copy_(value)
     status, count, residual = (v.reshape(batch, *space) for v in (status, count, residual))
     return value, status, count, residual
-
-
-def spin_echo_images(p: Tensor, spacing: Tensor, angles: Tensor, r1: Tensor, b1: Tensor | None) -> Tensor:
-    """Images (B, T, ...) of parameters (B, P, ...)."""
-    flat = p.flatten(2) if p.dim() > 2 else p[..., None]
-    fitted = 2 if b1 is None else 1
-    phi = trains(flat[:, 0], flat[:, 1] if b1 is None else b1, spacing, angles, r1).to(p.dtype)
-    rest = flat[:, fitted:]
-    factor = torch.complex(rest[:, 0], rest[:, 1]) if rest.shape[1] == 2 else rest[:, 0]
-    return (factor[:, None] * phi).reshape(p.shape[0], phi.shape[1], *p.shape[2:])

@@ -28,12 +28,13 @@ from pyrecon._check import (
 from pyrecon._library import needs_grad
 from pyrecon._solution import Solution
 from pyrecon.ops._custom import CustomSignal, fit_custom
-from pyrecon.ops._epg import fit_spin_echo, spin_echo_images
+from pyrecon.ops._epg import fit_spin_echo
 from pyrecon.ops._fit import Fit, _fit, _outputs
 from pyrecon.ops._signals import ROWS, SignalModel, curve, model_of
-from pyrecon.ops._spin_echo import MultiSpinEcho, check_spacing
+from pyrecon.ops._spin_echo import MultiSpinEcho, check_spacing, images_of
 
 _LOOKED_AT = 4096  # times that are looked through for what cannot be
+_AT_BOUND = 1e-6  # a minimum at a bound without slope is reached to this fraction of it
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class VoxelFit(Solution[Tensor]):
         held = torch.zeros_like(normal[..., 0], dtype=torch.bool)  # (B, N, P)
         for i, (low, high) in enumerate(self._ranges):
             at = self.value.detach()[:, i].flatten(1) if data.dim() > 2 else self.value.detach()[:, i, None]
-            held[..., i] = (at <= low) | (at >= high)
+            held[..., i] = (at <= low * (1 + _AT_BOUND)) | (at >= high * (1 - _AT_BOUND))
         either = held[..., None] | held[..., None, :]
         normal = torch.where(either, torch.eye(p.shape[1]).to(normal), normal)
         power = self.residuals().flatten(2).abs().double().square().sum(1)
@@ -327,7 +328,7 @@ def _spin_echo(
     units = ("1/s", *("",) * (len(model.fitted) - 1), *("unit of the data",) * (len(names) - len(model.fitted)))
     kept = tuple(None if t is None else t.detach() for t in settings)
     return VoxelFit(
-        *found, model, names, units, data.detach(), lambda p: spin_echo_images(p, *kept),
+        *found, model, names, units, data.detach(), lambda p: images_of(p, *kept),
         (ends, model.flips)[: len(model.fitted)],
     )  # fmt: skip
 
