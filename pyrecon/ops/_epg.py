@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -162,8 +162,8 @@ class _Voxels:
             yield b1, list(phi.split(1, 2))
 
 
-def _least(at: _At, box: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The step (R2, B1) in a box around 0 that makes the quadratic model least, and what it is there."""
+def _least(at: _At, across: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The step (R2, B1) in a box around 0 that makes the quadratic model least, and its value there."""
     (g, f), (rr, rb, bb) = at.slope, at.curvature
 
     def model(x: Tensor, y: Tensor) -> Tensor:
@@ -175,7 +175,6 @@ def _least(at: _At, box: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) ->
         further = upper * (slope + 0.5 * bend * upper) < lower * (slope + 0.5 * bend * lower)
         return torch.where(bend > 0, flat, torch.where(further, upper, lower))
 
-    across, along = box
     points = [(on_edge(g + rb * y, rr, across), y) for y in along]
     points += [(x, on_edge(f + rb * x, bb, along)) for x in across]
     x, y = points[0]
@@ -206,9 +205,8 @@ def _minimum(
     max_iter: int,
 ) -> tuple[Tensor, ...]:
     best, rate, b1 = start
-    ends = tuple(torch.full_like(best, v) for v in bounds), tuple(torch.full_like(best, v) for v in flips)
-    if voxels.b1 is not None:
-        ends = ends[0], (b1, b1)
+    low, high, b1_low, b1_high = (torch.full_like(best, v) for v in (*bounds, *flips))
+    ends = (low, high), ((b1_low, b1_high) if voxels.b1 is None else (b1, b1))
     at = voxels.at(rate, b1)
     running = torch.isfinite(at.value) & torch.isfinite(best)
     lost = ~running | ((at.slope[0] == 0) & (at.curvature[0] == 0))  # not a number, or nothing to fit
@@ -220,11 +218,11 @@ def _minimum(
         if not running.any():
             break
         reach = trust * rate, trust * b1
-        box = tuple(
+        across, along = (
             (torch.maximum(low - p, -far), torch.minimum(high - p, far))
             for p, far, (low, high) in zip((rate, b1), reach, ends, strict=True)
         )
-        x, y, expected = _least(at, box)
+        x, y, expected = _least(at, across, along)
         extent = torch.maximum(x.abs() / rate, y.abs() / b1)
         newton = (x.abs() < reach[0]) & (y.abs() < reach[1])
         candidate = _moved(rate, x, ends[0]), _moved(b1, y, ends[1])
@@ -250,11 +248,15 @@ def _minimum(
 
 
 def _chosen(better: Tensor, new: _At, old: _At) -> _At:
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(better if a.dim() == 2 else better[:, None], a, b)
+    """The new one where it is better, without what only the backward pass reads."""
 
-    pairs = [(getattr(new, name), getattr(old, name)) for name in _At.__dataclass_fields__]
-    return _At(*(pick(a, b) if isinstance(a, Tensor) else type(a)(map(pick, a, b)) for a, b in pairs))
+    def pick(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(torch.where(better, x, y) for x, y in zip(a, b, strict=True))
+
+    value, size = pick((new.value, new.size), (old.value, old.size))
+    slope, curvature = pick(new.slope, old.slope), pick(new.curvature, old.curvature)
+    factor = torch.where(better[:, None], new.factor, old.factor)
+    return replace(new, value=value, size=size, slope=slope, curvature=curvature, factor=factor)
 
 
 def _fit_reference(
@@ -283,20 +285,9 @@ def _fit_reference(
 
 
 def _backward_reference(
-    grad: Tensor,
-    value: Tensor,
-    data: Tensor,
-    spacing: Tensor,
-    angles: Tensor,
-    r1: Tensor,
-    b1: Tensor | None,
-    prior: Tensor | None,
-    weight: Tensor | None,
-    low: float,
-    high: float,
-    b1_low: float,
-    b1_high: float,
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, value: Tensor, data: Tensor, spacing: Tensor, angles: Tensor, r1: Tensor, b1: Tensor | None,
+    prior: Tensor | None, weight: Tensor | None, low: float, high: float, b1_low: float, b1_high: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient of the data, and ``u = H^-1 grad`` (B, P, N); both zero where nothing was found."""
     voxels = _Voxels(data, spacing, angles, r1, b1, prior, weight)
     fitted = 2 if b1 is None else 1
@@ -483,15 +474,17 @@ def fit_spin_echo(
     flat = dense(data.flatten(2) if space else data[..., None])
     if inside is not None:
         flat = torch.where(inside[:, None], flat, torch.nan)
-    spacing, angles, r1, b1 = (None if t is None else dense(t) for t in settings)
+    spacing, angles, r1 = (dense(t) for t in settings[:3])
+    b1 = None if settings[3] is None else dense(settings[3])
     given = (flat, spacing, angles, r1, b1, prior, weight)
     check_out("out", out, shape, data.real, inputs=[t for t in given if t is not None])
     options = (*bounds, *model.flips, float(tol), max_iter)
     if out is not None and inside is None:
-        buffers = (out.view(batch, shape[1], flat.shape[2]), *_outputs(flat, *given[1:])[1:])
+        buffers = (out.view(batch, shape[1], flat.shape[2]), *_outputs(flat, spacing, angles, r1, b1)[1:])
         found = _fit(*given, *options, out=buffers)
     else:
-        found = Fit.apply(*given, *options) if out is None and needs_grad(*given) else _fit(*given, *options)
+        fits: Any = Fit.apply if out is None and needs_grad(*given) else _fit
+        found = fits(*given, *options)
     value, status, count, residual = found
     if inside is not None:
         value, residual = torch.where(inside[:, None], value, 0.0), torch.where(inside, residual, 0.0)

@@ -85,8 +85,8 @@ class MultiSpinEcho:
     the excitation is part of M0. Pulses are instantaneous and act on the whole slice alike: a slice profile is not
     modelled, and shows as a B1 below the true one.
 
-    T1 is given, not fitted, for it matters little. With 32 echoes 10 ms apart, T2 of 40 to 200 ms and B1 of 0.6 to 0.95,
-    a true T1 of 2 or 3 s where 1 s is assumed makes T2 at most 2.4 or 3.2 % too long, one of 0.7, 0.5 or 0.3 s at most
+    T1 is given, not fitted, for it matters little. With 32 echoes 10 ms apart, T2 of 40 to 200 ms, B1 of 0.6 to 0.95, a
+    true T1 of 2 or 3 s where 1 s is assumed makes T2 at most 2.4 or 3.2 % too long, one of 0.7, 0.5 or 0.3 s at most
     1.9, 4.4 or 9.4 % too short: most where B1 is low and T2 long; and B1 wrong by less than 0.009.
 
     Angles of pi make the signal of B1 and of 2 - B1 the same, equal ones that of ``B1`` and of ``2 pi / angle - B1``:
@@ -189,7 +189,7 @@ class MultiSpinEcho:
                                       *factor.shape[1:])  # fmt: skip
         at = torch.as_tensor(times, dtype=torch.float64, device=rate.device)
         spacing, angles, r1, _ = self.settings(like, at[None] if at.dim() == 1 else at)
-        flat_rate, flat_b1 = (v.reshape(v.shape[0], -1) for v in (rate, b1))
+        flat_rate, flat_b1 = (v.flatten(1) if v.dim() > 1 else v[:, None] for v in (rate, b1))
         (phi,) = echo_train(flat_rate, flat_b1, spacing[:, None], r1, angles)
         return factor[:, None] * phi.reshape(like.shape)
 

@@ -317,7 +317,7 @@ def _spin_echo(
     names = model.names(data.is_complex())
     shape = (batch, len(names), *space)
     start, level = _prior(prior, weight, data, shape, real)
-    if start is None and echoes <= len(model.fitted):
+    if echoes == 0 or (start is None and echoes <= len(model.fitted)):
         raise ValueError(
             f"times: {echoes} echoes, but MultiSpinEcho has {1 + len(model.fitted)} parameters; measure more, give b1, "
             "or a prior and its weight"
@@ -326,9 +326,10 @@ def _spin_echo(
     inside = None if mask is None else _checked_mask(mask, data)
     found = fit_spin_echo(model, data, settings, start, level, inside, ends, tol, max_iter, out)
     units = ("1/s", *("",) * (len(model.fitted) - 1), *("unit of the data",) * (len(names) - len(model.fitted)))
-    kept = tuple(None if t is None else t.detach() for t in settings)
+    spacing, angles, r1 = (t.detach() for t in settings[:3])
+    b1 = None if settings[3] is None else settings[3].detach()
     return VoxelFit(
-        *found, model, names, units, data.detach(), lambda p: images_of(p, *kept),
+        *found, model, names, units, data.detach(), lambda p: images_of(p, spacing, angles, r1, b1),
         (ends, model.flips)[: len(model.fitted)],
     )  # fmt: skip
 
