@@ -151,7 +151,8 @@ def fit_voxels(
 ) -> VoxelFit:
     """Fit a signal model to every voxel: ``argmin_p |data - f(p)|^2 + weight |p - prior|^2``, the rate within bounds.
 
-    p are the rate (1/s) and the linear parameters, real and imaginary parts where the data are complex.
+    p are the rate (1/s), B1 of a :class:`MultiSpinEcho` that does not know it, and the linear parameters, real and
+    imaginary parts where the data are complex.
 
     Parameters
     ----------
@@ -159,12 +160,12 @@ def fit_voxels(
         A :class:`SignalModel`, or the name of one: ``"sr"``, ``"ir"``, ``"ir-magnitude"``, ``"molli"``, ``"t2"``,
         ``"t2-offset"``. Or a :class:`CustomSignal` of one's own, which is fitted by Levenberg-Marquardt in plain torch,
         in double precision, with memory for several copies of the data; its bounds are its own. Or a
-        :class:`MultiSpinEcho`, fitted in double precision.
+        :class:`MultiSpinEcho`, which is fitted in double precision, too, from two places of a grid over R2 and B1.
     data
         ``(B, T, ...)``, float32, float64 or complex, one image for each time; magnitudes for a model that says so.
     times
         ``(T,)``: what the model says, seconds or radians; or ``(B|1, T, ...)`` where they differ from sample to sample
-        or from voxel to voxel, sizes of 1 being repeated.
+        or from voxel to voxel, sizes of 1 being repeated. Of a train ``(T,)`` or ``(B|1, T)``, multiples of the first.
     prior, weight
         ``(B, P, ...)`` real, and how much it counts: a number, ``(B,)`` or ``(B, ...)``. Parameters enter as they are,
         in their units.
@@ -188,8 +189,8 @@ def fit_voxels(
     Raises
     ------
     ValueError, TypeError
-        For times that are too few, negative or not in seconds, shapes that do not fit, complex magnitudes, bounds that
-        leave nothing.
+        For times that are too few, negative, not in seconds or, in a train, not equally spaced, shapes that do not fit,
+        complex magnitudes, bounds that leave nothing.
 
     Notes
     -----
