@@ -213,6 +213,36 @@ def test_bounds_hold_and_have_no_gradient(implementation: str) -> None:
         assert float(grad.abs().max()) == 0
 
 
+@pytest.mark.parametrize("implementation", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("held", "bounds", "b1_range"),
+    [("B1", (0.2, 2000.0), (0.3, 0.65)), ("R2", (40.0, 2000.0), (0.3, 1.0)), ("both", (40.0, 2000.0), (0.85, 1.0))],
+)
+def test_gradients_at_active_bounds_match_finite_differences(
+    held: str, bounds: tuple[float, float], b1_range: tuple[float, float], implementation: str
+) -> None:
+    data, t1 = noisy(2, b1=(0.75, 0.9))[:, :8], torch.full((1, 1, 1), 0.9, dtype=torch.float64)
+
+    def f(data: Tensor, times: Tensor, t1: Tensor) -> Tensor:
+        return fit_voxels(MultiSpinEcho(t1=t1, b1_range=b1_range), data, times, bounds=bounds, tol=1e-15).value
+
+    with backend(implementation):
+        value = f(data, TIMES[:8], t1)
+        assert bool(((value[:, 0] == bounds[0]) == (held != "B1")).all())
+        assert bool((((value[:, 1] == b1_range[0]) | (value[:, 1] == b1_range[1])) == (held != "R2")).all())
+        assert torch.autograd.gradcheck(f, [v.clone().requires_grad_() for v in (data, TIMES[:8], t1)])
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e-6, 1e140])
+def test_the_scale_of_the_data_does_not_matter(scale: float) -> None:
+    data = noisy(20)
+    one, other = fit_voxels(MultiSpinEcho(), data, TIMES), fit_voxels(MultiSpinEcho(), scale * data, TIMES)
+    torch.testing.assert_close(other.value[:, :2], one.value[:, :2], rtol=1e-9, atol=0)
+    leaf = (scale * data).requires_grad_()
+    (grad,) = torch.autograd.grad(fit_voxels(MultiSpinEcho(), leaf, TIMES).rate.sum(), leaf)
+    assert float(grad.abs().max()) * scale > 0.1
+
+
 def test_b1_may_be_known() -> None:
     rate, b1, factor = maps(6, 5)
     angles = tuple(np.linspace(2.4, 3.1, ECHOES))

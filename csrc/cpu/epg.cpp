@@ -177,10 +177,12 @@ struct Step {
   V x, y, expected;
 };
 
-// The step in a box around 0 that makes the quadratic model least, convex or not.
+// The step in a box around 0 that makes the quadratic model least, convex or not; `expected` is relative to at.size.
 template <int K>
 PYRECON_INLINE Step least_in_box(const At<K>& at, const V (&across)[2], const V (&along)[2]) {
-  const V g = at.slope[0], f = at.slope[1], rr = at.curvature[0], rb = at.curvature[1], bb = at.curvature[2];
+  const V scale = 1.0 / at.size;  // products of curvatures would overflow
+  const V g = at.slope[0] * scale, f = at.slope[1] * scale;
+  const V rr = at.curvature[0] * scale, rb = at.curvature[1] * scale, bb = at.curvature[2] * scale;
   const auto model = [&](V x, V y) { return x * (g + 0.5 * rr * x + rb * y) + y * (f + 0.5 * bb * y); };
   const auto on_edge = [](V slope, V bend, V lower, V upper) {
     const V flat = least(most(-slope / bend, lower), upper);
@@ -472,8 +474,8 @@ void fit_all(const Source<T, K>& source, const double* nodes, const Results<T, K
       const V x = magnitude(step.x), y = magnitude(step.y), extent = most(x / rate, y / b1);
       const Mask newton = (x < reach) & (y < reach_b1);
       const At<K> there = w.at(voxel, new_rate, new_b1);
-      const Mask blind = -step.expected <= rounding_level * at.size;
-      const V ratio = blind & finite(there.value) ? splat(1.0) : (at.value - there.value) / -step.expected;
+      const Mask blind = -step.expected <= rounding_level;
+      const V ratio = blind & finite(there.value) ? splat(1.0) : (at.value - there.value) / (-step.expected * at.size);
       const Mask rounding = ~fresh & newton & (last < eased) & (extent >= 0.5 * last);
       const Mask better = fresh | (running & (ratio > 1e-4) & ~rounding);
       const Mask done = ~fresh & ((extent <= tol) | (newton & (extent <= eased_end)) | rounding);
@@ -542,9 +544,11 @@ void backward_all(const T* grad, const T* value, const Source<T, K>& source, T* 
         c[k] = read(value, fitted + k), gc[k] = read(grad, fitted + k);
         x -= at.cross[0][k] * gc[k] * inverse, y -= at.cross[1][k] * gc[k] * inverse;
       }
-      x = free_rate ? x : V{}, y = free_b1 ? y : V{};
-      const V rb = free_rate & free_b1 ? at.curvature[1] : V{};
-      const V rr = free_rate ? at.curvature[0] : splat(1.0), bb = free_b1 ? at.curvature[2] : splat(1.0);
+      const V scale = 1.0 / at.size;
+      x = free_rate ? x * scale : V{}, y = free_b1 ? y * scale : V{};
+      const V rb = free_rate & free_b1 ? at.curvature[1] * scale : V{};
+      const V rr = free_rate ? at.curvature[0] * scale : splat(1.0),
+              bb = free_b1 ? at.curvature[2] * scale : splat(1.0);
       const V det = rr * bb - rb * rb;
       V ux = (bb * x - rb * y) / det, uy = (rr * y - rb * x) / det, uc[K];
       Mask known = finite(ux) & finite(uy);

@@ -163,8 +163,9 @@ class _Voxels:
 
 
 def _least(at: _At, across: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The step (R2, B1) in a box around 0 that makes the quadratic model least, and its value there."""
-    (g, f), (rr, rb, bb) = at.slope, at.curvature
+    """The step (R2, B1) in a box around 0 that makes the quadratic model least, and its value there; relative to the
+    objective, for products of curvatures would overflow."""
+    (g, f), (rr, rb, bb) = ([v / at.size for v in part] for part in (at.slope, at.curvature))
 
     def model(x: Tensor, y: Tensor) -> Tensor:
         return x * (g + 0.5 * rr * x + rb * y) + y * (f + 0.5 * bb * y)
@@ -227,8 +228,8 @@ def _minimum(
         newton = (x.abs() < reach[0]) & (y.abs() < reach[1])
         candidate = _moved(rate, x, ends[0]), _moved(b1, y, ends[1])
         new = voxels.at(*candidate)
-        gained = at.value - new.value
-        blind = -expected <= _ROUNDING * at.size
+        gained = (at.value - new.value) / at.size
+        blind = -expected <= _ROUNDING
         ratio = torch.where(blind & torch.isfinite(new.value), 1.0, gained / -expected)
         rounding = newton & (last < _EASED) & (extent >= 0.5 * last)
         better = running & (ratio > 1e-4) & ~rounding
@@ -300,9 +301,9 @@ def _backward_reference(
     if b1 is not None:
         free.append(torch.zeros_like(free[0]))
     g, gc = grad.double()[:, :fitted].unbind(1), grad.double()[:, fitted:]
-    norm, (cross_r, cross_b), (rr, rb, bb) = at.norm[:, None], at.cross, at.curvature
-    x = torch.where(free[0], g[0] - (cross_r * gc).sum(1) / at.norm, 0.0)
-    y = torch.where(free[1], g[-1] - (cross_b * gc).sum(1) / at.norm, 0.0)
+    norm, (cross_r, cross_b), (rr, rb, bb) = at.norm[:, None], at.cross, (v / at.size for v in at.curvature)
+    x = torch.where(free[0], (g[0] - (cross_r * gc).sum(1) / at.norm) / at.size, 0.0)
+    y = torch.where(free[1], (g[-1] - (cross_b * gc).sum(1) / at.norm) / at.size, 0.0)
     rb = torch.where(free[0] & free[1], rb, 0.0)
     rr, bb = torch.where(free[0], rr, 1.0), torch.where(free[1], bb, 1.0)
     det = rr * bb - rb * rb
