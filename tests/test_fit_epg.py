@@ -281,6 +281,17 @@ def test_a_heavy_prior_wins_and_a_light_one_changes_nothing() -> None:
     torch.testing.assert_close(light.value, plain.value, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("implementation", ["cpp", "reference"])
+def test_without_a_signal_the_prior_is_left(implementation: str) -> None:
+    prior = torch.tensor([[[15.0], [0.8], [0.0]]], dtype=torch.float64)
+    with backend(implementation):
+        fit = fit_voxels(
+            MultiSpinEcho(), torch.zeros(1, ECHOES, 1, dtype=torch.float64), TIMES, prior=prior, weight=0.5
+        )
+    assert fit.counts() == {"CONVERGED": 1}
+    torch.testing.assert_close(fit.value, prior)
+
+
 def test_masks_leave_the_rest_alone() -> None:
     data, mask = noisy(4, 5), torch.rand(1, 4, 5, generator=torch.Generator().manual_seed(2)) < 0.5
     whole, part = fit_voxels(MultiSpinEcho(), data, TIMES), fit_voxels(MultiSpinEcho(), data, TIMES, mask=mask)

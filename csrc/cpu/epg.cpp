@@ -170,6 +170,7 @@ PYRECON_INLINE At<K> objective(const Voxel<K>* voxel, V rate, V b1, const V* phi
   r.curvature[0] += weights[0], r.curvature[2] += weights[1];
   const V pulled = 0.5 * (weights[0] * off[0] * off[0] + weights[1] * off[1] * off[1]);
   r.value = pulled - 0.5 * fitted, r.size = pulled + 0.5 * fitted, r.norm = n;
+  r.size = r.size > V{} ? r.size : splat(1.0);
   return r;
 }
 

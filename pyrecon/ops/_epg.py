@@ -118,7 +118,8 @@ class _Voxels:
             curvature.append(bent + weights[i] if i == j else bent)
         pulled = 0.5 * (self.w * off[0].square() + self.drawn * off[1].square())
         fitted = 0.5 * (b * c).sum(1)
-        return _At(pulled - fitted, pulled + fitted, tuple(slope), tuple(curvature), c, norm, cross, phi)
+        size = torch.where(pulled + fitted > 0, pulled + fitted, 1.0)
+        return _At(pulled - fitted, size, tuple(slope), tuple(curvature), c, norm, cross, phi)
 
     def starts(self, low: float, high: float, b1_low: float, b1_high: float) -> list[list[Tensor]]:
         """Two of value, R2, B1: the least of the minima along B1 on the grid, each the least along R2, by a parabola in
