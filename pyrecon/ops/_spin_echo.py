@@ -87,7 +87,7 @@ class MultiSpinEcho:
 
     T1 is given, not fitted, for it matters little. With 32 echoes 10 ms apart, T2 of 40 to 200 ms, B1 of 0.6 to 0.95, a
     true T1 of 2 or 3 s where 1 s is assumed makes T2 at most 2.4 or 3.2 % too long, one of 0.7, 0.5 or 0.3 s at most
-    1.9, 4.4 or 9.4 % too short: most where B1 is low and T2 long; and B1 wrong by less than 0.009.
+    2.0, 4.4 or 9.5 % too short, and B1 wrong by less than 0.009.
 
     Angles of pi make the signal of B1 and of 2 - B1 the same, equal ones that of ``B1`` and of ``2 pi / angle - B1``:
     B1 is sought on one side. At B1 = 1 the signal has no slope in it, so that noise takes about half of all voxels with
@@ -104,8 +104,8 @@ class MultiSpinEcho:
     b1
         Actual over nominal angle, where it is known: a number or a map ``(B|1, 1, ...)``; it is not fitted then.
     b1_range
-        Smallest and largest B1 that a fit looks at. Default from 0.3, below which the echoes of two T2 are told apart
-        by little, to ``pi / angle`` of the largest angle, at most 1.5; a tensor of angles has no default.
+        Smallest and largest B1 that a fit looks at. Default from 0.3, where pulses of pi leave a fifth of the first
+        echo, to ``pi / angle`` of the largest angle, at least 0.5 and at most 1.5; a tensor of angles has no default.
 
     Raises
     ------
