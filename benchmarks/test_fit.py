@@ -1,4 +1,5 @@
-"""Speed of pyrecon/ops/_fit.py: T1 of 192 x 192 voxels at five saturation times, T2 at thirty echoes.
+"""Speed of pyrecon/ops/_fit.py and _epg.py: T1 of 192 x 192 voxels at five saturation times, T2 at thirty echoes, and
+T2 and B1 of 32 echoes with stimulated ones.
 
 The rivals: batched Levenberg-Marquardt in plain torch over all voxels at once, in the three real parameters, as one
 would write it; and scipy's curve_fit, voxel by voxel.
@@ -16,7 +17,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from pyrecon.ops import EchoDecay, SaturationRecovery, fit_voxels
+from pyrecon import backend
+from pyrecon.ops import EchoDecay, MultiSpinEcho, SaturationRecovery, fit_voxels
 
 SIZE = 192
 SATURATION = torch.tensor([0.5, 1.0, 1.5, 2.0, 8.0], dtype=torch.float64)
@@ -153,4 +155,80 @@ def test_all_echoes(timed: Callable[..., None], impl: str) -> None:
         goal={"ms": SIZE * SIZE / 1e3},
         bytes_moved=data.nbytes + out.nbytes,
         sizes={"voxels": SIZE * SIZE, "images": 30},
+    )
+
+
+# --- spin-echo trains with stimulated echoes -------------------------------------------------------------------------
+TRAIN = 0.01 * torch.arange(1, 33, dtype=torch.float64)
+
+
+@cache
+def trains() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    rate, b1 = (a + b * torch.rand(1, SIZE * SIZE, generator=generator, dtype=torch.float64)
+                for a, b in ((8.0, 22.0), (0.6, 0.3)))  # fmt: skip
+    signal = MultiSpinEcho().signal(rate, b1, torch.ones_like(rate), TRAIN)
+    data = (signal + 0.01 * torch.randn(signal.shape, dtype=signal.dtype, generator=generator)).float()
+    return data, fit_voxels(MultiSpinEcho(), data.double(), TRAIN).value
+
+
+def phase_graph(_times: Any, rate: float, b1: float, factor: float) -> Any:
+    """As one would write it: all orders, a matrix for each pulse."""
+    angle, count = b1 * np.pi, len(TRAIN)
+    half = np.diag([np.exp(-0.005 * rate)] * 2 + [np.exp(-0.005)])
+    cos, sin = np.cos(angle / 2) ** 2, np.sin(angle / 2) ** 2
+    turn = np.sin(angle)
+    pulse = np.array([[cos, sin, turn], [sin, cos, -turn], [-0.5 * turn, 0.5 * turn, np.cos(angle)]])
+    states = np.zeros((3, 2 * count + 2))
+    states[0, 0] = 1.0
+
+    def shifted(x: Any) -> Any:
+        x = half @ x
+        plus, minus = np.concatenate((x[1, 1:2], x[0, :-1])), np.append(x[1, 1:], 0.0)
+        minus[0] = plus[0]
+        return np.stack((plus, minus, x[2]))
+
+    echoes = np.empty(count)
+    for n in range(count):
+        states = shifted(pulse @ shifted(states))
+        echoes[n] = states[0, 0]
+    return factor * echoes
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torch reference", "scipy curve_fit"])
+def test_trains(timed: Callable[..., None], impl: str) -> None:
+    data, expected = trains()
+    part, known, times = data[..., :16].contiguous(), expected[..., :16], TRAIN.float()
+
+    def call() -> Tensor:
+        if impl == "scipy curve_fit":
+            voxels, start = part[0].double().numpy().T, (15.0, 0.75, 1.0)
+            found = [scipy.optimize.curve_fit(phase_graph, TRAIN.numpy(), voxel, start)[0] for voxel in voxels]
+            return torch.from_numpy(np.array(found).T[None])
+        with backend("auto" if impl == "pyrecon" else "reference"):
+            return fit_voxels(MultiSpinEcho(), part, times).value
+
+    timed(
+        call,
+        row="T2 and B1 fit of 16 voxels, 32 echoes",
+        impl=impl,
+        expected=known,
+        k=1e11 if impl == "scipy curve_fit" else SAME,  # it ends at 1e-8 of the sum of squares
+        sizes={"voxels": 16, "images": 32},
+    )
+
+
+@pytest.mark.parametrize("impl", ["pyrecon"])
+def test_all_trains(timed: Callable[..., None], impl: str) -> None:
+    data, expected = trains()
+    out, times = torch.empty(expected.shape), TRAIN.float()
+    timed(
+        lambda: fit_voxels(MultiSpinEcho(), data, times, out=out).value,
+        row=f"T2 and B1 fit {SIZE} x {SIZE}, 32 echoes",
+        impl=impl,
+        expected=expected,
+        k=SAME,
+        goal={"ms": SIZE * SIZE / 50},
+        bytes_moved=data.nbytes + out.nbytes,
+        sizes={"voxels": SIZE * SIZE, "images": 32},
     )

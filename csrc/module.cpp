@@ -49,6 +49,7 @@ PYBIND11_MODULE(_core, m) {
   register_anderson(m);
   register_consistency(m);
   register_deq_mpi(m);
+  register_epg(m);
   register_fbp(m);
   register_fit(m);
   register_kaczmarz(m);

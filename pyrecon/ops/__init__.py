@@ -22,6 +22,7 @@ from pyrecon.ops._signals import (
 )
 from pyrecon.ops._sine import dst1, prox_smooth_maps
 from pyrecon.ops._soft_threshold import soft_threshold
+from pyrecon.ops._spin_echo import MultiSpinEcho
 from pyrecon.ops._variation import tv_gap, tv_prox
 from pyrecon.ops._voxels import VoxelFit, fit_voxels
 
@@ -33,6 +34,7 @@ __all__ = [
     "InversionRecovery",
     "LookLocker",
     "Moments",
+    "MultiSpinEcho",
     "ParallelBeam",
     "SaturationRecovery",
     "SignalModel",

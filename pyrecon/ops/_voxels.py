@@ -28,10 +28,13 @@ from pyrecon._check import (
 from pyrecon._library import needs_grad
 from pyrecon._solution import Solution
 from pyrecon.ops._custom import CustomSignal, fit_custom
+from pyrecon.ops._epg import fit_spin_echo
 from pyrecon.ops._fit import Fit, _fit, _outputs
 from pyrecon.ops._signals import ROWS, SignalModel, curve, model_of
+from pyrecon.ops._spin_echo import MultiSpinEcho, check_spacing, images_of
 
 _LOOKED_AT = 4096  # times that are looked through for what cannot be
+_AT_BOUND = 1e-6  # a minimum at a bound without slope is reached to this fraction of it
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,12 @@ class VoxelFit(Solution[Tensor]):
         The signal model, and what the parameters are; complex ones have a real and an imaginary map.
     """
 
-    model: SignalModel | CustomSignal
+    model: SignalModel | CustomSignal | MultiSpinEcho
     names: tuple[str, ...]
     units: tuple[str, ...]
     _data: Tensor = field(repr=False)
     _signal: Callable[[Tensor], Tensor] = field(repr=False)  # parameters (B, P, ...) to images (B, T, ...)
+    _ranges: tuple[tuple[float, float], ...] = field(default=(), repr=False)  # of the first parameters, held at an end
 
     @property
     def rate(self) -> Tensor:
@@ -91,10 +95,12 @@ class VoxelFit(Solution[Tensor]):
         if isinstance(self.model, CustomSignal):
             derived = self.model.derived
             return dict(zip(self.names, parts, strict=True)) if derived is None else derived(*parts)
+        if isinstance(self.model, MultiSpinEcho):
+            return self.model.derived(p, self._factors(p)[0])
         return self.model.derived(parts[0], self._factors(p))
 
     def _factors(self, p: Tensor) -> tuple[Tensor, ...]:
-        rest = p.unbind(1)[1:]
+        rest = p.unbind(1)[len(self.model.fitted) if isinstance(self.model, MultiSpinEcho) else 1 :]
         if self._data.is_complex():
             return tuple(torch.complex(rest[i], rest[i + 1]) for i in range(0, len(rest), 2))
         return rest
@@ -114,6 +120,8 @@ class VoxelFit(Solution[Tensor]):
 
         J are the derivatives of the signal, ``sigma^2`` the sum of squares over the number of real data less that of
         parameters: NaN where there are no more data than parameters. Without the prior, which it would be told from.
+        Of a spin-echo train, R2 and B1 at a bound are taken as known: the others' rows are those without them, their
+        own NaN.
         """
         p, data = self.value.detach().double(), self._data
         count = data.shape[1] * (2 if data.is_complex() else 1)
@@ -129,12 +137,20 @@ class VoxelFit(Solution[Tensor]):
             columns.append(torch.func.jvp(f, (p,), (along,))[1].flatten(2).detach())
         jacobian = torch.stack(columns, 1)
         normal = torch.einsum("bitn,bjtn->bnij", jacobian, jacobian)
+        held = torch.zeros_like(normal[..., 0], dtype=torch.bool)  # (B, N, P)
+        for i, (low, high) in enumerate(self._ranges):
+            at = self.value.detach()[:, i].flatten(1) if data.dim() > 2 else self.value.detach()[:, i, None]
+            held[..., i] = (at <= low * (1 + _AT_BOUND)) | (at >= high * (1 - _AT_BOUND))
+        either = held[..., None] | held[..., None, :]
+        normal = torch.where(either, torch.eye(p.shape[1]).to(normal), normal)
         power = self.residuals().flatten(2).abs().double().square().sum(1)
         power = power / (count - p.shape[1] if count > p.shape[1] else torch.nan)
         fine = torch.isfinite(normal).all(-1).all(-1)
         eye = torch.eye(p.shape[1], dtype=torch.float64, device=p.device)
         inverse, info = torch.linalg.inv_ex(torch.where(fine[..., None, None], normal, eye))
-        found = torch.where((fine & (info == 0))[..., None, None], inverse * power[..., None, None], torch.nan)
+        found = torch.where(
+            (fine & (info == 0))[..., None, None] & ~either, inverse * power[..., None, None], torch.nan
+        )
         return found.permute(0, 2, 3, 1).reshape(data.shape[0], p.shape[1], p.shape[1], *data.shape[2:])
 
     def standard_errors(self) -> Tensor:
@@ -147,7 +163,7 @@ class VoxelFit(Solution[Tensor]):
 
 
 def fit_voxels(
-    model: SignalModel | CustomSignal | str,
+    model: SignalModel | CustomSignal | MultiSpinEcho | str,
     data: Tensor,
     times: Tensor | Sequence[float],
     *,
@@ -161,19 +177,21 @@ def fit_voxels(
 ) -> VoxelFit:
     """Fit a signal model to every voxel: ``argmin_p |data - f(p)|^2 + weight |p - prior|^2``, the rate within bounds.
 
-    p are the rate (1/s) and the linear parameters, real and imaginary parts where the data are complex.
+    p are the rate (1/s), B1 of a :class:`MultiSpinEcho` that does not know it, and the linear parameters, real and
+    imaginary parts where the data are complex.
 
     Parameters
     ----------
     model
         A :class:`SignalModel`, or the name of one: ``"sr"``, ``"ir"``, ``"ir-magnitude"``, ``"molli"``, ``"t2"``,
         ``"t2-offset"``. Or a :class:`CustomSignal` of one's own, which is fitted by Levenberg-Marquardt in plain torch,
-        in double precision, with memory for several copies of the data; its bounds are its own.
+        in double precision, with memory for several copies of the data; its bounds are its own. Or a
+        :class:`MultiSpinEcho`, which is fitted in double precision, too, from two places of a grid over R2 and B1.
     data
         ``(B, T, ...)``, float32, float64 or complex, one image for each time; magnitudes for a model that says so.
     times
         ``(T,)``: what the model says, seconds or radians; or ``(B|1, T, ...)`` where they differ from sample to sample
-        or from voxel to voxel, sizes of 1 being repeated.
+        or from voxel to voxel, sizes of 1 being repeated. Of a train ``(T,)`` or ``(B|1, T)``, multiples of the first.
     prior, weight
         ``(B, P, ...)`` real, and how much it counts: a number, ``(B,)`` or ``(B, ...)``. Parameters enter as they are,
         in their units.
@@ -197,21 +215,23 @@ def fit_voxels(
     Raises
     ------
     ValueError, TypeError
-        For times that are too few, negative or not in seconds, shapes that do not fit, complex magnitudes, bounds that
-        leave nothing.
+        For times that are too few, negative, not in seconds or, in a train, not equally spaced, shapes that do not fit,
+        complex magnitudes, bounds that leave nothing.
 
     Notes
     -----
     CPU (C++) and, on a GPU, plain torch. Beside the maps that are returned memory does not grow with the number of
     voxels, but for a copy of the data where they are magnitudes or have a mask.
     """
-    if not isinstance(model, CustomSignal):
+    if not isinstance(model, CustomSignal | MultiSpinEcho):
         model = model_of(model)
     check_dtype("data", data, (*FLOATING, *COMPLEX))
     if data.dim() < 2:
         raise ValueError(f"data: shape {tuple(data.shape)} does not fit, expected (B, T, ...)")
     if isinstance(model, CustomSignal):
         return _custom(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
+    if isinstance(model, MultiSpinEcho):
+        return _spin_echo(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
     if model.polarity and data.is_complex():
         raise TypeError(f"data: complex, but {type(model).__name__} with magnitude=True takes magnitudes; give .abs()")
     low, high = _bounds(bounds, model)
@@ -298,6 +318,49 @@ def _custom(
     )  # fmt: skip
 
 
+def _spin_echo(
+    model: MultiSpinEcho,
+    data: Tensor,
+    times: Tensor | Sequence[float],
+    prior: Tensor | None,
+    weight: Tensor | float,
+    mask: Tensor | None,
+    bounds: tuple[float, float] | None,
+    tol: float | None,
+    max_iter: int,
+    out: Tensor | None,
+) -> VoxelFit:
+    ends, real, (batch, echoes, *space) = _bounds(bounds, model), REAL_OF[data.dtype], data.shape
+    tol = (1e-6 if real == torch.float32 else 1e-12) if tol is None else check_number("tol", tol)
+    check_count("max_iter", max_iter)
+    if isinstance(times, Tensor) and times.dim() == 2 and data.dim() != 2:
+        times = times.view(*times.shape, *[1] * (data.dim() - 2))
+    spaced = _times(model, times, data, torch.float64)
+    if any(n != 1 for n in spaced.shape[2:]):
+        raise ValueError(f"times: maps of shape {tuple(spaced.shape)}, but echo times are (T,) or (B|1, T) for a train")
+    spaced = spaced.flatten(1)
+    if _read(spaced):
+        check_spacing(spaced.detach())
+    names = model.names(data.is_complex())
+    shape = (batch, len(names), *space)
+    start, level = _prior(prior, weight, data, shape, real)
+    if echoes == 0 or (start is None and echoes <= len(model.fitted)):
+        raise ValueError(
+            f"times: {echoes} echoes, but MultiSpinEcho has {1 + len(model.fitted)} parameters; measure more, give b1, "
+            "or a prior and its weight"
+        )
+    settings = model.settings(data, spaced)
+    inside = None if mask is None else _checked_mask(mask, data)
+    found = fit_spin_echo(model, data, settings, start, level, inside, ends, tol, max_iter, out)
+    units = ("1/s", *("",) * (len(model.fitted) - 1), *("unit of the data",) * (len(names) - len(model.fitted)))
+    spacing, angles, r1 = (t.detach() for t in settings[:3])
+    b1 = None if settings[3] is None else settings[3].detach()
+    return VoxelFit(
+        *found, model, names, units, data.detach(), lambda p: images_of(p, spacing, angles, r1, b1),
+        (ends, model.flips)[: len(model.fitted)],
+    )  # fmt: skip
+
+
 def _curve_of(curves: Tensor, linear: int, p: Tensor) -> Tensor:
     """Images (B, T, ...) of parameters (B, P, ...), by a table (B|1, 5, T, N|1)."""
     flat, space = (p.flatten(2), p.shape[2:]) if p.dim() > 2 else (p[..., None], p.shape[2:])
@@ -319,7 +382,7 @@ def _names(model: SignalModel, is_complex: bool) -> tuple[str, ...]:
     return (model.rate, *(f"{name}_{part}" for name in model.factors for part in ("re", "im")))
 
 
-def _bounds(bounds: tuple[float, float] | None, model: SignalModel) -> tuple[float, float]:
+def _bounds(bounds: tuple[float, float] | None, model: SignalModel | MultiSpinEcho) -> tuple[float, float]:
     if bounds is None:
         return model.range
     if not isinstance(bounds, tuple) or len(bounds) != 2:
@@ -330,7 +393,9 @@ def _bounds(bounds: tuple[float, float] | None, model: SignalModel) -> tuple[flo
     return low, high
 
 
-def _times(model: SignalModel | None, times: Tensor | Sequence[float], data: Tensor, real: torch.dtype) -> Tensor:
+def _times(
+    model: SignalModel | MultiSpinEcho | None, times: Tensor | Sequence[float], data: Tensor, real: torch.dtype
+) -> Tensor:
     """(B|1, T, ...), as many axes as the data."""
     if not isinstance(times, Tensor):
         times = torch.as_tensor(times, dtype=torch.float64)
