@@ -31,6 +31,7 @@ class Series(StrEnum):
     MOLLI = "molli"
     VFA = "vfa"
     T2 = "t2"
+    EPG = "epg"
     T2STAR = "t2star"
 
 
@@ -38,8 +39,8 @@ def fit(
     kind: Annotated[
         Series,
         typer.Argument(
-            help="Inversion (ir) or saturation recovery (sr), MOLLI, variable flip angles (vfa), spin echoes (t2), "
-            "gradient echoes (t2star).",
+            help="Inversion (ir) or saturation recovery (sr), MOLLI, variable flip angles (vfa), spin echoes (t2; "
+            "epg: with stimulated echoes), gradient echoes (t2star).",
             show_default=False,
         ),
     ],
@@ -68,7 +69,7 @@ def fit(
         typer.Option(help="An image: 0 is not fitted, other whole numbers are regions.", show_default=False),
     ] = None,
     b1: Annotated[
-        Path | None, typer.Option("--b1", help="vfa: an image of actual over nominal flip angles.", show_default=False)
+        Path | None, typer.Option("--b1", help="vfa, epg: an image of actual over nominal flip angles.", show_default=False)
     ] = None,
     offset: Annotated[bool, typer.Option("--offset", help="t2, t2star: a constant beside the decay.")] = False,
     efficiency: Annotated[
@@ -80,6 +81,10 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    refocusing_angle: Annotated[
+        float, typer.Option(help="epg: nominal angle of the refocusing pulses, degrees.", min=1, max=360)
+    ] = 180.0,
+    t1: Annotated[float, typer.Option("--t1", help="epg: the T1 that is assumed, s.", min=1e-3)] = 1.0,
     component: Annotated[
         str | None, typer.Option(help="DICOM: magnitude, phase, real or imaginary images.", show_default=False)
     ] = None,
@@ -107,7 +112,8 @@ def fit(
     with _console.progress() as bar:
         task = bar.add_task(KINDS[kind].about, total=scan.images.shape[1])
         maps, report = fit_series(
-            scan, kind, mask=labels, b1=factor, offset=offset, efficiency=efficiency, device=device,
+            scan, kind, mask=labels, b1=factor, offset=offset, efficiency=efficiency,
+            refocusing=math.radians(refocusing_angle), t1=t1, device=device,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     report.details |= {"file": ", ".join(path.name for path in series)}

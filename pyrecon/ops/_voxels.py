@@ -87,7 +87,9 @@ class VoxelFit(Solution[Tensor]):
         found = {}
         for name in slopes[0]:
             slope = torch.stack([s[name] for s in slopes], 1)
-            found[name] = torch.einsum("bi...,bij...,bj...->b...", slope, covariance, slope).sqrt()
+            both = slope[:, :, None] * slope[:, None]
+            # A parameter at its bound has no error, and a map that it does not change has one all the same.
+            found[name] = torch.where(both == 0, 0.0, both * covariance).sum((1, 2)).sqrt()
         return found
 
     def _derived(self, p: Tensor) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from pyrecon.ops import (
     EchoDecay,
     InversionRecovery,
     LookLocker,
+    MultiSpinEcho,
     SaturationRecovery,
     SignalModel,
     SpoiledGradientEcho,
@@ -32,7 +33,7 @@ from pyrecon.solvers import Status
 
 __all__ = ["KINDS", "Kind", "Maps", "Region", "fit_series", "regions"]
 
-Model = SignalModel | CustomSignal
+Model = SignalModel | CustomSignal | MultiSpinEcho
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "molli": Kind("T1 by Look-Locker readouts of an inversion (MOLLI)", "inversion time", "T1"),
     "vfa": Kind("T1 by spoiled gradient echoes of several flip angles", "flip angle", "T1"),
     "t2": Kind("T2 by spin echoes", "echo time", "T2"),
+    "epg": Kind("T2 by trains of spin echoes, stimulated ones included", "echo time", "T2"),
     "t2star": Kind("T2* by gradient echoes", "echo time", "T2*"),
 }
 
@@ -106,6 +108,8 @@ def fit_series(
     b1: NDArray[Any] | None = None,
     offset: bool = False,
     efficiency: float | None = None,
+    refocusing: float = math.pi,
+    t1: float = 1.0,
     max_iter: int = 50,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -122,12 +126,16 @@ def fit_series(
     mask
         ``(S, H, W)``: 0 outside.
     b1
-        ``(S, H, W)``, actual over nominal flip angle, for ``"vfa"``.
+        ``(S, H, W)``, actual over nominal flip angle, for ``"vfa"`` and ``"epg"``, which finds it itself otherwise.
     offset
         ``"t2"``, ``"t2star"``: with a constant beside the decay.
     efficiency
         ``"ir"`` with repetition times that differ: of the inversion, see :func:`pyrecon.ops.inversion_recovery`; None:
         fitted.
+
+    refocusing, t1
+        ``"epg"``: nominal angle of the refocusing pulses, radians, and the T1 that is assumed, seconds
+        (:class:`pyrecon.ops.MultiSpinEcho` says what an error in it does).
 
     Raises
     ------
@@ -137,7 +145,8 @@ def fit_series(
     if kind not in KINDS:
         raise DataError(f"kind: {kind!r}, expected one of {', '.join(KINDS)}")
     check_count("max_iter", max_iter)
-    _check_options(kind, b1=b1 is not None, offset=offset)
+    options = _Options(offset, efficiency, refocusing, t1)
+    _check_options(kind, b1=b1 is not None, options=options)
     values, details = _values(series, kind)
     slices, height, width = series.images.shape[1:]
     inside = np.ones((slices, height, width), bool) if mask is None else np.asarray(mask) != 0
@@ -148,13 +157,13 @@ def fit_series(
         raise DataError("mask: is zero everywhere, nothing to fit")
     if b1 is not None and not np.isfinite(b1[inside]).all():
         raise DataError("b1: NaN or infinite values inside the mask")
-    first, said = _model(series, kind, values, None if b1 is None else b1[0], offset, efficiency)
+    first, said = _model(series, kind, values, None if b1 is None else b1[0], options)
     details = {"fit": KINDS[kind].about, **details, **said, **series.metadata}
     run = Recorder(type(first).__name__, _parameters(first, max_iter), device=device, details=details)
     parts = list[Maps]()
     for s in range(slices):
         with run:
-            model = _model(series, kind, values, None if b1 is None else b1[s], offset, efficiency)[0]
+            model = _model(series, kind, values, None if b1 is None else b1[s], options)[0]
             data = torch.from_numpy(series.images[None, :, s]).to(device)
             times = torch.from_numpy(values)
             within = torch.from_numpy(inside[None, s]).to(device)
@@ -205,10 +214,22 @@ def regions(maps: Maps, labels: NDArray[Any], name: str) -> Iterator[Region]:
 
 
 # --- the model of a series
-def _check_options(kind: str, *, b1: bool, offset: bool) -> None:
-    if b1 and kind != "vfa":
-        raise DataError(f"--b1: of flip angles, is for vfa, not for {kind}")
-    if offset and kind not in ("t2", "t2star"):
+@dataclass(frozen=True)
+class _Options:
+    """Of :func:`fit_series`."""
+
+    offset: bool
+    efficiency: float | None
+    refocusing: float
+    t1: float
+
+
+def _check_options(kind: str, *, b1: bool, options: _Options) -> None:
+    if b1 and kind not in ("vfa", "epg"):
+        raise DataError(f"--b1: of flip angles, is for vfa and epg, not for {kind}")
+    if kind != "epg" and (options.refocusing, options.t1) != (math.pi, 1.0):
+        raise DataError(f"--refocusing-angle, --t1: are for epg, not for {kind}")
+    if options.offset and kind not in ("t2", "t2star"):
         raise DataError(f"--offset: is for t2 and t2star, not for {kind}")
 
 
@@ -245,10 +266,10 @@ def _model(
     kind: str,
     values: NDArray[np.float64],
     b1: NDArray[Any] | None,
-    offset: bool,
-    efficiency: float | None,
+    options: _Options,
 ) -> tuple[Model, dict[str, str]]:
     """And what is assumed."""
+    offset, efficiency = options.offset, options.efficiency
     magnitude, is_complex = series.magnitudes, bool(np.iscomplexobj(series.images))
     sign = "complex" if is_complex else "magnitudes" if magnitude else "real with a sign"
     tr = series.settings.get("repetition time")
@@ -271,6 +292,13 @@ def _model(
         return SaturationRecovery(), {"assumed": "perfect saturation"}
     if kind == "vfa":
         return _spoiled(series, b1)
+    if kind == "epg":
+        known_b1 = None if b1 is None else torch.from_numpy(np.asarray(b1, np.float64))[None, None]
+        said = f"refocusing by {math.degrees(options.refocusing):g} degrees, T1 of {options.t1:g} s, no slice profile"
+        try:
+            return MultiSpinEcho(options.refocusing, t1=options.t1, b1=known_b1), {"assumed": said}
+        except ValueError as error:
+            raise DataError(f"--refocusing-angle, --t1: {error}") from error
     return EchoDecay(offset=offset), {"assumed": "a constant beside the decay" if offset else "no noise floor"}
 
 
@@ -313,7 +341,7 @@ def _read_off(fit: VoxelFit, time: str, inside: NDArray[np.bool_]) -> Maps:
     residual = fit.residuals().abs().double().square().mean(1).sqrt()
     low, high = (torch.tensor(end, dtype=fit.value.dtype) for end in _range(fit.model))
     rate = fit.value[0, 0].cpu()
-    units = {name: "s" if name.startswith("T") else "" if name == "efficiency" else "a.u." for name in values}
+    units = {name: "s" if name.startswith("T") else "" if name in ("efficiency", "B1") else "a.u." for name in values}
     return Maps(
         {name: plain(v) for name, v in values.items()},
         {name: plain(v) for name, v in errors.items()},
