@@ -29,7 +29,8 @@ from pyrecon._library import needs_grad
 from pyrecon._solution import Solution
 from pyrecon.ops._custom import CustomSignal, fit_custom
 from pyrecon.ops._fit import Fit, _fit, _outputs
-from pyrecon.ops._signals import ROWS, SignalModel, curve, model_of
+from pyrecon.ops._rician import RicianFit, fit_rician, information
+from pyrecon.ops._signals import ROWS, InversionRecovery, SignalModel, curve, model_of
 
 _LOOKED_AT = 4096  # times that are looked through for what cannot be
 
@@ -52,6 +53,7 @@ class VoxelFit(Solution[Tensor]):
     units: tuple[str, ...]
     _data: Tensor = field(repr=False)
     _signal: Callable[[Tensor], Tensor] = field(repr=False)  # parameters (B, P, ...) to images (B, T, ...)
+    _information: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)  # (B, P, N) to (B, N, P, P)
 
     @property
     def rate(self) -> Tensor:
@@ -88,7 +90,13 @@ class VoxelFit(Solution[Tensor]):
 
         J are the derivatives of the signal, ``sigma^2`` the sum of squares over the number of real data less that of
         parameters: NaN where there are no more data than parameters. Without the prior, which it would be told from.
+
+        Of a fit with ``noise_std`` the inverse of the observed information, which is half the Hessian of its objective
+        without the prior over ``noise_std^2``: NaN where that is not positive, as it may be at a bound.
         """
+        if self._information is not None:
+            matrix = self._information(self.value.detach().flatten(2))
+            return self._inverted(matrix, torch.ones_like(matrix[..., 0, 0]))
         p, data = self.value.detach().double(), self._data
         count = data.shape[1] * (2 if data.is_complex() else 1)
 
@@ -105,11 +113,16 @@ class VoxelFit(Solution[Tensor]):
         normal = torch.einsum("bitn,bjtn->bnij", jacobian, jacobian)
         power = self.residuals().flatten(2).abs().double().square().sum(1)
         power = power / (count - p.shape[1] if count > p.shape[1] else torch.nan)
-        fine = torch.isfinite(normal).all(-1).all(-1)
-        eye = torch.eye(p.shape[1], dtype=torch.float64, device=p.device)
-        inverse, info = torch.linalg.inv_ex(torch.where(fine[..., None, None], normal, eye))
+        return self._inverted(normal, power)
+
+    def _inverted(self, matrix: Tensor, power: Tensor) -> Tensor:
+        """Inverse times power, (B, N, P, P) and (B, N) as (B, P, P, ...)."""
+        count = matrix.shape[-1]
+        fine = torch.isfinite(matrix).all(-1).all(-1)
+        eye = torch.eye(count, dtype=torch.float64, device=matrix.device)
+        inverse, info = torch.linalg.inv_ex(torch.where(fine[..., None, None], matrix, eye))
         found = torch.where((fine & (info == 0))[..., None, None], inverse * power[..., None, None], torch.nan)
-        return found.permute(0, 2, 3, 1).reshape(data.shape[0], p.shape[1], p.shape[1], *data.shape[2:])
+        return found.permute(0, 2, 3, 1).reshape(len(matrix), count, count, *self._data.shape[2:])
 
     def standard_errors(self) -> Tensor:
         """``(B, P, ...)``: roots of the covariance's diagonal."""
@@ -117,7 +130,7 @@ class VoxelFit(Solution[Tensor]):
 
     @property
     def _magnitudes(self) -> bool:
-        return isinstance(self.model, SignalModel) and self.model.polarity
+        return self._information is not None or (isinstance(self.model, SignalModel) and self.model.polarity)
 
 
 def fit_voxels(
@@ -127,6 +140,7 @@ def fit_voxels(
     *,
     prior: Tensor | None = None,
     weight: Tensor | float = 0.0,
+    noise_std: Tensor | float | None = None,
     mask: Tensor | None = None,
     bounds: tuple[float, float] | None = None,
     tol: float | None = None,
@@ -136,6 +150,12 @@ def fit_voxels(
     """Fit a signal model to every voxel: ``argmin_p |data - f(p)|^2 + weight |p - prior|^2``, the rate within bounds.
 
     p are the rate (1/s) and the linear parameters, real and imaginary parts where the data are complex.
+
+    With ``noise_std`` = sigma the data s are magnitudes in Rician noise and p is the likeliest (J. Sijbers et al., IEEE
+    Trans. Med. Imaging 17, 1998, eq. 12): least squares takes what noise leaves of magnitudes, 1.25 sigma at least, for
+    signal, and a decay for slower than it is. Instead of ``|data - f(p)|^2`` stands
+
+        sum_t [f_t(p)^2 - 2 sigma^2 log I0(s_t f_t(p) / sigma^2)].
 
     Parameters
     ----------
@@ -151,6 +171,9 @@ def fit_voxels(
     prior, weight
         ``(B, P, ...)`` real, and how much it counts: a number, ``(B,)`` or ``(B, ...)``. Parameters enter as they are,
         in their units.
+    noise_std
+        Standard deviation of the noise in the real and in the imaginary part of the images whose magnitudes the data
+        are, in the unit of the data: a number, ``(B,)`` or ``(B, ...)``, above 0. Data are real and not negative.
     mask
         ``(B|1, ...)`` bool: voxels outside are not fitted and zero, with the status CONVERGED.
     bounds
@@ -167,12 +190,16 @@ def fit_voxels(
     VoxelFit
         ``value`` differentiable (once) in ``data``, ``times``, ``prior``, ``weight`` and what the model holds, by the
         implicit function theorem; a rate at its bound has derivative 0. Not differentiable across a change of polarity.
+        With ``noise_std`` also in that. Where no signal is likelier than any, as where no datum exceeds
+        ``sqrt(2) noise_std``, the status is NONFINITE, the rate NaN and the linear parameters are 0; a negative datum
+        makes its voxel NaN.
 
     Raises
     ------
     ValueError, TypeError
         For times that are too few, negative or not in seconds, shapes that do not fit, complex magnitudes, bounds that
-        leave nothing.
+        leave nothing, ``noise_std`` with complex data, a CustomSignal, or an inversion recovery without
+        ``magnitude=True``.
 
     Notes
     -----
@@ -185,9 +212,15 @@ def fit_voxels(
     if data.dim() < 2:
         raise ValueError(f"data: shape {tuple(data.shape)} does not fit, expected (B, T, ...)")
     if isinstance(model, CustomSignal):
+        if noise_std is not None:
+            raise ValueError(
+                "noise_std: is for the package's signal models, not for a CustomSignal; fit it by least squares, without "
+                "the data near the noise"
+            )
         return _custom(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
     if model.polarity and data.is_complex():
         raise TypeError(f"data: complex, but {type(model).__name__} with magnitude=True takes magnitudes; give .abs()")
+    noise = None if noise_std is None else _noise(noise_std, model, data)
     low, high = _bounds(bounds, model)
     real = REAL_OF[data.dtype]
     tol = (1e-6 if real == torch.float32 else 1e-12) if tol is None else check_number("tol", tol)
@@ -211,25 +244,32 @@ def fit_voxels(
     if model.polarity:  # images in the order of their times: the first of them are the negative ones
         order = settings.reshape(settings.shape[0], images, -1).detach().mean((0, 2)).argsort()
         flat, curves = dense(flat[:, order]), dense(curves[:, :, order])
-    given = [t for t in (flat, curves, start, level) if t is not None]
+    inputs = (flat, curves, start, level, *(() if noise is None else (noise,)))
+    given = [t for t in inputs if t is not None]
     check_out("out", out, (batch, parts, *space), curves, inputs=given)
-    fits = Fit.apply if out is None and needs_grad(*given) else _fit
+    fits, recorded = (_fit, Fit) if noise is None else (fit_rician, RicianFit)
     options = (low, high, model.linear, model.polarity, float(tol), max_iter)
+    if out is None and needs_grad(*given):
+        fits = recorded.apply
     if mask is not None:
-        found = _masked(fits, _checked_mask(mask, data), flat, curves, start, level, options)
+        found = _masked(fits, _checked_mask(mask, data), inputs, options)
     elif out is None:
-        found = fits(flat, curves, start, level, *options)
+        found = fits(*inputs, *options)
     else:
         buffers = (out.view(batch, parts, flat.shape[2]), *_outputs(flat, curves, start, level, *options)[1:])
-        found = _fit(flat, curves, start, level, *options, out=buffers)
+        found = fits(*inputs, *options, out=buffers)
     value, status, count, residual = found
     value = value.reshape(batch, parts, *space)
     if out is not None:
         value = out if mask is None else out.copy_(value)
     shaped, steps, size = (v.reshape(batch, *space) for v in (status, count, residual))
+    known = None if noise is None else partial(
+        information, data=flat.detach(), curves=curves.detach(), noise=noise.detach(), linear=model.linear
+    )  # fmt: skip
     return VoxelFit(
         value, shaped, steps, size, model, _names(model, data.is_complex()),
         ("1/s", *["unit of the data"] * (parts - 1)), data.detach(), partial(_curve_of, kept.detach(), model.linear),
+        known,
     )  # fmt: skip
 
 
@@ -364,14 +404,40 @@ def _prior(
     if not isinstance(weight, Tensor):
         level = prior.new_full((batch, *space), check_number("weight", weight))
     else:
-        check_like("weight", weight, "data", data, dtype=real)
-        level = weight.view(-1, *[1] * len(space)) if weight.shape == (batch,) else weight
-        if level.dim() not in (0, 1 + len(space)) or any(
-            n not in (1, m) for n, m in zip(level.shape, (batch, *space), strict=False)
-        ):
-            raise ValueError(f"weight: shape {tuple(weight.shape)} does not fit, expected (B,) or (B, ...)")
-        level = level.expand(batch, *space)
+        level = _of_voxels("weight", weight, data, real)
     return dense(prior.reshape(batch, shape[1], -1)), dense(level.reshape(batch, -1))
+
+
+def _of_voxels(name: str, value: Tensor, data: Tensor, real: torch.dtype) -> Tensor:
+    """(B,) or (B, ...) as (B, ...)."""
+    batch, _, *space = data.shape
+    check_like(name, value, "data", data, dtype=real)
+    level = value.view(-1, *[1] * len(space)) if value.shape == (batch,) else value
+    if level.dim() not in (0, 1 + len(space)) or any(
+        n not in (1, m) for n, m in zip(level.shape, (batch, *space), strict=False)
+    ):
+        raise ValueError(f"{name}: shape {tuple(value.shape)} does not fit, expected (B,) or (B, ...)")
+    return level.expand(batch, *space)
+
+
+def _noise(noise_std: Tensor | float, model: SignalModel, data: Tensor) -> Tensor:
+    """(B, N)."""
+    if data.is_complex():
+        raise TypeError("noise_std: is for magnitudes, but the data are complex; give .abs(), or leave it out")
+    if isinstance(model, InversionRecovery) and not model.polarity:
+        raise ValueError(
+            f"noise_std: is for magnitudes, but {type(model).__name__} has signed data; give it magnitude=True"
+        )
+    batch, _, *space = data.shape
+    if not isinstance(noise_std, Tensor):
+        return data.new_full((batch, math.prod(space)), check_number("noise_std", noise_std, above=True))
+    level = _of_voxels("noise_std", noise_std, data, data.dtype)
+    if _read(noise_std) and noise_std.numel():
+        least, most = (float(f(noise_std.detach())) for f in (torch.min, torch.max))
+        if not (least > 0 and most < math.inf):
+            worst = most if least > 0 else least
+            raise ValueError(f"noise_std: {worst:g} among them, expected finite numbers above 0")
+    return dense(level.reshape(batch, -1))
 
 
 def _checked_mask(mask: Tensor, data: Tensor) -> Tensor:
@@ -386,13 +452,11 @@ def _checked_mask(mask: Tensor, data: Tensor) -> Tensor:
 def _masked(
     fits: Any,
     mask: Tensor,
-    data: Tensor,
-    curves: Tensor,
-    prior: Tensor | None,
-    weight: Tensor | None,
+    inputs: tuple[Any, ...],
     options: tuple[Any, ...],
 ) -> tuple[Tensor, ...]:
     """Of the voxels inside alone, as a single sample: tables of their own where they are not those of all."""
+    data, curves, prior, *maps = inputs  # weight, noise: (B, N)
     where = mask.reshape(-1).nonzero()[:, 0]
 
     def inside(t: Tensor) -> Tensor:  # (B, X, N) -> (1, X, voxels)
@@ -410,5 +474,5 @@ def _masked(
         wide = curves.expand(batch, *curves.shape[1:3], n).flatten(1, 2)
         table = inside(wide).unflatten(1, curves.shape[1:3])
     start = None if prior is None else inside(prior)
-    level = None if weight is None else inside(weight[:, None])[:, 0]
-    return tuple(outside(t) for t in fits(inside(data), table, start, level, *options))
+    levels = (None if t is None else inside(t[:, None])[:, 0] for t in maps)
+    return tuple(outside(t) for t in fits(inside(data), table, start, *levels, *options))
