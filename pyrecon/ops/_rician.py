@@ -1,9 +1,9 @@
 """Maximum likelihood, voxel by voxel, of magnitudes of a signal in complex Gaussian noise of known standard deviation.
 
-The magnitude s of a signal f in noise of standard deviation sigma in its real and in its imaginary part has the density
-``s / sigma^2 exp(-(s^2 + f^2) / (2 sigma^2)) I0(s f / sigma^2)`` (S. O. Rice; H. Gudbjartsson, S. Patz, The Rician
-distribution of noisy MRI data, Magn. Reson. Med. 34, 1995, eq. 1). Its likelihood (J. Sijbers et al., Maximum-likelihood
-estimation of Rician distribution parameters, IEEE Trans. Med. Imaging 17, 1998, eq. 12) gives
+The magnitude s of a signal f, in noise of standard deviation sigma in its real and in its imaginary part, has the
+density ``s / sigma^2 exp(-(s^2 + f^2) / (2 sigma^2)) I0(s f / sigma^2)`` (H. Gudbjartsson, S. Patz, The Rician
+distribution of noisy MRI data, Magn. Reson. Med. 34, 1995, eq. 1). Its likelihood (J. Sijbers et al.,
+Maximum-likelihood estimation of Rician distribution parameters, IEEE Trans. Med. Imaging 17, 1998) gives
 
     argmin over p = (R, c):   sum_t [f_t^2 - 2 sigma^2 log I0(s_t f_t / sigma^2)] + weight |p - prior|^2,
     low <= R <= high.
@@ -14,12 +14,12 @@ Half of it has in f_t the derivatives, with A = I1 / I0 and z = s f / sigma^2,
 
 Everything below is in units of sigma: s and c are divided by it, the weight of the rate by its square. A Newton
 iteration in all parameters starts from the least-squares fit to ``sqrt(max(s^2 - 2 sigma^2, 0))``, for the mean of s^2
-is f^2 + 2 sigma^2. Where half the Hessian has a negative curvature along the rate its size is taken; where it has one in
-the linear parameters the step is that of ``J^T J``, which bounds them from above (A' is never negative). Steps that
-would raise the objective are shortened by damping.
+is f^2 + 2 sigma^2; it ends in the minimum of that basin. Where half the Hessian has a negative curvature along the
+rate, its size is taken; where it has one in the linear parameters, the step is that of ``J^T J``, which bounds them
+from above (A' is never negative). Steps that would raise the objective are shortened by damping.
 
-Where all magnitudes are below sqrt(2) sigma, and at some others, no signal at all is the likeliest: log I0(z) <= z^2 / 4.
-It has no rate.
+Where no magnitude exceeds sqrt(2) sigma, and at some others, no signal at all is the likeliest: log I0(z) <= z^2 / 4.
+It has no rate, and is lost like a voxel whose least-squares fit is.
 
 The derivatives of the minimum are those of :mod:`pyrecon.ops._fit`, with this gradient and this Hessian.
 """
@@ -190,9 +190,7 @@ def _factors_solved(m: list[list[Tensor]], b: list[Tensor]) -> tuple[list[Tensor
     return [b[0] / m[0][0] - ratio * second, second], (m[0][0] > 0) & (pivot > 0)
 
 
-def _step(
-    m: list[list[Tensor]], g: list[Tensor], least: Tensor, most: Tensor
-) -> tuple[list[Tensor], Tensor, Tensor]:
+def _step(m: list[list[Tensor]], g: list[Tensor], least: Tensor, most: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
     """The step ``-m^-1 g`` whose change of rate is within limits, whether the factors' part of m is positive, and
     whether the whole is, or the rate stays at its bound."""
     row = m[-1][:-1]
@@ -330,9 +328,7 @@ def _grad_curves(u: Tensor, value: Tensor, data: Tensor, curves: Tensor, noise: 
     return grad
 
 
-def information(
-    value: Tensor, data: Tensor, curves: Tensor, noise: Tensor, linear: int
-) -> Tensor:
+def information(value: Tensor, data: Tensor, curves: Tensor, noise: Tensor, linear: int) -> Tensor:
     """(B, N, P, P) in double precision: minus the second derivatives of the log-likelihood, the rate first."""
     value, data, curves, noise = (t.double() for t in (value, data, curves, noise))
     here = _Voxels(data, curves, None, None, noise, linear).at(to_sigma(value, noise))

@@ -152,7 +152,7 @@ def fit_voxels(
     p are the rate (1/s) and the linear parameters, real and imaginary parts where the data are complex.
 
     With ``noise_std`` = sigma the data s are magnitudes in Rician noise and p is the likeliest (J. Sijbers et al., IEEE
-    Trans. Med. Imaging 17, 1998, eq. 12): least squares takes what noise leaves of magnitudes, 1.25 sigma at least, for
+    Trans. Med. Imaging 17, 1998): least squares takes what noise leaves of magnitudes, 1.25 sigma at least, for
     signal, and a decay for slower than it is. Instead of ``|data - f(p)|^2`` stands
 
         sum_t [f_t(p)^2 - 2 sigma^2 log I0(s_t f_t(p) / sigma^2)].
@@ -214,8 +214,8 @@ def fit_voxels(
     if isinstance(model, CustomSignal):
         if noise_std is not None:
             raise ValueError(
-                "noise_std: is for the package's signal models, not for a CustomSignal; fit it by least squares, without "
-                "the data near the noise"
+                "noise_std: is for the package's signal models, not for a CustomSignal; leave it out, and the data near "
+                "the noise with it"
             )
         return _custom(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
     if model.polarity and data.is_complex():
