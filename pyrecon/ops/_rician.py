@@ -14,12 +14,15 @@ Half of it has in f_t the derivatives, with A = I1 / I0 and z = s f / sigma^2,
 
 Everything below is in units of sigma: s and c are divided by it, the weight of the rate by its square. A Newton
 iteration in all parameters starts from the least-squares fit to ``sqrt(max(s^2 - 2 sigma^2, 0))``, for the mean of s^2
-is f^2 + 2 sigma^2; it ends in the minimum of that basin. Where half the Hessian has a negative curvature along the
-rate, its size is taken; where it has one in the linear parameters, the step is that of ``J^T J``, which bounds them
-from above (A' is never negative). Steps that would raise the objective are shortened by damping.
+is f^2 + 2 sigma^2, and ends in the minimum of that basin: among 4,000 decays of eight echoes a start at one of 13 other
+rates found a better one for none with M0 = 10 sigma, for 1 % with 5 sigma and for 5 % with 2.5 sigma. Where half the
+Hessian has a negative curvature along the rate, its size is taken; where it has one in the linear parameters, the step
+is that of ``J^T J``, which bounds them from above (A' is never negative). Steps that would raise the objective are
+shortened by damping.
 
-Where no magnitude exceeds sqrt(2) sigma, and at some others, no signal at all is the likeliest: log I0(z) <= z^2 / 4.
-It has no rate, and is lost like a voxel whose least-squares fit is.
+With one linear parameter c and a fixed rate the objective is convex in c^2, for log I0 of a root is concave. So no
+signal at all is the likeliest where, at every rate, the mean of s^2 weighed by phi^2 is at most 2 sigma^2. It has no
+rate, and is lost like a voxel whose least-squares fit is.
 
 The derivatives of the minimum are those of :mod:`pyrecon.ops._fit`, with this gradient and this Hessian.
 """

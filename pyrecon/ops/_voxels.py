@@ -214,8 +214,8 @@ def fit_voxels(
     if isinstance(model, CustomSignal):
         if noise_std is not None:
             raise ValueError(
-                "noise_std: is for the package's signal models, not for a CustomSignal; leave it out, and the data near "
-                "the noise with it"
+                "noise_std: is for the package's signal models, not for a CustomSignal; leave out both it and the data "
+                "near the noise"
             )
         return _custom(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
     if model.polarity and data.is_complex():
@@ -247,10 +247,10 @@ def fit_voxels(
     inputs = (flat, curves, start, level, *(() if noise is None else (noise,)))
     given = [t for t in inputs if t is not None]
     check_out("out", out, (batch, parts, *space), curves, inputs=given)
-    fits, recorded = (_fit, Fit) if noise is None else (fit_rician, RicianFit)
-    options = (low, high, model.linear, model.polarity, float(tol), max_iter)
+    fits: Callable[..., tuple[Tensor, ...]] = _fit if noise is None else fit_rician
     if out is None and needs_grad(*given):
-        fits = recorded.apply
+        fits = Fit.apply if noise is None else RicianFit.apply
+    options = (low, high, model.linear, model.polarity, float(tol), max_iter)
     if mask is not None:
         found = _masked(fits, _checked_mask(mask, data), inputs, options)
     elif out is None:
@@ -405,7 +405,8 @@ def _prior(
         level = prior.new_full((batch, *space), check_number("weight", weight))
     else:
         level = _of_voxels("weight", weight, data, real)
-    return dense(prior.reshape(batch, shape[1], -1)), dense(level.reshape(batch, -1))
+    count = math.prod(space)  # -1 would not do for empty batches
+    return dense(prior.reshape(batch, shape[1], count)), dense(level.reshape(batch, count))
 
 
 def _of_voxels(name: str, value: Tensor, data: Tensor, real: torch.dtype) -> Tensor:
@@ -437,7 +438,7 @@ def _noise(noise_std: Tensor | float, model: SignalModel, data: Tensor) -> Tenso
         if not (least > 0 and most < math.inf):
             worst = most if least > 0 else least
             raise ValueError(f"noise_std: {worst:g} among them, expected finite numbers above 0")
-    return dense(level.reshape(batch, -1))
+    return dense(level.reshape(batch, math.prod(space)))
 
 
 def _checked_mask(mask: Tensor, data: Tensor) -> Tensor:
