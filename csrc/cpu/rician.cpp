@@ -274,9 +274,8 @@ struct Worker {
 };
 
 template <class T, int Linear>
-void fit_all(const T* data, const T* curves, const T* prior, const T* weight, const T* noise, const T* start, T* value,
-             int8_t* status, int32_t* count, T* residual, const FitShape& shape, T low, T high, T tol, int max_iter,
-             int threads) {
+void fit_all(const T* data, const T* curves, const T* prior, const T* weight, const T* noise, T* value, int8_t* status,
+             int32_t* count, T* residual, const FitShape& shape, T low, T high, T tol, int max_iter, int threads) {
   typedef Vec<T> V;
   constexpr int64_t L = lanes<T>;
   const int64_t size = shape.voxels, all = shape.batch * ((size + L - 1) / L);
@@ -288,7 +287,7 @@ void fit_all(const T* data, const T* curves, const T* prior, const T* weight, co
     each_block<T>(shape, begin, end, [&](int64_t b, int64_t v, int64_t here, bool fresh) {
       w.take(data, curves, prior, weight, noise, b, v, here, fresh);
       V p[Linear + 1];
-      w.parameters(start, b, v, here, p);
+      w.parameters(value, b, v, here, p);
       for (int i = 0; i < Linear; ++i) p[i] /= w.block.sigma;
       Found<T, Linear> f = minimum<T, Linear>(w.block, p, low, high, tol, max_iter);
       for (int i = 0; i < Linear; ++i) f.p[i] *= w.block.sigma;
@@ -358,12 +357,12 @@ void backward_all(const T* grad, const T* value, const T* data, const T* curves,
 }  // namespace
 
 template <class T>
-void fit_rician(const T* data, const T* curves, const T* prior, const T* weight, const T* noise, const T* start,
-                T* value, int8_t* status, int32_t* count, T* residual, const FitShape& shape, double low, double high,
-                double tol, int max_iter, int threads) {
+void fit_rician(const T* data, const T* curves, const T* prior, const T* weight, const T* noise, T* value,
+                int8_t* status, int32_t* count, T* residual, const FitShape& shape, double low, double high, double tol,
+                int max_iter, int threads) {
   const auto run = shape.linear == 2 ? &fit_all<T, 2> : &fit_all<T, 1>;
-  run(data, curves, prior, weight, noise, start, value, status, count, residual, shape, T(low), T(high), T(tol),
-      max_iter, threads);
+  run(data, curves, prior, weight, noise, value, status, count, residual, shape, T(low), T(high), T(tol), max_iter,
+      threads);
 }
 
 template <class T>
@@ -372,6 +371,22 @@ void fit_rician_backward(const T* grad, const T* value, const T* data, const T* 
                          double high, int threads) {
   const auto run = shape.linear == 2 ? &backward_all<T, 2> : &backward_all<T, 1>;
   run(grad, value, data, curves, prior, weight, noise, grad_data, grad_noise, u, shape, T(low), T(high), threads);
+}
+
+template <class T>
+void rician_cleared(const T* data, const T* noise, T* cleared, int64_t batch, int64_t images, int64_t voxels,
+                    int threads) {
+  typedef Vec<T> V;
+  const int64_t blocks = (voxels + lanes<T> - 1) / lanes<T>;
+  parallel_for(threads, batch * images * blocks, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / blocks, v = i % blocks * lanes<T>, here = voxels - v;
+      const V sigma = load_part(noise + row / images * voxels + v, here), s = load_part(data + row * voxels + v, here);
+      const V ratio = sigma / s, left = positive<T>(T(1) - T(2) * ratio * ratio);
+      const Ints<T> valid = (s >= V{}) & (sigma > V{}) & (sigma - sigma == V{});
+      store_part<T>(cleared + row * voxels + v, valid ? s * root<T>(left) : splat(T(__builtin_nan(""))), here);
+    }
+  });
 }
 
 template <class T>
@@ -387,7 +402,8 @@ void bessel_ratios(const T* z, T* ratio, T* slope, T* log, int64_t n) {
 }
 
 #define PYRECON_RICIAN(T)                                                                                            \
-  template void fit_rician<T>(const T*, const T*, const T*, const T*, const T*, const T*, T*, int8_t*, int32_t*, T*, \
+  template void rician_cleared<T>(const T*, const T*, T*, int64_t, int64_t, int64_t, int);                           \
+  template void fit_rician<T>(const T*, const T*, const T*, const T*, const T*, T*, int8_t*, int32_t*, T*,           \
                               const FitShape&, double, double, double, int, int);                                    \
   template void fit_rician_backward<T>(const T*, const T*, const T*, const T*, const T*, const T*, const T*, T*, T*, \
                                        T*, const FitShape&, double, double, int);                                    \

@@ -256,19 +256,28 @@ def _minimum(
     return p, status, count, residual
 
 
+def _cleared(data: Tensor, noise: Tensor) -> Tensor:
+    """What least squares starts from; data that are negative and noise that is not positive are no numbers."""
+    valid = (data >= 0) & ((noise > 0) & torch.isfinite(noise))[:, None]
+    return torch.where(valid, data * (1 - 2 * (noise[:, None] / data).square()).clamp(min=0).sqrt(), torch.nan)
+
+
 def _reference(
     data: Tensor,
     curves: Tensor,
     prior: Tensor | None,
     weight: Tensor | None,
     noise: Tensor,
-    start: Tensor,
     low: float,
     high: float,
     linear: int,
+    polarity: bool,
     tol: float,
     max_iter: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    start, *_ = _fit.reference(
+        _cleared(data, noise), curves, prior, weight, low, high, linear, polarity, _START, max_iter
+    )
     voxels = _Voxels(data, curves, prior, weight, noise, linear)
     p, status, count, residual = _minimum(voxels, to_sigma(start, noise), low, high, tol, max_iter)
     return torch.stack((p[-1], *(c * noise for c in p[:-1])), 1), status, count, residual
@@ -351,22 +360,24 @@ def _cpp(
     prior: Tensor | None,
     weight: Tensor | None,
     noise: Tensor,
-    start: Tensor,
     low: float,
     high: float,
     linear: int,
+    polarity: bool,
     tol: float,
     max_iter: int,
     value: Tensor,
-    status: Tensor,
-    count: Tensor,
-    residual: Tensor,
+    *maps: Tensor,
 ) -> None:
-    kernel = _core.fit_rician_f32 if data.dtype == torch.float32 else _core.fit_rician_f64
+    single = data.dtype == torch.float32
+    sizes, threads, cleared = _sizes(data, curves), kernel_threads(), torch.empty_like(data)
+    clear = _core.rician_cleared_f32 if single else _core.rician_cleared_f64
+    clear(*_addresses(data, noise, cleared), *sizes[:3], threads)
+    _fit.kernels["cpp"](cleared, curves, prior, weight, low, high, linear, polarity, _START, max_iter, value, *maps)
+    kernel = _core.fit_rician_f32 if single else _core.fit_rician_f64  # from value, which it overwrites
     kernel(
-        *_addresses(data, curves, prior, weight, noise, start, value, status, count, residual),
-        *_sizes(data, curves), linear, low, high, tol, max_iter, kernel_threads(),
-    )  # fmt: skip
+        *_addresses(data, curves, prior, weight, noise, value, *maps), *sizes, linear, low, high, tol, max_iter, threads
+    )
 
 
 def _backward_cpp(
@@ -391,18 +402,10 @@ def _backward_cpp(
     )  # fmt: skip
 
 
-def _outputs(data: Tensor, curves: Tensor, prior: Any, weight: Any, noise: Tensor, start: Tensor, *_: Any) -> Any:
-    of_voxels = (
-        noise.new_empty(noise.shape, dtype=torch.int8), noise.new_empty(noise.shape, dtype=torch.int32),
-        torch.empty_like(noise),
-    )  # fmt: skip
-    return (torch.empty_like(start), *of_voxels)
-
-
-_fit_rician = Op(
-    "fit_rician(Tensor data, Tensor curves, Tensor? prior, Tensor? weight, Tensor noise, Tensor start, float low, "
-    "float high, int linear, float tol, int max_iter) -> (Tensor, Tensor, Tensor, Tensor)",
-    outputs=_outputs,
+fit_rician = Op(
+    "fit_rician(Tensor data, Tensor curves, Tensor? prior, Tensor? weight, Tensor noise, float low, float high, "
+    "int linear, bool polarity, float tol, int max_iter) -> (Tensor, Tensor, Tensor, Tensor)",
+    outputs=lambda data, curves, prior, weight, noise, *options: _fit.outputs(data, curves, prior, weight, *options),
     reference=_reference,
     kernels={"cpp": _cpp},
 )
@@ -424,30 +427,6 @@ _fit_rician_curves_backward = Op(  # in plain torch, as that of least squares
 )
 
 
-def fit_rician(
-    data: Tensor,
-    curves: Tensor,
-    prior: Tensor | None,
-    weight: Tensor | None,
-    noise: Tensor,
-    low: float,
-    high: float,
-    linear: int,
-    polarity: bool,
-    tol: float,
-    max_iter: int,
-    out: tuple[Tensor, ...] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both fits; data that are negative and noise that is not positive are no numbers."""
-    cleared = data * (1 - 2 * (noise[:, None] / data).square()).clamp(min=0).sqrt()
-    valid = (data >= 0) & ((noise > 0) & torch.isfinite(noise))[:, None]
-    cleared = dense(torch.where(valid, cleared, torch.nan))
-    start, *_ = _fit(cleared, curves, prior, weight, low, high, linear, polarity, _START, max_iter)
-    return _fit_rician(  # type: ignore[no-any-return]
-        data, curves, prior, weight, noise, start, low, high, linear, tol, max_iter, out=out
-    )
-
-
 class RicianFit(torch.autograd.Function):
     """The derivatives of the minimum, see the top of this file."""
 
@@ -455,7 +434,7 @@ class RicianFit(torch.autograd.Function):
     def forward(
         data: Tensor, curves: Tensor, prior: Tensor | None, weight: Tensor | None, noise: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return fit_rician(data, curves, prior, weight, noise, *options)
+        return fit_rician(data, curves, prior, weight, noise, *options)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
