@@ -171,12 +171,12 @@ def magnitudes() -> tuple[Tensor, Tensor]:
     return data, fit_voxels("t2", data.double(), MAGNITUDES, noise_std=NOISE).value
 
 
-def likeliest_in_torch(data: Tensor, times: Tensor, noise: float, iterations: int = 12) -> Tensor:
-    """Newton in (R2, M0) from one rate for all; with J^T J where the Hessian is not positive."""
+def likeliest_in_torch(data: Tensor, times: Tensor, noise: float, iterations: int = 8) -> Tensor:
+    """Newton in (R2, M0) from one rate for all; with J^T J in the first steps, and where the Hessian is not positive."""
     s, t = data.flatten(2)[0] / noise, times.to(data.dtype)[:, None]
     rate = torch.full_like(s[0], 20.0)
     factor = s[0] * torch.exp(t[0] * rate)
-    for _ in range(iterations):
+    for i in range(iterations):
         phi = torch.exp(-t * rate)
         f = factor * phi
         z = s * f
@@ -190,7 +190,7 @@ def likeliest_in_torch(data: Tensor, times: Tensor, noise: float, iterations: in
             (q * phi**2).sum(0),
         )
         plain = slope.square().sum(0), (slope * phi).sum(0), phi.square().sum(0)
-        fine = (cc > 0) & (rr * cc > rc.square())
+        fine = (cc > 0) & (rr * cc > rc.square()) & (i > 5)
         rr, rc, cc = (torch.where(fine, m, n) for m, n in zip((rr, rc, cc), plain, strict=True))
         below = rr * cc - rc.square()
         dr, dc = -(cc * g[0] - rc * g[1]) / below, -(rr * g[1] - rc * g[0]) / below
@@ -213,7 +213,7 @@ def test_rician_echoes(timed: Callable[..., None], impl: str) -> None:
         row=f"T2 fit {SIZE} x {SIZE}, 8 echoes, Rician",
         impl=impl,
         expected=expected,
-        k=SAME if impl == "pyrecon" else 50 * SAME,  # its A' is a difference
+        k=SAME,
         goal={"ratio": 1 / 15, "against": "torch"},
         bytes_moved=data.nbytes + out.nbytes,
         sizes={"voxels": SIZE * SIZE, "images": 8},

@@ -204,7 +204,7 @@ def fit_voxels(
     Notes
     -----
     CPU (C++) and, on a GPU, plain torch. Beside the maps that are returned memory does not grow with the number of
-    voxels, but for a copy of the data where they are magnitudes or have a mask.
+    voxels, but for a copy of the data where they are magnitudes, have a mask or ``noise_std``.
     """
     if not isinstance(model, CustomSignal):
         model = model_of(model)

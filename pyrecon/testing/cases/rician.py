@@ -61,7 +61,7 @@ def magnitudes(name: str, batch: int, *space: int, per_voxel: bool = False, with
 
 
 # As of least squares: the gradient's roundings, times what they are to its slope, which noise near the signal flattens.
-_K = 4000
+_K = 400
 _REAL = (torch.float32, torch.float64)
 
 CASES = (
