@@ -172,7 +172,7 @@ def magnitudes() -> tuple[Tensor, Tensor]:
 
 
 def likeliest_in_torch(data: Tensor, times: Tensor, noise: float, iterations: int = 8) -> Tensor:
-    """Newton in (R2, M0) from one rate for all; with J^T J in the first steps, and where the Hessian is not positive."""
+    """Newton in (R2, M0) from one rate for all; with J^T J first, and where the Hessian is not positive."""
     s, t = data.flatten(2)[0] / noise, times.to(data.dtype)[:, None]
     rate = torch.full_like(s[0], 20.0)
     factor = s[0] * torch.exp(t[0] * rate)

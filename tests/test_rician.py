@@ -323,6 +323,19 @@ def test_noise_is_a_number_or_a_map() -> None:
     torch.testing.assert_close(scaled.rate, fit.rate.expand(3, -1, -1), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("implementation", ["cpp", "reference"])
+def test_units_do_not_matter(implementation: str) -> None:
+    """Powers of two change no digit."""
+    model, data, times, noise = data_of("t2", 40)
+    data, times, noise = data.float(), times.float(), noise.float()
+    with backend(implementation):
+        fit = fit_voxels(model, data, times, noise_std=noise)
+        for scale in (2.0**-50, 2.0**50):
+            other = fit_voxels(model, scale * data, times, noise_std=scale * noise)
+            assert torch.equal(other.rate, fit.rate)
+            assert torch.equal(other.factors[0], scale * fit.factors[0])
+
+
 def test_masks_and_buffers() -> None:
     model, data, times, noise = data_of("t2", 4, 5)
     mask = torch.rand(1, 4, 5, generator=torch.Generator().manual_seed(2)) < 0.5

@@ -266,7 +266,7 @@ struct Worker {
     const V inverse = T(1) / block.sigma, w = weight ? of_voxel(weight, b, v, count) : V{};
     for (int64_t t = 0; t < shape.images; ++t) block.s[t] = of_voxel(data, b * shape.images + t, v, count) * inverse;
     for (int i = 0; i <= Linear; ++i) block.weight[i] = w, block.prior[i] = V{};
-    block.weight[Linear] *= inverse * inverse;
+    block.weight[Linear] = w * inverse * inverse;  // in this order: the square may be no number
     if (!prior) return;
     parameters(prior, b, v, count, block.prior);
     for (int i = 0; i < Linear; ++i) block.prior[i] *= inverse;
@@ -347,7 +347,7 @@ void backward_all(const T* grad, const T* value, const T* data, const T* curves,
       }
       store_part<T>(grad_noise + b * size + v, known ? T(-2) * of_noise * inverse : zero, here);
       for (int i = 0; i < last; ++i) step.by[i] *= inverse;
-      step.by[last] *= inverse * inverse;
+      step.by[last] = step.by[last] * inverse * inverse;
       for (V& by : step.by) by = known ? by : zero;
       w.put(u, b, v, here, step.by);
     });
