@@ -23,6 +23,7 @@ void register_langevin(pybind11::module_& m);
 void register_learned_consistency(pybind11::module_& m);
 void register_radon(pybind11::module_& m);
 void register_rdn(pybind11::module_& m);
+void register_rician(pybind11::module_& m);
 void register_variation(pybind11::module_& m);
 void register_sense(pybind11::module_& m);
 void register_sine(pybind11::module_& m);

@@ -57,6 +57,7 @@ PYBIND11_MODULE(_core, m) {
   register_learned_consistency(m);
   register_radon(m);
   register_rdn(m);
+  register_rician(m);
   register_variation(m);
   register_sense(m);
   register_sine(m);

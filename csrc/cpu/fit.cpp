@@ -1,8 +1,7 @@
 #include "cpu/fit.hpp"
 
-#include "cpu/lookup.hpp"
 #include "cpu/parallel.hpp"
-#include "cpu/simd.hpp"
+#include "cpu/voxels.hpp"
 
 // Lanes are voxels. All that an iteration needs are sums over the images of products of phi(R), its two derivatives and
 // the data, made in one pass; with two factors the first is eliminated by centring, in a pass before. Written after
@@ -12,105 +11,21 @@ namespace pyrecon::PYRECON_ISA {
 namespace {
 
 constexpr int grid_points = 16;
-constexpr int rows = 5;  // of the table: time, p + q, q, 1 - u, u
-constexpr int converged = 0, limit_reached = 1, nonfinite = 3;
-
-// 1 - exp(-x) and exp(-x) for x >= 0: exp(-x) = 2^k (1 + g), g = expm1(f) by its series, |f| <= ln(2) / 2. Adding a
-// number whose last bit is worth one rounds, and leaves k in the low bits, from where it moves to the exponent.
-template <class T>
-PYRECON_INLINE Vec<T> one_minus_exp(Vec<T> x, Vec<T>& exponential) {
-  constexpr bool single = sizeof(T) == 4;
-  constexpr int mantissa = single ? 23 : 52;
-  typedef decltype(Ints<T>{}[0] + 0) Int;
-  constexpr Int bias = Int(single ? 127 : 1023) << mantissa;
-  constexpr T magic = T(3) * T(Int(1) << (mantissa - 1));
-  const T most = single ? T(80) : T(700);
-  const Vec<T> y = x > most ? splat<T>(-most) : -x;  // NaN stays
-  const Vec<T> k = y * T(1.4426950408889634) + magic, n = k - magic;
-  const Vec<T> f = single ? (y - n * T(0.693359375)) + n * T(2.12194440e-4)
-                          : (y - n * T(0.693147180369123816490)) - n * T(1.90821492927058770002e-10);
-  constexpr int terms = single ? 7 : 14;
-  T over = 1;
-  for (int i = 2; i <= terms; ++i) over /= T(i);
-  Vec<T> g = splat(over);
-  for (int i = terms; i > 1; --i) {
-    over *= T(i);
-    g = g * f + over;
-  }
-  g *= f;
-  const Vec<T> two = (Vec<T>)(((Ints<T>)k << mantissa) + bias);
-  const Vec<T> scaled = two * g;
-  exponential = two + scaled;
-  return (T(1) - two) - scaled;
-}
-
-template <class T>
-PYRECON_INLINE bool any(Ints<T> mask) {
-  int64_t words[sizeof(mask) / 8], all = 0;
-  std::memcpy(words, &mask, sizeof mask);
-  for (const int64_t w : words) all |= w;
-  return all != 0;
-}
-
-template <class T>
-PYRECON_INLINE Vec<T> load_part(const T* p, int64_t count) {
-  if (count >= lanes<T>) return load(p);
-  T part[lanes<T>] = {};
-  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
-  return load(part);
-}
-
-template <class T>
-PYRECON_INLINE void store_part(T* p, Vec<T> v, int64_t count) {
-  if (count >= lanes<T>) return store<T>(p, v);
-  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
-}
-
-template <class T>
-PYRECON_INLINE void load_complex(const T* p, int64_t count, Vec<T>& re, Vec<T>& im) {
-  const Vec<T> a = load_part(p, 2 * count), b = load_part(p + lanes<T>, 2 * count - lanes<T>);
-  re = pick<PickEvery<0>>(a, b), im = pick<PickEvery<1>>(a, b);
-}
-
-template <class T>
-PYRECON_INLINE void store_complex(T* p, Vec<T> re, Vec<T> im, int64_t count) {
-  store_part<T>(p, pick<PickZip<0>>(re, im), 2 * count);
-  store_part<T>(p + lanes<T>, pick<PickZip<1>>(re, im), 2 * count - lanes<T>);
-}
 
 // What a thread works on: `lanes` voxels of a sample. Memory of the caller.
 template <class T, int K, int Linear>
-struct Block {
+struct Block : Curves<T> {
   typedef Vec<T> V;
-  int64_t images, count;
-  bool plain = false;  // u = 0: no division
-  const V* table;      // rows x images
-  V* s;                // images x K, centred where Linear is 2
-  V* phi;              // images
-  V* slope;            // images, d phi / dR
+  using Curves<T>::images, Curves<T>::row, Curves<T>::time, Curves<T>::shapes;
+  V* s;      // images x K, centred where Linear is 2
+  V* phi;    // images
+  V* slope;  // images, d phi / dR
   V weight, rate0, factor0[Linear][K];
   V total, mean[K];  // Linear 2: images + weight, and the data's mean
 
   struct At {
     V first, second, below, phi_mean, norm, cross[K], with_a[K], factor[Linear][K];
   };
-
-  PYRECON_MEMBER V time(int64_t t) const { return table[t]; }
-  PYRECON_MEMBER V row(int r, int64_t t) const { return table[r * images + t]; }
-
-  // phi and its derivatives in R of image t.
-  PYRECON_MEMBER void shapes(V rate, int64_t t, V& value, V& d1, V& d2) const {
-    V e;
-    const V at = time(t), m = one_minus_exp<T>(at * rate, e), q = row(2, t), change_e = -at * e;
-    if (plain) {
-      value = row(1, t) - q * m, d1 = q * change_e, d2 = -at * d1;
-      return;
-    }
-    const V u = row(4, t), rest = row(3, t), inverse = T(1) / (rest + u * m);
-    const V change = (q * rest + u * row(1, t)) * inverse * inverse;
-    value = (row(1, t) - q * m) * inverse, d1 = change * change_e;
-    d2 = change_e * (T(2) * u * change * inverse * change_e - change * at);
-  }
 
   // Half the objective's derivatives in R at the best factors; `below` is the part of it that depends on R.
   template <bool Derivatives = true>
@@ -333,10 +248,8 @@ struct Worker {
 
   void start(const T* curves, bool with_grid) {  // of a sample
     const int64_t n = shape.images;
-    block.plain = !shape.per_voxel;
     if (shape.per_voxel) return;
-    for (int64_t t = 0; t < n; ++t) block.plain &= curves[4 * n + t] == 0 && curves[3 * n + t] == 1;
-    for (int64_t i = 0; i < rows * n; ++i) table[i] = splat(curves[i]);
+    block.share(curves);
     if (!with_grid) return;
     for (int g = 0; g < grid_points; ++g) {
       T sum = 0, power = 0;
@@ -357,9 +270,7 @@ struct Worker {
   // Voxels [v, v + count) of a sample.
   void take(const T* data, const T* curves, const T* prior, const T* weight, int64_t v, int64_t count) {
     const int64_t n = shape.images, size = shape.voxels;
-    block.count = count;
-    if (shape.per_voxel)
-      for (int64_t i = 0; i < rows * n; ++i) table[i] = load_part(curves + i * size + v, count);
+    if (shape.per_voxel) block.Curves<T>::take(curves, size, v, count);
     for (int64_t t = 0; t < n; ++t) {
       if constexpr (K == 1)
         s[t] = load_part(data + t * size + v, count);
@@ -385,12 +296,9 @@ void fit_all(const T* data, const T* curves, const T* prior, const T* weight, co
   const Scratch<T> memory(each * shares);
   parallel_shares(shares, all, [&](int share, int64_t begin, int64_t end) {
     Worker<T, K, Linear> w(memory.get() + share * each, shape, grid);
-    int64_t sample = -1;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / blocks, v = i % blocks * L, here = size - v < L ? size - v : L;
+    each_block<T>(shape, begin, end, [&](int64_t b, int64_t v, int64_t here, bool fresh) {
       const T* table = curves + b * shape.per_sample;
-      if (b != sample && (sample < 0 || shape.per_sample)) w.start(table, true);
-      sample = b;
+      if (fresh) w.start(table, true);
       w.take(data + b * n * size * K, table, prior ? prior + b * parts * size : nullptr,
              weight ? weight + b * size : nullptr, v, here);
       Found<T, K, Linear> f;
@@ -431,7 +339,7 @@ void fit_all(const T* data, const T* curves, const T* prior, const T* weight, co
         status[b * size + v + l] = f.lost[l] ? nonfinite : f.running[l] ? limit_reached : converged;
         count[b * size + v + l] = static_cast<int32_t>(f.count[l]);
       }
-    }
+    });
   });
 }
 
@@ -446,12 +354,9 @@ void backward_all(const T* grad, const T* value, const T* data, const T* curves,
   const Scratch<T> memory(each * shares);
   parallel_shares(shares, all, [&](int share, int64_t begin, int64_t end) {
     Worker<T, K, Linear> w(memory.get() + share * each, shape, nullptr);
-    int64_t sample = -1;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / blocks, v = i % blocks * L, here = size - v < L ? size - v : L;
+    each_block<T>(shape, begin, end, [&](int64_t b, int64_t v, int64_t here, bool fresh) {
       const T* table = curves + b * shape.per_sample;
-      if (b != sample && (sample < 0 || shape.per_sample)) w.start(table, false);
-      sample = b;
+      if (fresh) w.start(table, false);
       w.take(data + b * n * size * K, table, prior ? prior + b * parts * size : nullptr,
              weight ? weight + b * size : nullptr, v, here);
       const T *g = grad + b * parts * size + v, *p = value + b * parts * size + v;
@@ -511,7 +416,7 @@ void backward_all(const T* grad, const T* value, const T* data, const T* curves,
         else
           store_part<T>(at_data, shape.polarity ? moved[0] * w.magnitudes[t] : moved[0], here);
       }
-    }
+    });
   });
 }
 

@@ -28,6 +28,14 @@ PYRECON_INLINE Vec<T> whole(Ints<T> i) {
 }
 
 template <class T>
+PYRECON_INLINE bool any(Ints<T> mask) {
+  int64_t words[sizeof(mask) / 8], all = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const int64_t w : words) all |= w;
+  return all != 0;
+}
+
+template <class T>
 PYRECON_INLINE Vec<T> floored(Vec<T> v) {
 #if defined(__AVX512F__) && PYRECON_VECTOR_BYTES == 64
   // Not the plain forms, of which GCC 12 warns in its own header.

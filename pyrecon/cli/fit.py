@@ -69,7 +69,8 @@ def fit(
         typer.Option(help="An image: 0 is not fitted, other whole numbers are regions.", show_default=False),
     ] = None,
     b1: Annotated[
-        Path | None, typer.Option("--b1", help="vfa, epg: an image of actual over nominal flip angles.", show_default=False)
+        Path | None,
+        typer.Option("--b1", help="vfa, epg: an image of actual over nominal flip angles.", show_default=False),
     ] = None,
     offset: Annotated[bool, typer.Option("--offset", help="t2, t2star: a constant beside the decay.")] = False,
     efficiency: Annotated[

@@ -24,7 +24,8 @@ from pyrecon.ops._sine import dst1, prox_smooth_maps
 from pyrecon.ops._soft_threshold import soft_threshold
 from pyrecon.ops._spin_echo import MultiSpinEcho
 from pyrecon.ops._variation import tv_gap, tv_prox
-from pyrecon.ops._voxels import VoxelFit, fit_voxels
+from pyrecon.ops._voxel_fit import VoxelFit
+from pyrecon.ops._voxels import fit_voxels
 
 __all__ = [
     "Beam",

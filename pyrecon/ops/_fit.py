@@ -42,6 +42,16 @@ def grid_of(low: float, high: float) -> list[float]:
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------
+def shapes(curves: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """phi and its first two derivatives in R, (B, T, N)."""
+    time, sums, q, rest, u = curves.unbind(1)
+    m = -torch.expm1(-time * rate[:, None])
+    slope, below = -time * (1 - m), rest + u * m  # dE/dR
+    value = (sums - q * m) / below
+    change = (q * rest + u * sums) / below.square()  # dphi/dE: q + u p over the square
+    return value, change * slope, slope * (2 * u * change / below * slope - change * time)
+
+
 class _Voxels:
     """The objective of every voxel as a function of its rate ``(B, N)``.
 
@@ -64,18 +74,9 @@ class _Voxels:
             self.mean = (s.sum(2) + (self.w[:, None] * self.factors0[0])) / self.count[:, None]
             self.centred = s - self.mean[:, :, None]
 
-    def _shapes(self, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """phi and its first two derivatives in R, (B, T, N)."""
-        time, sums, q, rest, u = self.curves.unbind(1)
-        m = -torch.expm1(-time * rate[:, None])
-        slope, below = -time * (1 - m), rest + u * m  # dE/dR
-        value = (sums - q * m) / below
-        change = (q * rest + u * sums) / below.square()  # dphi/dE: q + u p over the square
-        return value, change * slope, slope * (2 * u * change / below * slope - change * time)
-
     def at(self, rate: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Half the objective less a constant, half its first and second derivative in R, and the factors."""
-        phi, d1, d2 = self._shapes(rate)
+        phi, d1, d2 = shapes(self.curves, rate)
         pulled = self.w * (rate - self.rate0)
         if self.linear == 1:
             n = phi.square().sum(1) + self.w
@@ -231,7 +232,7 @@ def _backward_reference(
         s = s * signs[:, None]
     voxels = _Voxels(s, curves, prior, weight, linear)
     _, _, second, _ = voxels.at(rate)
-    phi, d1, _ = voxels._shapes(rate)
+    phi, d1, _ = shapes(curves, rate)
     g = [grad[:, 1 + k * i : 1 + k * (i + 1)] for i in range(linear)]
     free = (rate > low) & (rate < high)
     if linear == 1:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -26,142 +25,15 @@ from pyrecon._check import (
     described,
 )
 from pyrecon._library import needs_grad
-from pyrecon._solution import Solution
 from pyrecon.ops._custom import CustomSignal, fit_custom
 from pyrecon.ops._epg import fit_spin_echo
 from pyrecon.ops._fit import Fit, _fit, _outputs
-from pyrecon.ops._signals import ROWS, SignalModel, curve, model_of
+from pyrecon.ops._rician import RicianFit, fit_rician, information
+from pyrecon.ops._signals import ROWS, InversionRecovery, SignalModel, curve, model_of
 from pyrecon.ops._spin_echo import MultiSpinEcho, check_spacing, images_of
+from pyrecon.ops._voxel_fit import VoxelFit
 
 _LOOKED_AT = 4096  # times that are looked through for what cannot be
-_AT_BOUND = 1e-6  # a minimum at a bound without slope is reached to this fraction of it
-
-
-@dataclass(frozen=True)
-class VoxelFit(Solution[Tensor]):
-    """A fit of every voxel: ``value`` ``(B, P, ...)`` are the rate (1/s) and real parameters after it, by ``names``.
-
-    ``status``, ``iterations`` and ``residual`` (the last relative step of the rate) are maps ``(B, ...)``. What is no
-    number, or has no signal to fit, has the status NONFINITE and a rate of NaN; its neighbours do not notice.
-
-    Attributes
-    ----------
-    model, names, units
-        The signal model, and what the parameters are; complex ones have a real and an imaginary map.
-    """
-
-    model: SignalModel | CustomSignal | MultiSpinEcho
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    _data: Tensor = field(repr=False)
-    _signal: Callable[[Tensor], Tensor] = field(repr=False)  # parameters (B, P, ...) to images (B, T, ...)
-    _ranges: tuple[tuple[float, float], ...] = field(default=(), repr=False)  # of the first parameters, held at an end
-
-    @property
-    def rate(self) -> Tensor:
-        """``(B, ...)``, 1/s."""
-        return self.value[:, 0]
-
-    @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """The linear parameters ``(B, ...)``, complex where the data are."""
-        return self._factors(self.value)
-
-    def maps(self) -> dict[str, Tensor]:
-        """What is read off a fit, by name: T1 or T2 in seconds, the factors, what the model derives from them; of a
-        signal of one's own what it says, or its parameters."""
-        return self._derived(self.value)
-
-    def errors(self) -> dict[str, Tensor]:
-        """Standard errors of :meth:`maps`, to first order, in double precision; of complex maps those of magnitudes."""
-        covariance = self.covariance()
-
-        def real(p: Tensor) -> dict[str, Tensor]:
-            return {name: v.abs() if v.is_complex() else v for name, v in self._derived(p).items()}
-
-        p, slopes = self.value.detach().double(), list[dict[str, Tensor]]()
-        for i in range(p.shape[1]):
-            along = torch.zeros_like(p)
-            along[:, i] = 1
-            slopes.append(torch.func.jvp(real, (p,), (along,))[1])
-        found = {}
-        for name in slopes[0]:
-            slope = torch.stack([s[name] for s in slopes], 1)
-            both = slope[:, :, None] * slope[:, None]
-            # A parameter at its bound has no error, and a map that it does not change has one all the same.
-            found[name] = torch.where(both == 0, 0.0, both * covariance).sum((1, 2)).sqrt()
-        return found
-
-    def _derived(self, p: Tensor) -> dict[str, Tensor]:
-        parts = p.unbind(1)
-        if isinstance(self.model, CustomSignal):
-            derived = self.model.derived
-            return dict(zip(self.names, parts, strict=True)) if derived is None else derived(*parts)
-        if isinstance(self.model, MultiSpinEcho):
-            return self.model.derived(p, self._factors(p)[0])
-        return self.model.derived(parts[0], self._factors(p))
-
-    def _factors(self, p: Tensor) -> tuple[Tensor, ...]:
-        rest = p.unbind(1)[len(self.model.fitted) if isinstance(self.model, MultiSpinEcho) else 1 :]
-        if self._data.is_complex():
-            return tuple(torch.complex(rest[i], rest[i + 1]) for i in range(0, len(rest), 2))
-        return rest
-
-    def signal(self) -> Tensor:
-        """The fitted images, like the data; of magnitudes the magnitude."""
-        with torch.no_grad():
-            signal = self._signal(self.value)
-        return signal.abs() if self._magnitudes else signal
-
-    def residuals(self) -> Tensor:
-        """Data less the fitted images."""
-        return self._data - self.signal()
-
-    def covariance(self) -> Tensor:
-        """``(B, P, P, ...)``, in double precision: ``sigma^2 (J^T J)^-1`` with ``sigma^2`` from the voxel's residual.
-
-        J are the derivatives of the signal, ``sigma^2`` the sum of squares over the number of real data less that of
-        parameters: NaN where there are no more data than parameters. Without the prior, which it would be told from.
-        Of a spin-echo train, R2 and B1 at a bound are taken as known: the others' rows are those without them, their
-        own NaN.
-        """
-        p, data = self.value.detach().double(), self._data
-        count = data.shape[1] * (2 if data.is_complex() else 1)
-
-        def f(v: Tensor) -> Tensor:
-            signal = self._signal(v)
-            return torch.cat((signal.real, signal.imag), 1) if signal.is_complex() else signal
-
-        columns = []
-        for i in range(p.shape[1]):
-            along = torch.zeros_like(p)
-            along[:, i] = 1
-            columns.append(torch.func.jvp(f, (p,), (along,))[1].flatten(2).detach())
-        jacobian = torch.stack(columns, 1)
-        normal = torch.einsum("bitn,bjtn->bnij", jacobian, jacobian)
-        held = torch.zeros_like(normal[..., 0], dtype=torch.bool)  # (B, N, P)
-        for i, (low, high) in enumerate(self._ranges):
-            at = self.value.detach()[:, i].flatten(1) if data.dim() > 2 else self.value.detach()[:, i, None]
-            held[..., i] = (at <= low * (1 + _AT_BOUND)) | (at >= high * (1 - _AT_BOUND))
-        either = held[..., None] | held[..., None, :]
-        normal = torch.where(either, torch.eye(p.shape[1]).to(normal), normal)
-        power = self.residuals().flatten(2).abs().double().square().sum(1)
-        power = power / (count - p.shape[1] if count > p.shape[1] else torch.nan)
-        fine = torch.isfinite(normal).all(-1).all(-1)
-        eye = torch.eye(p.shape[1], dtype=torch.float64, device=p.device)
-        inverse, info = torch.linalg.inv_ex(torch.where(fine[..., None, None], normal, eye))
-        found = torch.where(
-            (fine & (info == 0))[..., None, None] & ~either, inverse * power[..., None, None], torch.nan
-        )
-        return found.permute(0, 2, 3, 1).reshape(data.shape[0], p.shape[1], p.shape[1], *data.shape[2:])
-
-    def standard_errors(self) -> Tensor:
-        """``(B, P, ...)``: roots of the covariance's diagonal."""
-        return self.covariance().diagonal(dim1=1, dim2=2).movedim(-1, 1).sqrt()
-
-    @property
-    def _magnitudes(self) -> bool:
-        return isinstance(self.model, SignalModel) and self.model.polarity
 
 
 def fit_voxels(
@@ -171,6 +43,7 @@ def fit_voxels(
     *,
     prior: Tensor | None = None,
     weight: Tensor | float = 0.0,
+    noise_std: Tensor | float | None = None,
     mask: Tensor | None = None,
     bounds: tuple[float, float] | None = None,
     tol: float | None = None,
@@ -181,6 +54,12 @@ def fit_voxels(
 
     p are the rate (1/s), B1 of a :class:`MultiSpinEcho` that does not know it, and the linear parameters, real and
     imaginary parts where the data are complex.
+
+    With ``noise_std`` = sigma the data s are magnitudes in Rician noise and p is the likeliest (J. Sijbers et al., IEEE
+    Trans. Med. Imaging 17, 1998): least squares takes what noise leaves of magnitudes, 1.25 sigma at least, for
+    signal, and a decay for slower than it is. Instead of ``|data - f(p)|^2`` stands
+
+        sum_t [f_t(p)^2 - 2 sigma^2 log I0(s_t f_t(p) / sigma^2)].
 
     Parameters
     ----------
@@ -197,6 +76,9 @@ def fit_voxels(
     prior, weight
         ``(B, P, ...)`` real, and how much it counts: a number, ``(B,)`` or ``(B, ...)``. Parameters enter as they are,
         in their units.
+    noise_std
+        Standard deviation of the noise in the real and in the imaginary part of the images whose magnitudes the data
+        are, in the unit of the data: a number, ``(B,)`` or ``(B, ...)``, above 0. Data are real and not negative.
     mask
         ``(B|1, ...)`` bool: voxels outside are not fitted and zero, with the status CONVERGED.
     bounds
@@ -213,17 +95,21 @@ def fit_voxels(
     VoxelFit
         ``value`` differentiable (once) in ``data``, ``times``, ``prior``, ``weight`` and what the model holds, by the
         implicit function theorem; a rate at its bound has derivative 0. Not differentiable across a change of polarity.
+        With ``noise_std`` also in that. Where no signal is likelier than any, as where no datum exceeds
+        ``sqrt(2) noise_std``, the status is NONFINITE, the rate NaN and the linear parameters are 0; a negative datum
+        makes its voxel NaN.
 
     Raises
     ------
     ValueError, TypeError
         For times that are too few, negative, not in seconds or, in a train, not equally spaced, shapes that do not fit,
-        complex magnitudes, bounds that leave nothing.
+        complex magnitudes, bounds that leave nothing, ``noise_std`` with complex data, a CustomSignal, a MultiSpinEcho,
+        or an inversion recovery without ``magnitude=True``.
 
     Notes
     -----
     CPU (C++) and, on a GPU, plain torch. Beside the maps that are returned memory does not grow with the number of
-    voxels, but for a copy of the data where they are magnitudes or have a mask.
+    voxels, but for a copy of the data where they are magnitudes, have a mask or ``noise_std``.
     """
     if not isinstance(model, CustomSignal | MultiSpinEcho):
         model = model_of(model)
@@ -231,11 +117,19 @@ def fit_voxels(
     if data.dim() < 2:
         raise ValueError(f"data: shape {tuple(data.shape)} does not fit, expected (B, T, ...)")
     if isinstance(model, CustomSignal):
+        if noise_std is not None:
+            raise ValueError(
+                "noise_std: is for the package's signal models, not for a CustomSignal; leave out both it and the data "
+                "near the noise"
+            )
         return _custom(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
     if isinstance(model, MultiSpinEcho):
+        if noise_std is not None:
+            raise ValueError("noise_std: is not for a MultiSpinEcho, which least squares fits; leave out one of them")
         return _spin_echo(model, data, times, prior, weight, mask, bounds, tol, max_iter, out)
     if model.polarity and data.is_complex():
         raise TypeError(f"data: complex, but {type(model).__name__} with magnitude=True takes magnitudes; give .abs()")
+    noise = None if noise_std is None else _noise(noise_std, model, data)
     low, high = _bounds(bounds, model)
     real = REAL_OF[data.dtype]
     tol = (1e-6 if real == torch.float32 else 1e-12) if tol is None else check_number("tol", tol)
@@ -259,25 +153,32 @@ def fit_voxels(
     if model.polarity:  # images in the order of their times: the first of them are the negative ones
         order = settings.reshape(settings.shape[0], images, -1).detach().mean((0, 2)).argsort()
         flat, curves = dense(flat[:, order]), dense(curves[:, :, order])
-    given = [t for t in (flat, curves, start, level) if t is not None]
+    inputs = (flat, curves, start, level, *(() if noise is None else (noise,)))
+    given = [t for t in inputs if t is not None]
     check_out("out", out, (batch, parts, *space), curves, inputs=given)
-    fits = Fit.apply if out is None and needs_grad(*given) else _fit
+    fits: Callable[..., tuple[Tensor, ...]] = _fit if noise is None else fit_rician
+    if out is None and needs_grad(*given):
+        fits = Fit.apply if noise is None else RicianFit.apply
     options = (low, high, model.linear, model.polarity, float(tol), max_iter)
     if mask is not None:
-        found = _masked(fits, _checked_mask(mask, data), flat, curves, start, level, options)
+        found = _masked(fits, _checked_mask(mask, data), inputs, options)
     elif out is None:
-        found = fits(flat, curves, start, level, *options)
+        found = fits(*inputs, *options)
     else:
         buffers = (out.view(batch, parts, flat.shape[2]), *_outputs(flat, curves, start, level, *options)[1:])
-        found = _fit(flat, curves, start, level, *options, out=buffers)
+        found = fits(*inputs, *options, out=buffers)
     value, status, count, residual = found
     value = value.reshape(batch, parts, *space)
     if out is not None:
         value = out if mask is None else out.copy_(value)
     shaped, steps, size = (v.reshape(batch, *space) for v in (status, count, residual))
+    known = None if noise is None else partial(
+        information, data=flat.detach(), curves=curves.detach(), noise=noise.detach(), linear=model.linear
+    )  # fmt: skip
     return VoxelFit(
         value, shaped, steps, size, model, _names(model, data.is_complex()),
         ("1/s", *["unit of the data"] * (parts - 1)), data.detach(), partial(_curve_of, kept.detach(), model.linear),
+        known,
     )  # fmt: skip
 
 
@@ -457,14 +358,41 @@ def _prior(
     if not isinstance(weight, Tensor):
         level = prior.new_full((batch, *space), check_number("weight", weight))
     else:
-        check_like("weight", weight, "data", data, dtype=real)
-        level = weight.view(-1, *[1] * len(space)) if weight.shape == (batch,) else weight
-        if level.dim() not in (0, 1 + len(space)) or any(
-            n not in (1, m) for n, m in zip(level.shape, (batch, *space), strict=False)
-        ):
-            raise ValueError(f"weight: shape {tuple(weight.shape)} does not fit, expected (B,) or (B, ...)")
-        level = level.expand(batch, *space)
-    return dense(prior.reshape(batch, shape[1], -1)), dense(level.reshape(batch, -1))
+        level = _of_voxels("weight", weight, data, real)
+    count = math.prod(space)  # -1 would not do for empty batches
+    return dense(prior.reshape(batch, shape[1], count)), dense(level.reshape(batch, count))
+
+
+def _of_voxels(name: str, value: Tensor, data: Tensor, real: torch.dtype) -> Tensor:
+    """(B,) or (B, ...) as (B, ...)."""
+    batch, _, *space = data.shape
+    check_like(name, value, "data", data, dtype=real)
+    level = value.view(-1, *[1] * len(space)) if value.shape == (batch,) else value
+    if level.dim() not in (0, 1 + len(space)) or any(
+        n not in (1, m) for n, m in zip(level.shape, (batch, *space), strict=False)
+    ):
+        raise ValueError(f"{name}: shape {tuple(value.shape)} does not fit, expected (B,) or (B, ...)")
+    return level.expand(batch, *space)
+
+
+def _noise(noise_std: Tensor | float, model: SignalModel, data: Tensor) -> Tensor:
+    """(B, N)."""
+    if data.is_complex():
+        raise TypeError("noise_std: is for magnitudes, but the data are complex; give .abs(), or leave it out")
+    if isinstance(model, InversionRecovery) and not model.polarity:
+        raise ValueError(
+            f"noise_std: is for magnitudes, but {type(model).__name__} has signed data; give it magnitude=True"
+        )
+    batch, _, *space = data.shape
+    if not isinstance(noise_std, Tensor):
+        return data.new_full((batch, math.prod(space)), check_number("noise_std", noise_std, above=True))
+    level = _of_voxels("noise_std", noise_std, data, data.dtype)
+    if _read(noise_std) and noise_std.numel():
+        least, most = (float(f(noise_std.detach())) for f in (torch.min, torch.max))
+        if not (least > 0 and most < math.inf):
+            worst = most if least > 0 else least
+            raise ValueError(f"noise_std: {worst:g} among them, expected finite numbers above 0")
+    return dense(level.reshape(batch, math.prod(space)))
 
 
 def _checked_mask(mask: Tensor, data: Tensor) -> Tensor:
@@ -479,13 +407,11 @@ def _checked_mask(mask: Tensor, data: Tensor) -> Tensor:
 def _masked(
     fits: Any,
     mask: Tensor,
-    data: Tensor,
-    curves: Tensor,
-    prior: Tensor | None,
-    weight: Tensor | None,
+    inputs: tuple[Any, ...],
     options: tuple[Any, ...],
 ) -> tuple[Tensor, ...]:
     """Of the voxels inside alone, as a single sample: tables of their own where they are not those of all."""
+    data, curves, prior, *maps = inputs  # weight, noise: (B, N)
     where = mask.reshape(-1).nonzero()[:, 0]
 
     def inside(t: Tensor) -> Tensor:  # (B, X, N) -> (1, X, voxels)
@@ -503,5 +429,5 @@ def _masked(
         wide = curves.expand(batch, *curves.shape[1:3], n).flatten(1, 2)
         table = inside(wide).unflatten(1, curves.shape[1:3])
     start = None if prior is None else inside(prior)
-    level = None if weight is None else inside(weight[:, None])[:, 0]
-    return tuple(outside(t) for t in fits(inside(data), table, start, level, *options))
+    levels = (None if t is None else inside(t[:, None])[:, 0] for t in maps)
+    return tuple(outside(t) for t in fits(inside(data), table, start, *levels, *options))

@@ -13,13 +13,14 @@ from pyrecon.testing.cases.langevin import CASES as LANGEVIN
 from pyrecon.testing.cases.learned_consistency import CASES as LEARNED_CONSISTENCY
 from pyrecon.testing.cases.radon import CASES as RADON
 from pyrecon.testing.cases.rdn import CASES as RDN
+from pyrecon.testing.cases.rician import CASES as RICIAN
 from pyrecon.testing.cases.sense import CASES as SENSE
 from pyrecon.testing.cases.sine import CASES as SINE
 from pyrecon.testing.cases.variation import CASES as VARIATION
 
 CASES: tuple[Case, ...] = (
-    *ANDERSON, *CONSISTENCY, *DEQ_MPI, *EPG, *FIT, *KACZMARZ, *LANGEVIN, *LEARNED_CONSISTENCY, *RADON, *RDN, *SENSE,
-    *SINE, *VARIATION,
+    *ANDERSON, *CONSISTENCY, *DEQ_MPI, *EPG, *FIT, *KACZMARZ, *LANGEVIN, *LEARNED_CONSISTENCY, *RADON, *RDN, *RICIAN,
+    *SENSE, *SINE, *VARIATION,
 )  # fmt: skip
 
 __all__ = ["CASES", "Case", "complex_randn", "randn"]

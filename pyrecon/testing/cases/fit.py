@@ -17,7 +17,7 @@ SIGNALS: dict[str, tuple[ops.SignalModel, list[float]]] = {
     "t2-offset": (ops.EchoDecay(offset=True), [0.01, 0.02, 0.04, 0.08, 0.16]),
     "vfa": (ops.SpoiledGradientEcho(0.02), [0.05, 0.15, 0.3, 0.5]),
 }
-_RATES = {"R1": (0.4, 2.5), "R2": (8.0, 40.0)}
+RATES = {"R1": (0.4, 2.5), "R2": (8.0, 40.0)}
 
 
 def fit_voxels(
@@ -36,7 +36,7 @@ def problem(name: str, batch: int, *space: int, per_voxel: bool = False, with_pr
 
     def make(generator: Generator, dtype: torch.dtype) -> tuple[Any, ...]:
         wide, real = (torch.complex128 if dtype.is_complex else torch.float64), dtype.to_real()
-        low, high = _RATES[model.rate]
+        low, high = RATES[model.rate]
         rate = low + (high - low) * torch.rand(batch, 1, *space, generator=generator, dtype=torch.float64)
         first = 1 + 0.2 * randn(generator, batch, 1, *space, dtype=wide)
         factors = (first,) if model.linear == 1 else (first, (-1.9 if name.startswith("ir") else 3.0) * first)
