@@ -1,14 +1,16 @@
-"""Triton kernels of pyrecon/ops/_fit.py.
+"""Triton kernels of pyrecon/ops/_fit.py: the fit. Its gradients are in fit_gradients.py.
 
 A program is one warp with one voxel in each lane, so that the Newton steps end as soon as those of 32 voxels have and
-no lane waits for another warp. Blocks are (1, voxels), and (channels, voxels) where real and imaginary parts differ,
-both in the same lane. Nothing of a series of images is kept: each pass reads it again, from the first cache after the
-first time (32 voxels with 30 images in single precision are 4 KiB). The formulas are those of csrc/cpu/fit.cpp.
+no lane waits for another warp; lanes past the last voxel repeat it. Blocks are (1, voxels), and (channels, voxels)
+where real and imaginary parts differ, both in the same lane. Nothing of a series of images is kept: each pass reads it
+again, from the first cache after the first time (32 voxels with 30 images in single precision are 4 KiB). The formulas
+are those of csrc/cpu/fit.cpp.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,13 +18,32 @@ import triton.language as tl
 from torch import Tensor
 
 LANES = 32
-CHUNKS = 1024  # programs that share the voxels in the gradient of a table which is that of all voxels
 GRID = tl.constexpr(16)  # rates in the settings; two more numbers are tol and the step that is the last but one
 EASED = tl.constexpr(1e-3)  # as in the reference
 NONFINITE = tl.constexpr(3)
 BY_COUNT = tl.constexpr(1)  # magnitudes: a number of first images is negative, or those where the fitted signal is
 BY_FIT = tl.constexpr(2)
 INVERSE_FACTORIALS = tl.constexpr(tuple(1 / math.factorial(k) for k in range(15)))
+
+
+class Series(NamedTuple):
+    """Images of the voxels (channels, voxels), and their table (1, voxels): where they begin, steps to the next."""
+
+    images: Any
+    data: Any
+    data_step: Any
+    table: Any
+    step: Any
+
+
+class Prior(NamedTuple):
+    """Zeros where there is none; share is one over images + weight."""
+
+    weight: Any
+    share: Any
+    rate: Any
+    a: Any
+    c: Any
 
 
 @triton.jit
@@ -51,75 +72,86 @@ def _recovery(x):
 
 
 @triton.jit
-def _shapes(table, t, rate, images, step, inside, LINEAR: tl.constexpr):
+def _shapes(series, t, rate, LINEAR: tl.constexpr):
     """phi and its first two derivatives in R, of image t."""
-    at = table + t * step
-    row = images * step
-    time = tl.load(at, inside, 0.0)
-    sums = tl.load(at + row, inside, 0.0)
-    q = tl.load(at + 2 * row, inside, 0.0)
+    at = series.table + t * series.step
+    row = series.images * series.step
+    time = tl.load(at)
     m, decay = _recovery(time * rate)
     slope = -time * decay  # dE/dR
+    q = tl.load(at + 2 * row)
+    phi = tl.load(at + row) - q * m
     if LINEAR == 2:  # a + b E: u is zero
         d1 = q * slope
-        return sums - q * m, d1, -time * d1
-    rest = tl.load(at + 3 * row, inside, 0.0)
-    u = tl.load(at + 4 * row, inside, 0.0)
-    inverse = 1.0 / (rest + u * m)
-    change = (q * rest + u * sums) * inverse * inverse  # dphi/dE
-    return (sums - q * m) * inverse, change * slope, slope * (2.0 * u * change * inverse * slope - change * time)
+        d2 = -time * d1
+    else:
+        rest = tl.load(at + 3 * row)
+        u = tl.load(at + 4 * row)
+        inverse = 1.0 / (rest + u * m)
+        phi *= inverse
+        change = (q * rest + u * tl.load(at + row)) * inverse * inverse  # dphi/dE
+        d1 = change * slope
+        d2 = slope * (2.0 * u * change * inverse * slope - change * time)
+    return phi, d1, d2
+
+
+@triton.jit
+def _image(series, t):
+    return tl.load(series.data + t * series.data_step)
 
 
 @triton.jit
 def _signed(s, t, phi, negative, a, c, SIGNS: tl.constexpr):
     if SIGNS == BY_COUNT:
-        return tl.where(t < negative, -s, s)
-    if SIGNS == BY_FIT:
-        return tl.where(a + c * phi < 0, -s, s)
+        s = tl.where(t < negative, -s, s)
+    elif SIGNS == BY_FIT:
+        s = tl.where(a + c * phi < 0, -s, s)
     return s
 
 
 @triton.jit
-def _mean(data, table, rate, negative, a, c, weight, prior_a, images, step, data_step, inside,
-          LINEAR: tl.constexpr, SIGNS: tl.constexpr):  # fmt: skip
+def _energy(v):
+    return tl.sum(v * v, 0, keep_dims=True)
+
+
+@triton.jit
+def _mean(series, rate, negative, a, c, prior, LINEAR: tl.constexpr, SIGNS: tl.constexpr):
     """LINEAR 2: the mean of the data, (channels, voxels)."""
-    total = weight * prior_a
+    total = prior.weight * prior.a
     if LINEAR == 2:
-        for t in range(0, images):
+        for t in range(0, series.images):
             phi = rate
             if SIGNS == BY_FIT:
-                phi, _, _ = _shapes(table, t, rate, images, step, inside, LINEAR)
-            total += _signed(tl.load(data + t * data_step, inside, 0.0), t, phi, negative, a, c, SIGNS)
-        total /= weight + images
+                phi, _, _ = _shapes(series, t, rate, LINEAR)
+            total += _signed(_image(series, t), t, phi, negative, a, c, SIGNS)
+        total *= prior.share
     return total
 
 
 @triton.jit
-def _at(data, table, rate, negative, a, c, mean, weight, rate0, prior_a, prior_c, images, step, data_step, inside,
-        LINEAR: tl.constexpr, SIGNS: tl.constexpr):  # fmt: skip
+def _at(series, rate, negative, a, c, mean, prior, LINEAR: tl.constexpr, SIGNS: tl.constexpr):
     """Half the objective less a constant, half its derivatives in R, the best factors, and what a gradient needs:
-    the mean of phi, its norm, and the second derivatives in R and the factors."""
+    the mean of phi, one over its norm, and the second derivatives in R and the factors."""
     zero = tl.zeros_like(rate)
     centre = zero
+    n = prior.weight
+    b = prior.weight * prior.c
     if LINEAR == 2:  # a is eliminated by centring: with E near 1 all the while, sums of squares would cancel
-        for t in range(0, images):
-            phi, _, _ = _shapes(table, t, rate, images, step, inside, LINEAR)
+        for t in range(0, series.images):
+            phi, _, _ = _shapes(series, t, rate, LINEAR)
             centre += phi
-        centre /= weight + images
-        n = weight * centre * centre + weight
-        b = weight * (centre * (mean - prior_a) + prior_c)
-    else:
-        n = weight
-        b = weight * prior_c
+        centre *= prior.share
+        n += prior.weight * centre * centre
+        b += prior.weight * centre * (mean - prior.a)
     b1 = tl.zeros_like(b)
     b2 = b1
     a1 = zero
     a2 = zero
     a3 = zero
     d_sum = zero
-    for t in range(0, images):
-        phi, d1, d2 = _shapes(table, t, rate, images, step, inside, LINEAR)
-        s = _signed(tl.load(data + t * data_step, inside, 0.0), t, phi, negative, a, c, SIGNS)
+    for t in range(0, series.images):
+        phi, d1, d2 = _shapes(series, t, rate, LINEAR)
+        s = _signed(_image(series, t), t, phi, negative, a, c, SIGNS)
         if LINEAR == 2:
             s -= mean
             d_sum += d1
@@ -132,128 +164,129 @@ def _at(data, table, rate, negative, a, c, mean, weight, rate0, prior_a, prior_c
         b1 += d1 * s
         b2 += d2 * s
     inverse = 1.0 / n
-    pulled = weight * (rate - rate0)
+    pulled = prior.weight * (rate - prior.rate)
     best = b * inverse
     cross = 2.0 * a1 * best - b1
-    power = tl.sum(best * best, 0, keep_dims=True)
+    power = _energy(best)
     first = power * a1 - tl.sum(best * b1, 0, keep_dims=True) + pulled
-    second = power * (a2 + a3) - tl.sum(best * b2, 0, keep_dims=True) + weight
-    second -= tl.sum(cross * cross, 0, keep_dims=True) * inverse
-    value = 0.5 * (pulled * (rate - rate0) - tl.sum(b * best, 0, keep_dims=True))
+    second = power * (a2 + a3) - tl.sum(best * b2, 0, keep_dims=True) + prior.weight - _energy(cross) * inverse
+    value = 0.5 * (pulled * (rate - prior.rate) - tl.sum(b * best, 0, keep_dims=True))
     if LINEAR == 2:
-        second -= power * d_sum * d_sum / (weight + images)
-        value -= 0.5 * (weight + images) * tl.sum(mean * mean, 0, keep_dims=True)
+        second -= power * d_sum * d_sum * prior.share
+        value -= 0.5 * (prior.weight + series.images) * _energy(mean)
     return value, first, second, mean - best * centre, best, centre, inverse, cross, best * d_sum
 
 
 @triton.jit
-def _norm_on_grid(points, table, g, rate, weight, images, step, inside, LINEAR: tl.constexpr, SHARED: tl.constexpr):
-    """The mean of phi at rate g, its norm, and what is added to `_phi_on_grid` to centre it."""
-    centre = tl.zeros_like(weight)
-    off = centre
-    n = weight
+def _phi_on_grid(series, points, g, t, rate, LINEAR: tl.constexpr, SHARED: tl.constexpr):
+    """phi at rate g; with SHARED by the table of fit_points_kernel, less its mean."""
     if SHARED:
-        n += tl.load(points + g * (images + 2) + images + 1)
-        if LINEAR == 2:
-            m = tl.load(points + g * (images + 2) + images)
-            centre = images * m / (weight + images)
-            off = m - centre
-            n += images * off * off + weight * centre * centre
+        phi = tl.load(points + g * (series.images + 2) + t) + tl.zeros_like(rate)
     else:
-        if LINEAR == 2:
-            for t in range(0, images):
-                centre += _phi_on_grid(points, table, g, t, rate, images, step, inside, LINEAR, SHARED)
-            centre /= weight + images
-            off = -centre
-            n += weight * centre * centre
-        for t in range(0, images):
-            e = _phi_on_grid(points, table, g, t, rate, images, step, inside, LINEAR, SHARED) + off
-            n += e * e
-    return centre, n, off
-
-
-@triton.jit
-def _phi_on_grid(points, table, g, t, rate, images, step, inside, LINEAR: tl.constexpr, SHARED: tl.constexpr):
-    if SHARED:
-        return tl.load(points + g * (images + 2) + t)
-    phi, _, _ = _shapes(table, t, rate, images, step, inside, LINEAR)
+        phi, _, _ = _shapes(series, t, rate, LINEAR)
     return phi
 
 
 @triton.jit
-def _on_grid(data, table, points, g, rate, negative, mean, weight, rate0, prior_a, prior_c, images, step, data_step,
-             inside, LINEAR: tl.constexpr, SIGNS: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
-    """Half the objective less a constant at rate g of the grid."""
+def _norm_on_grid(series, points, g, rate, prior, LINEAR: tl.constexpr, SHARED: tl.constexpr):
+    """The mean of phi at rate g, its norm, and what centres the numbers of _phi_on_grid."""
+    images = series.images
+    centre = tl.zeros_like(rate)
+    off = centre
+    n = prior.weight
     if SHARED:
-        centre, n, off = _norm_on_grid(points, table, g, rate, weight, images, step, inside, LINEAR, SHARED)
-        b = weight * prior_c
+        n += tl.load(points + g * (images + 2) + images + 1)
         if LINEAR == 2:
-            left = weight * (mean - prior_a)  # the sum of the centred data
-            b += (off + centre) * left
+            mean = tl.load(points + g * (images + 2) + images)
+            centre = images * mean * prior.share
+            off = mean - centre
+            n += images * off * off
+    else:
+        if LINEAR == 2:
+            for t in range(0, images):
+                centre += _phi_on_grid(series, points, g, t, rate, LINEAR, SHARED)
+            centre *= prior.share
+            off = -centre
         for t in range(0, images):
-            phi = _phi_on_grid(points, table, g, t, rate, images, step, inside, LINEAR, SHARED)
-            s = _signed(tl.load(data + t * data_step, inside, 0.0), t, phi, negative, b, b, SIGNS)
-            b += phi * (s - mean if LINEAR == 2 else s)
-        value = weight * (rate - rate0) * (rate - rate0) - tl.sum(b * b, 0, keep_dims=True) / n
+            e = _phi_on_grid(series, points, g, t, rate, LINEAR, SHARED) + off
+            n += e * e
+    return centre, n + prior.weight * centre * centre, off
+
+
+@triton.jit
+def _on_grid(
+    series, points, g, rate, negative, mean, prior, LINEAR: tl.constexpr, SIGNS: tl.constexpr, SHARED: tl.constexpr
+):
+    """Half the objective less a constant at rate g."""
+    if SHARED:
+        centre, n, off = _norm_on_grid(series, points, g, rate, prior, LINEAR, SHARED)
+        b = prior.weight * prior.c
+        if LINEAR == 2:  # weight * (mean - a): the sum of the centred data, to which off is added
+            b += (off + centre) * prior.weight * (mean - prior.a)
+        for t in range(0, series.images):
+            phi = _phi_on_grid(series, points, g, t, rate, LINEAR, SHARED)
+            s = _signed(_image(series, t), t, phi, negative, b, b, SIGNS)
+            if LINEAR == 2:
+                s -= mean
+            b += phi * s
+        value = 0.5 * (prior.weight * (rate - prior.rate) * (rate - prior.rate) - _energy(b) / n)
         if LINEAR == 2:
-            value -= (weight + images) * tl.sum(mean * mean, 0, keep_dims=True)
-        return 0.5 * value
-    value, _, _, _, _, _, _, _, _ = _at(
-        data, table, rate, negative, mean, mean, mean, weight, rate0, prior_a, prior_c, images, step, data_step,
-        inside, LINEAR, SIGNS,
-    )  # fmt: skip
+            value -= 0.5 * (prior.weight + series.images) * _energy(mean)
+    else:
+        value, _, _, _, _, _, _, _, _ = _at(series, rate, negative, mean, mean, mean, prior, LINEAR, SIGNS)
     return value
 
 
 @triton.jit
-def _change_of_sign(data, table, points, settings, weight, rate0, prior_a, prior_c, images, step, data_step, inside,
-                    LINEAR: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+def _of_signs(b, n, plain, pulled, prior, LINEAR: tl.constexpr):
+    value = pulled - b * b / n
+    if LINEAR == 2:
+        value -= plain * plain * prior.share
+    return value
+
+
+@triton.jit
+def _change_of_sign(series, points, settings, prior, LINEAR: tl.constexpr, SHARED: tl.constexpr):
     """Magnitudes: which number of first images is negative at the least value on the grid."""
-    all_of_them = weight * prior_a
-    for t in range(0, images):
-        all_of_them += tl.load(data + t * data_step, inside, 0.0)
-    least = tl.full(weight.shape, float("inf"), weight.dtype)
-    found = tl.zeros(weight.shape, tl.int32)
+    whole = prior.weight * prior.a
+    for t in range(0, series.images):
+        whole += _image(series, t)
+    least = tl.full(whole.shape, float("inf"), whole.dtype)
+    found = tl.zeros(whole.shape, tl.int32)
     for g in range(0, GRID):
-        rate = tl.zeros_like(weight) + tl.load(settings + g)
-        centre, n, off = _norm_on_grid(points, table, g, rate, weight, images, step, inside, LINEAR, SHARED)
-        b = weight * prior_c
-        if LINEAR == 2:
-            b -= weight * centre * prior_a
-        for t in range(0, images):
-            e = _phi_on_grid(points, table, g, t, rate, images, step, inside, LINEAR, SHARED) + off
-            b += e * tl.load(data + t * data_step, inside, 0.0)
-        pulled = weight * (rate - rate0) * (rate - rate0)
-        plain = all_of_them
-        for negative in range(0, images + 1):
-            value = pulled - b * b / n
-            if LINEAR == 2:
-                value -= plain * plain / (weight + images)
-            found = tl.where(value < least, negative, found)
+        rate = tl.zeros_like(whole) + tl.load(settings + g)
+        centre, n, off = _norm_on_grid(series, points, g, rate, prior, LINEAR, SHARED)
+        b = prior.weight * (prior.c - centre * prior.a)
+        for t in range(0, series.images):
+            b += (_phi_on_grid(series, points, g, t, rate, LINEAR, SHARED) + off) * _image(series, t)
+        pulled = prior.weight * (rate - prior.rate) * (rate - prior.rate)
+        plain = whole
+        value = _of_signs(b, n, plain, pulled, prior, LINEAR)
+        found = tl.where(value < least, 0, found)
+        least = tl.where(value < least, value, least)
+        for t in range(0, series.images):  # one by one they become negative
+            s = 2.0 * _image(series, t)
+            b -= (_phi_on_grid(series, points, g, t, rate, LINEAR, SHARED) + off) * s
+            plain -= s
+            value = _of_signs(b, n, plain, pulled, prior, LINEAR)
+            found = tl.where(value < least, t + 1, found)
             least = tl.where(value < least, value, least)
-            t = tl.minimum(negative, images - 1)  # in the last round what follows is not used
-            s = tl.load(data + t * data_step, inside, 0.0)
-            e = _phi_on_grid(points, table, g, t, rate, images, step, inside, LINEAR, SHARED) + off
-            b -= 2.0 * e * s
-            plain -= 2.0 * s
     return found
 
 
 @triton.jit
-def _minimum(data, table, points, settings, negative, weight, rate0, prior_a, prior_c, images, step, data_step, inside,
-             max_iter, LINEAR: tl.constexpr, SIGNS: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+def _minimum(
+    series, points, settings, negative, prior, max_iter,
+    LINEAR: tl.constexpr, SIGNS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
     """Rate, half the objective, factors, lost, still running, iterations and the last relative step."""
-    infinite = tl.full(weight.shape, float("inf"), weight.dtype)
-    mean = _mean(data, table, rate0, negative, prior_a, prior_c, weight, prior_a, images, step, data_step, inside,
-                 LINEAR, SIGNS)  # fmt: skip
+    infinite = tl.full(prior.rate.shape, float("inf"), prior.rate.dtype)
+    mean = _mean(series, prior.rate, negative, prior.a, prior.c, prior, LINEAR, SIGNS)
     least = infinite
-    best = tl.zeros(weight.shape, tl.int32)
+    best = tl.zeros(least.shape, tl.int32)
     for g in range(0, GRID):
-        rate = tl.zeros_like(weight) + tl.load(settings + g)
-        value = _on_grid(
-            data, table, points, g, rate, negative, mean, weight, rate0, prior_a, prior_c, images, step, data_step,
-            inside, LINEAR, SIGNS, SHARED,
-        )  # fmt: skip
+        rate = tl.zeros_like(least) + tl.load(settings + g)
+        value = _on_grid(series, points, g, rate, negative, mean, prior, LINEAR, SIGNS, SHARED)
         best = tl.where(value < least, g, best)  # a NaN is never the least
         least = tl.where(value < least, value, least)
     rate = tl.load(settings + best)
@@ -269,32 +302,29 @@ def _minimum(data, table, points, settings, negative, weight, rate0, prior_a, pr
     value = infinite
     a = tl.zeros_like(mean)
     c = a
-    count = tl.zeros(weight.shape, tl.int32)
-    running = inside
-    lost = inside
+    count = tl.zeros(best.shape, tl.int32)
+    running = best >= 0
+    lost = running
     goes_on = True
-    while goes_on:  # the last round has no step: it is the look at what was found
-        value, first, second, a, c, _, _, _, _ = _at(
-            data, table, rate, negative, a, c, mean, weight, rate0, prior_a, prior_c, images, step, data_step, inside,
-            LINEAR, SIGNS,
-        )  # fmt: skip
+    while goes_on:  # the last round makes no step: it is the look at what was found
+        value, first, second, a, c, _, _, _, _ = _at(series, rate, negative, a, c, mean, prior, LINEAR, SIGNS)
         steps = running & (count < max_iter)
         goes_on = tl.max(tl.max(steps.to(tl.int32), 1), 0) > 0
         flat = (first == 0) & (second == 0)
-        lost = (value - value != 0) | flat
+        lost = (value - value != 0) | flat  # not a number, or nothing to fit
         upper = tl.where(steps & (first > 0), rate, upper)
         lower = tl.where(steps & (first < 0), rate, lower)
         newton = -first / second
         there = rate + newton
         enough = tl.abs(newton) <= tol * rate  # less than the bracket's ends are apart, where one of them is the rate
         within = (second > 0) & (enough | ((there > lower) & (there < upper)))
-        step_of_rate = tl.where(first == 0, 0.0, tl.where(within, newton, 0.5 * (lower + upper) - rate))
-        size = tl.abs(step_of_rate)
+        by = tl.where(first == 0, 0.0, tl.where(within, newton, 0.5 * (lower + upper) - rate))
+        size = tl.abs(by)
         rounding = within & (last < EASED * rate) & (size >= 0.5 * last)
         ends = (size <= tol * rate) | (within & (size <= last_but_one * rate)) | rounding | flat
         count += steps.to(tl.int32)
         residual = tl.where(steps, size / rate, residual)
-        moved = rate + step_of_rate
+        moved = rate + by
         moved = tl.where(moved < lowest, lowest, tl.where(moved > highest, highest, moved))
         rate = tl.where(steps & (rounding == 0), moved, rate)
         last = tl.where(within, size, infinite)
@@ -303,42 +333,65 @@ def _minimum(data, table, points, settings, negative, weight, rate0, prior_a, pr
 
 
 @triton.jit
-def _prior_of(prior, weight, sample, v, k, voxels, inside, like, LINEAR: tl.constexpr, CHANNELS: tl.constexpr):
-    """Weight, rate and factors of the prior, zeros where there is none."""
-    level = tl.zeros(v.shape, like.dtype.element_ty)
-    rate0 = level
-    prior_a = tl.zeros((CHANNELS, v.shape[1]), like.dtype.element_ty)
-    prior_c = prior_a
+def _numbers(data, image, voxels, v, k, CHANNELS: tl.constexpr):
+    """Where those of an image lie, (channels, voxels)."""
+    at = data + (image * voxels + v) * CHANNELS + k
+    if CHANNELS == 2:  # told, or a lane gets half of a pair and two lanes fit the same voxel
+        SIZE: tl.constexpr = data.dtype.element_ty.primitive_bitwidth // 8
+        at = tl.multiple_of(at, [2 * SIZE, SIZE])
+    return at
+
+
+@triton.jit
+def _begin(
+    data, curves, prior, weight, sample, v, k, images, voxels, per_sample,
+    LINEAR: tl.constexpr, CHANNELS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """The series of voxels v of a sample, and their prior."""
+    DTYPE: tl.constexpr = curves.dtype.element_ty
+    first = _numbers(data, sample * images, voxels, v, k, CHANNELS)
+    if SHARED:
+        series = Series(images, first, voxels * CHANNELS, curves + sample * per_sample + tl.zeros_like(v), 1)
+    else:
+        series = Series(images, first, voxels * CHANNELS, curves + sample * per_sample + v, voxels)
+    level = tl.zeros(v.shape, DTYPE)
+    rate = level
+    a = tl.zeros((CHANNELS, v.shape[1]), DTYPE)
+    c = a
     if prior is not None:
-        at = prior + sample * ((1 + CHANNELS * LINEAR) * voxels) + v
-        level = tl.load(weight + sample * voxels + v, inside, 0.0)
-        rate0 = tl.load(at, inside, 0.0)
-        prior_a = tl.load(at + (1 + k) * voxels, inside, 0.0)
-        prior_c = tl.load(at + (1 + CHANNELS * (LINEAR - 1) + k) * voxels, inside, 0.0)
-    return level, rate0, prior_a, prior_c
+        level = tl.load(weight + sample * voxels + v)
+        rate = tl.load(_parameter(prior, sample, voxels, v, 0, LINEAR, CHANNELS))
+        a = tl.load(_parameter(prior, sample, voxels, v, 1 + k, LINEAR, CHANNELS))
+        c = tl.load(_parameter(prior, sample, voxels, v, 1 + CHANNELS * (LINEAR - 1) + k, LINEAR, CHANNELS))
+    return series, Prior(level, 1.0 / (level + images), rate, a, c)
+
+
+@triton.jit
+def _parameter(p, sample, voxels, v, i, LINEAR: tl.constexpr, CHANNELS: tl.constexpr):
+    return p + (sample * (1 + CHANNELS * LINEAR) + i) * voxels + v
 
 
 @triton.jit(do_not_specialize=["images", "per_sample"])
 def fit_points_kernel(curves, settings, points, images, per_sample, LINEAR: tl.constexpr, BLOCK: tl.constexpr):
-    # One program per sample and rate of the grid: phi of the images, less its mean where LINEAR is 2; mean; norm.
-    sample = (tl.program_id(0) // GRID).to(tl.int64)
-    g = tl.program_id(0) % GRID
-    table = curves + sample * per_sample
+    # One program per table and rate of the grid: phi of the images, less its mean where LINEAR is 2; mean; norm.
+    own = (tl.program_id(0) // GRID).to(tl.int64)
     out = points + tl.program_id(0).to(tl.int64) * (images + 2)
-    rate = tl.load(settings + g)
-    t = tl.arange(0, BLOCK)
+    rate = tl.load(settings + tl.program_id(0) % GRID)
+    table = curves + own * per_sample
+    series = Series(images, table, 0, table, 1)  # of no data
+    lane = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), rate.dtype)
+    norm = total
     if LINEAR == 2:
         for start in range(0, images, BLOCK):
-            phi, _, _ = _shapes(table, start + t, rate, images, 1, start + t < images, LINEAR)
-            total += tl.where(start + t < images, phi, 0.0)
+            phi, _, _ = _shapes(series, tl.minimum(start + lane, images - 1), rate, LINEAR)
+            total += tl.where(start + lane < images, phi, 0.0)
     mean = tl.sum(total, 0) / tl.maximum(images, 1)
-    norm = tl.zeros((BLOCK,), rate.dtype)
     for start in range(0, images, BLOCK):
-        phi, _, _ = _shapes(table, start + t, rate, images, 1, start + t < images, LINEAR)
-        e = tl.where(start + t < images, phi - mean, 0.0)
+        phi, _, _ = _shapes(series, tl.minimum(start + lane, images - 1), rate, LINEAR)
+        e = tl.where(start + lane < images, phi - mean, 0.0)
         norm += e * e
-        tl.store(out + start + t, e, start + t < images)
+        tl.store(out + start + lane, e, start + lane < images)
     tl.store(out + images, mean)
     tl.store(out + images + 1, tl.sum(norm, 0))
 
@@ -350,37 +403,31 @@ def fit_kernel(
     LINEAR: tl.constexpr, CHANNELS: tl.constexpr, POLARITY: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // blocks).to(tl.int64)
-    v = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    lane = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = lane < voxels
+    v = tl.minimum(lane, voxels - 1)
     k = tl.arange(0, CHANNELS)[:, None]
-    inside = v < voxels
     voxels = voxels.to(tl.int64)
-    data_step = voxels * CHANNELS
-    images_of = data + sample * images * data_step + v.to(tl.int64) * CHANNELS + k
+    series, level = _begin(
+        data, curves, prior, weight, sample, v, k, images, voxels, per_sample, LINEAR, CHANNELS, SHARED
+    )
     if SHARED:
-        step = 1
-        table = curves + sample * per_sample + tl.zeros_like(v)
         points += tl.where(per_sample == 0, 0, sample) * (GRID * (images + 2))
-    else:
-        step = voxels
-        table = curves + sample * per_sample + v
-    level, rate0, prior_a, prior_c = _prior_of(prior, weight, sample, v, k, voxels, inside, value, LINEAR, CHANNELS)
     if POLARITY:
-        middle = _change_of_sign(images_of, table, points, settings, level, rate0, prior_a, prior_c, images, step,
-                                 data_step, inside, LINEAR, SHARED)  # fmt: skip
-        rate = level
-        objective = level
-        a = prior_a
-        c = prior_a
+        middle = _change_of_sign(series, points, settings, level, LINEAR, SHARED)
+        rate = level.rate
+        objective = rate
+        a = level.a
+        c = a
         lost = inside
         running = inside
         steps = tl.zeros_like(middle)
-        size = level
+        size = rate
         for change in range(0, 3):  # as on the grid, one image less and one more
             negative = tl.maximum(middle + tl.where(change == 2, 1, -change), 0)
             new_rate, new_objective, new_a, new_c, new_lost, new_running, new_steps, new_size = _minimum(
-                images_of, table, points, settings, negative, level, rate0, prior_a, prior_c, images, step, data_step,
-                inside, max_iter, LINEAR, BY_COUNT, SHARED,
-            )  # fmt: skip
+                series, points, settings, negative, level, max_iter, LINEAR, BY_COUNT, SHARED
+            )
             better = (new_objective < objective) | (change == 0)
             rate = tl.where(better, new_rate, rate)
             objective = tl.where(better, new_objective, objective)
@@ -391,196 +438,29 @@ def fit_kernel(
             steps = tl.where(better, new_steps, steps)
             size = tl.where(better, new_size, size)
     else:
-        rate, objective, a, c, lost, running, steps, size = _minimum(
-            images_of, table, points, settings, v, level, rate0, prior_a, prior_c, images, step, data_step, inside,
-            max_iter, LINEAR, 0, SHARED,
-        )  # fmt: skip
-    out = value + sample * ((1 + CHANNELS * LINEAR) * voxels) + v
-    tl.store(out, rate, inside)
+        rate, _, a, c, lost, running, steps, size = _minimum(
+            series, points, settings, v, level, max_iter, LINEAR, 0, SHARED
+        )
+    tl.store(_parameter(value, sample, voxels, v, 0, LINEAR, CHANNELS), rate, inside)
     if LINEAR == 2:
-        tl.store(out + (1 + k) * voxels, a, inside)
-    tl.store(out + (1 + CHANNELS * (LINEAR - 1) + k) * voxels, c, inside)
+        tl.store(_parameter(value, sample, voxels, v, 1 + k, LINEAR, CHANNELS), a, inside)
+    tl.store(_parameter(value, sample, voxels, v, 1 + CHANNELS * (LINEAR - 1) + k, LINEAR, CHANNELS), c, inside)
     at = sample * voxels + v
     tl.store(status + at, tl.where(lost, NONFINITE, running.to(tl.int32)).to(tl.int8), inside)
     tl.store(count + at, steps, inside)
     tl.store(residual + at, size, inside)
 
 
-@triton.jit(do_not_specialize=["images", "voxels", "blocks", "per_sample"])
-def fit_backward_kernel(
-    grad, value, data, curves, prior, weight, settings, grad_data, u, images, voxels, blocks, per_sample,
-    LINEAR: tl.constexpr, CHANNELS: tl.constexpr, POLARITY: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    SIGNS: tl.constexpr = BY_FIT if POLARITY else 0
-    sample = (tl.program_id(0) // blocks).to(tl.int64)
-    v = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    k = tl.arange(0, CHANNELS)[:, None]
-    inside = v < voxels
-    voxels = voxels.to(tl.int64)
-    data_step = voxels * CHANNELS
-    image = sample * images * data_step + v.to(tl.int64) * CHANNELS + k
-    if SHARED:
-        step = 1
-        table = curves + sample * per_sample + tl.zeros_like(v)
-    else:
-        step = voxels
-        table = curves + sample * per_sample + v
-    level, rate0, prior_a, prior_c = _prior_of(prior, weight, sample, v, k, voxels, inside, value, LINEAR, CHANNELS)
-    of_rate = sample * ((1 + CHANNELS * LINEAR) * voxels) + v
-    of_a = of_rate + (1 + k) * voxels
-    of_c = of_rate + (1 + CHANNELS * (LINEAR - 1) + k) * voxels
-    rate = tl.load(value + of_rate, inside, 1.0)
-    c = tl.load(value + of_c, inside, 0.0)
-    a = tl.zeros_like(c)
-    if LINEAR == 2:
-        a = tl.load(value + of_a, inside, 0.0)
-    mean = _mean(data + image, table, rate, v, a, c, level, prior_a, images, step, data_step, inside, LINEAR, SIGNS)
-    _, _, second, _, _, centre, inverse, cross, with_a = _at(
-        data + image, table, rate, v, a, c, mean, level, rate0, prior_a, prior_c, images, step, data_step, inside,
-        LINEAR, SIGNS,
-    )  # fmt: skip
-    up = tl.load(grad + of_rate, inside, 0.0)
-    gc = tl.load(grad + of_c, inside, 0.0)
-    ga = tl.zeros_like(gc)
-    if LINEAR == 2:
-        ga = tl.load(grad + of_a, inside, 0.0)
-        gc -= centre * ga
-        up -= tl.sum(with_a * ga, 0, keep_dims=True) / (level + images)
-    up -= tl.sum(cross * gc, 0, keep_dims=True) * inverse
-    free = (rate > tl.load(settings)) & (rate < tl.load(settings + GRID - 1))
-    up = tl.where(free, up / second, 0.0)
-    uc = (gc - cross * up) * inverse
-    ua = tl.zeros_like(uc)
-    if LINEAR == 2:
-        ua = (ga - with_a * up) / (level + images) - centre * uc
-    # Infinite or NaN, in any channel: less itself it is not zero.
-    known = (rate == rate) & (up - up == 0) & (tl.sum((uc - uc) + (ua - ua), 0, keep_dims=True) == 0)
-    up = tl.where(known, up, 0.0)
-    uc = tl.where(known, uc, 0.0)
-    ua = tl.where(known, ua, 0.0)
-    tl.store(u + of_rate, up, inside)
-    tl.store(u + of_c, uc, inside)
-    if LINEAR == 2:
-        tl.store(u + of_a, ua, inside)
-    for t in range(0, images):
-        phi, d1, _ = _shapes(table, t, rate, images, step, inside, LINEAR)
-        moved = _signed(ua + uc * phi + c * up * d1, t, phi, v, a, c, SIGNS)
-        tl.store(grad_data + image + t * data_step, tl.where(known, moved, 0.0), inside)
+def reals(t: Tensor) -> Tensor:
+    return torch.view_as_real(t) if t.is_complex() else t
 
 
-@triton.jit(do_not_specialize=["images", "voxels", "blocks", "chunks", "batch", "per_sample"])
-def fit_curves_backward_kernel(
-    u, value, data, curves, grad, images, voxels, blocks, chunks, batch, per_sample,
-    LINEAR: tl.constexpr, CHANNELS: tl.constexpr, POLARITY: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    # One program per table and chunk of its voxels: of <s - f, f' u> = A phi + B phi', with s, p and u held fixed, over
-    # all samples with that table. A chunk of a table of each voxel is a block, of a shared one its share of the blocks.
-    SIGNS: tl.constexpr = BY_FIT if POLARITY else 0
-    own = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    k = tl.arange(0, CHANNELS)[:, None]
-    lane = tl.arange(0, BLOCK)[None, :]
-    zero = tl.zeros((1, BLOCK), value.dtype.element_ty)
-    data_step = voxels.to(tl.int64) * CHANNELS
-    first = tl.where(per_sample == 0, 0, own)
-    last = tl.where(per_sample == 0, batch, own + 1)
-    for t in range(0, images):
-        g_time = zero
-        g_sums = zero
-        g_q = zero
-        g_rest = zero
-        g_u = zero
-        for sample in range(first, last):
-            for block in range(chunk, blocks, chunks):
-                v = block * BLOCK + lane
-                inside = v < voxels
-                if SHARED:
-                    at = curves + own * per_sample + t + tl.zeros_like(v)
-                    row = images.to(tl.int64)
-                else:
-                    at = curves + own * per_sample + t * voxels.to(tl.int64) + v
-                    row = images * voxels.to(tl.int64)
-                of_rate = sample * ((1 + CHANNELS * LINEAR) * voxels.to(tl.int64)) + v
-                of_c = of_rate + (1 + CHANNELS * (LINEAR - 1) + k) * voxels.to(tl.int64)
-                rate = tl.load(value + of_rate, inside, 1.0)
-                up = tl.load(u + of_rate, inside, 0.0)
-                c = tl.load(value + of_c, inside, 0.0)
-                uc = tl.load(u + of_c, inside, 0.0)
-                a = tl.zeros_like(c)
-                ua = a
-                if LINEAR == 2:
-                    of_a = of_rate + (1 + k) * voxels.to(tl.int64)
-                    a = tl.load(value + of_a, inside, 0.0)
-                    ua = tl.load(u + of_a, inside, 0.0)
-                s = tl.load(data + sample * images * data_step + t * data_step + v.to(tl.int64) * CHANNELS + k,
-                            inside, 0.0)  # fmt: skip
-                time = tl.load(at, inside, 0.0)
-                m, decay = _recovery(time * rate)
-                if LINEAR == 2:  # phi = E
-                    phi = decay
-                    d1 = -time * decay
-                else:
-                    sums = tl.load(at + row, inside, 0.0)
-                    q = tl.load(at + 2 * row, inside, 0.0)
-                    rest = tl.load(at + 3 * row, inside, 1.0)
-                    of_u = tl.load(at + 4 * row, inside, 0.0)
-                    inverse = 1.0 / (rest + of_u * m)
-                    square = inverse * inverse
-                    joint = q * rest + of_u * sums
-                    phi = (sums - q * m) * inverse
-                    d1 = -time * decay * joint * square
-                left = _signed(s, t, phi, v, a, c, SIGNS) - (a + c * phi)
-                along = ua + uc * phi + c * up * d1
-                of_phi = tl.sum(left * uc - c * along, 0, keep_dims=True)  # A
-                of_d1 = up * tl.sum(left * c, 0, keep_dims=True)  # B
-                # Zero where nothing was found: u is zero there, and what else may be no number.
-                known = inside & (of_phi - of_phi == 0) & (of_d1 - of_d1 == 0)
-                of_phi = tl.where(known, of_phi, 0.0)
-                of_d1 = tl.where(known, of_d1, 0.0)
-                if LINEAR == 2:
-                    by_time = -of_phi * rate * decay + of_d1 * (time * rate - 1.0) * decay
-                    g_time += tl.where(known, by_time, 0.0)
-                else:
-                    slope = time * decay  # dm/dR
-                    ratio = 2.0 * joint * inverse * slope
-                    by_time = -of_phi * joint * rate * decay * square
-                    by_time += of_d1 * square * decay * (joint * (time * rate - 1.0) + ratio * of_u * rate)
-                    g_time += tl.where(known, by_time, 0.0)
-                    g_sums += tl.where(known, of_phi * inverse - of_d1 * of_u * slope * square, 0.0)
-                    g_q += tl.where(known, -of_phi * m * inverse - of_d1 * rest * slope * square, 0.0)
-                    g_rest += tl.where(known, -of_phi * phi * inverse + of_d1 * square * (ratio - q * slope), 0.0)
-                    by_u = -of_phi * phi * m * inverse + of_d1 * square * (ratio * m - sums * slope)
-                    g_u += tl.where(known, by_u, 0.0)
-        for r in tl.static_range(5):
-            if r == 0:
-                g = g_time
-            elif r == 1:
-                g = g_sums
-            elif r == 2:
-                g = g_q
-            elif r == 3:
-                g = g_rest
-            else:
-                g = g_u
-            if SHARED:
-                tl.store(grad + (tl.program_id(0).to(tl.int64) * 5 + r) * images + t, tl.sum(tl.sum(g, 1), 0))
-            else:
-                v = chunk * BLOCK + lane
-                tl.store(grad + ((own * 5 + r) * images + t) * voxels.to(tl.int64) + v, g, v < voxels)
-
-
-def _sizes(data: Tensor, curves: Tensor) -> tuple[tuple[int, ...], dict[str, int | bool]]:
-    """Images, voxels, blocks of a sample and the step of the table from sample to sample; what is compiled in."""
+def sizes(data: Tensor, curves: Tensor) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Images, voxels, blocks of a sample, the table's step from sample to sample; and what is compiled in."""
     images, voxels = data.shape[1:]
     per_sample = 0 if curves.shape[0] == 1 else curves[0].numel()
-    channels = 2 if data.is_complex() else 1
-    return (images, voxels, triton.cdiv(voxels, LANES), per_sample), {
-        "CHANNELS": channels, "SHARED": curves.shape[3] == 1, "BLOCK": LANES, "num_warps": 1
-    }  # fmt: skip
-
-
-def _reals(t: Tensor) -> Tensor:
-    return torch.view_as_real(t) if t.is_complex() else t
+    options = {"CHANNELS": 2 if data.is_complex() else 1, "SHARED": curves.shape[3] == 1, "BLOCK": LANES}
+    return (images, voxels, triton.cdiv(voxels, LANES), per_sample), {**options, "num_warps": 1}
 
 
 def fit_voxels(
@@ -597,10 +477,10 @@ def fit_voxels(
     count: Tensor,
     residual: Tensor,
 ) -> None:
-    """``settings`` (GRID + 2,): the rates of the grid, tol, and the relative step that is the last but one."""
+    """``settings`` (18,): the rates of the grid, tol, and the relative step that is the last but one."""
     if data.shape[0] == 0 or data.shape[2] == 0:
         return
-    (images, voxels, blocks, per_sample), options = _sizes(data, curves)
+    (images, voxels, blocks, per_sample), options = sizes(data, curves)
     points = None
     if options["SHARED"]:  # 16 of some 22 evaluations of the signal, which are then a product each
         points = curves.new_empty(curves.shape[0], GRID.value, images + 2)
@@ -608,46 +488,6 @@ def fit_voxels(
             curves, settings, points, images, per_sample, LINEAR=linear, BLOCK=LANES, num_warps=1
         )
     fit_kernel[(data.shape[0] * blocks,)](
-        _reals(data), curves, prior, weight, settings, points, value, status, count, residual, images, voxels, blocks,
+        reals(data), curves, prior, weight, settings, points, value, status, count, residual, images, voxels, blocks,
         per_sample, max_iter, LINEAR=linear, POLARITY=polarity, **options,
     )  # fmt: skip
-
-
-def fit_voxels_backward(
-    grad: Tensor,
-    value: Tensor,
-    data: Tensor,
-    curves: Tensor,
-    prior: Tensor | None,
-    weight: Tensor | None,
-    settings: Tensor,
-    linear: int,
-    polarity: bool,
-    grad_data: Tensor,
-    u: Tensor,
-) -> None:
-    if data.shape[0] == 0 or data.shape[2] == 0:
-        return
-    sizes, options = _sizes(data, curves)
-    fit_backward_kernel[(data.shape[0] * sizes[2],)](
-        grad, value, _reals(data), curves, prior, weight, settings, _reals(grad_data), u, *sizes,
-        LINEAR=linear, POLARITY=polarity, **options,
-    )  # fmt: skip
-
-
-def fit_voxels_curves_backward(
-    u: Tensor, value: Tensor, data: Tensor, curves: Tensor, linear: int, polarity: bool, grad: Tensor
-) -> None:
-    """Sums over voxels are made chunk by chunk and added in their order: the same bits in every run."""
-    if data.shape[0] == 0 or data.shape[2] == 0:
-        grad.zero_()
-        return
-    (images, voxels, blocks, per_sample), options = _sizes(data, curves)
-    chunks = min(blocks, max(1, CHUNKS // curves.shape[0])) if options["SHARED"] else blocks
-    parts = curves.new_empty(curves.shape[0], chunks, *curves.shape[1:]) if options["SHARED"] else grad
-    fit_curves_backward_kernel[(curves.shape[0] * chunks,)](
-        u, value, _reals(data), curves, parts, images, voxels, blocks, chunks, data.shape[0], per_sample,
-        LINEAR=linear, POLARITY=polarity, **options,
-    )  # fmt: skip
-    if options["SHARED"]:
-        torch.sum(parts, 1, out=grad)

@@ -366,14 +366,14 @@ def _backward_triton(
     grad: Tensor, value: Tensor, data: Tensor, curves: Tensor, prior: Tensor | None, weight: Tensor | None, low: float,
     high: float, linear: int, polarity: bool, grad_data: Tensor, u: Tensor,
 ) -> None:  # fmt: skip
-    from pyrecon.kernels.fit import fit_voxels_backward as launch
+    from pyrecon.kernels.fit_gradients import fit_voxels_backward as launch
 
     settings = _settings(low, high, 0.0, curves.dtype, curves.device)
     launch(grad, value, data, curves, prior, weight, settings, linear, polarity, grad_data, u)
 
 
 def _curves_backward_triton(*arguments: Any) -> None:
-    from pyrecon.kernels.fit import fit_voxels_curves_backward as launch
+    from pyrecon.kernels.fit_gradients import fit_voxels_curves_backward as launch
 
     launch(*arguments)
 
