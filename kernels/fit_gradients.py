@@ -138,7 +138,7 @@ def fit_curves_backward_kernel(
             for block in range(chunk, blocks, chunks):
                 inside = block * BLOCK + lane < count
                 v = tl.minimum(block * BLOCK + lane, count - 1)
-                series, _ = _begin(
+                series, _prior = _begin(
                     data, curves, None, None, sample, v, k, images, voxels, per_sample, LINEAR, CHANNELS, SHARED
                 )
                 rate = tl.load(_parameter(value, sample, voxels, v, 0, LINEAR, CHANNELS))
@@ -154,7 +154,7 @@ def fit_curves_backward_kernel(
                 row = images * series.step
                 time = tl.load(at)
                 m, decay = _recovery(time * rate)
-                phi, d1, _ = _shapes(series, t, rate, LINEAR)
+                phi, d1, _d2 = _shapes(series, t, rate, LINEAR)
                 s = tl.load(series.data + t * series.data_step)
                 left = _signed(s, t, phi, v, a, c, SIGNS) - (a + c * phi)
                 along = ua + uc * phi + c * up * d1
