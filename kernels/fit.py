@@ -72,6 +72,23 @@ def _recovery(x):
 
 
 @triton.jit
+def _inverse(x):
+    """1 / x. Of doubles by Newton steps: their division is a call, around which registers spill."""
+    if x.dtype == tl.float64:
+        bits = x.to(tl.int64, bitcast=True)
+        exponent = (bits >> 52) & 0x7FF
+        unit = (bits - (exponent << 52) + 0x3FF0000000000000).to(tl.float64, bitcast=True)  # from 1 to 2
+        r = (1.0 / unit.to(tl.float32)).to(tl.float64)
+        r += r * (1.0 - unit * r)
+        r += r * (1.0 - unit * r)
+        r *= ((2046 - exponent) << 52).to(tl.float64, bitcast=True)
+        r = tl.where(exponent == 0, float("inf"), tl.where(exponent == 2047, float("nan"), r))
+    else:
+        r = 1.0 / x
+    return r
+
+
+@triton.jit
 def _shapes(series, t, rate, LINEAR: tl.constexpr):
     """phi and its first two derivatives in R, of image t."""
     at = series.table + t * series.step
@@ -87,7 +104,7 @@ def _shapes(series, t, rate, LINEAR: tl.constexpr):
     else:
         rest = tl.load(at + 3 * row)
         u = tl.load(at + 4 * row)
-        inverse = 1.0 / (rest + u * m)
+        inverse = _inverse(rest + u * m)
         phi *= inverse
         change = (q * rest + u * tl.load(at + row)) * inverse * inverse  # dphi/dE
         d1 = change * slope
@@ -163,7 +180,7 @@ def _at(series, rate, negative, a, c, mean, prior, LINEAR: tl.constexpr, SIGNS: 
         a3 += e * d2
         b1 += d1 * s
         b2 += d2 * s
-    inverse = 1.0 / n
+    inverse = _inverse(n)
     pulled = prior.weight * (rate - prior.rate)
     best = b * inverse
     cross = 2.0 * a1 * best - b1
@@ -229,7 +246,7 @@ def _on_grid(
             if LINEAR == 2:
                 s -= mean
             b += phi * s
-        value = 0.5 * (prior.weight * (rate - prior.rate) * (rate - prior.rate) - _energy(b) / n)
+        value = 0.5 * (prior.weight * (rate - prior.rate) * (rate - prior.rate) - _energy(b) * _inverse(n))
         if LINEAR == 2:
             value -= 0.5 * (prior.weight + series.images) * _energy(mean)
     else:
@@ -238,8 +255,8 @@ def _on_grid(
 
 
 @triton.jit
-def _of_signs(b, n, plain, pulled, prior, LINEAR: tl.constexpr):
-    value = pulled - b * b / n
+def _of_signs(b, inverse, plain, pulled, prior, LINEAR: tl.constexpr):
+    value = pulled - b * b * inverse
     if LINEAR == 2:
         value -= plain * plain * prior.share
     return value
@@ -261,14 +278,15 @@ def _change_of_sign(series, points, settings, prior, LINEAR: tl.constexpr, SHARE
             b += (_phi_on_grid(series, points, g, t, rate, LINEAR, SHARED) + off) * _image(series, t)
         pulled = prior.weight * (rate - prior.rate) * (rate - prior.rate)
         plain = whole
-        value = _of_signs(b, n, plain, pulled, prior, LINEAR)
+        inverse = _inverse(n)
+        value = _of_signs(b, inverse, plain, pulled, prior, LINEAR)
         found = tl.where(value < least, 0, found)
         least = tl.where(value < least, value, least)
         for t in range(0, series.images):  # one by one they become negative
             s = 2.0 * _image(series, t)
             b -= (_phi_on_grid(series, points, g, t, rate, LINEAR, SHARED) + off) * s
             plain -= s
-            value = _of_signs(b, n, plain, pulled, prior, LINEAR)
+            value = _of_signs(b, inverse, plain, pulled, prior, LINEAR)
             found = tl.where(value < least, t + 1, found)
             least = tl.where(value < least, value, least)
     return found
@@ -314,7 +332,7 @@ def _minimum(
         lost = (value - value != 0) | flat  # not a number, or nothing to fit
         upper = tl.where(steps & (first > 0), rate, upper)
         lower = tl.where(steps & (first < 0), rate, lower)
-        newton = -first / second
+        newton = -first * _inverse(second)
         there = rate + newton
         enough = tl.abs(newton) <= tol * rate  # less than the bracket's ends are apart, where one of them is the rate
         within = (second > 0) & (enough | ((there > lower) & (there < upper)))
@@ -323,7 +341,7 @@ def _minimum(
         rounding = within & (last < EASED * rate) & (size >= 0.5 * last)
         ends = (size <= tol * rate) | (within & (size <= last_but_one * rate)) | rounding | flat
         count += steps.to(tl.int32)
-        residual = tl.where(steps, size / rate, residual)
+        residual = tl.where(steps, size * _inverse(rate), residual)
         moved = rate + by
         moved = tl.where(moved < lowest, lowest, tl.where(moved > highest, highest, moved))
         rate = tl.where(steps & (rounding == 0), moved, rate)
@@ -363,7 +381,7 @@ def _begin(
         rate = tl.load(_parameter(prior, sample, voxels, v, 0, LINEAR, CHANNELS))
         a = tl.load(_parameter(prior, sample, voxels, v, 1 + k, LINEAR, CHANNELS))
         c = tl.load(_parameter(prior, sample, voxels, v, 1 + CHANNELS * (LINEAR - 1) + k, LINEAR, CHANNELS))
-    return series, Prior(level, 1.0 / (level + images), rate, a, c)
+    return series, Prior(level, _inverse(level + images), rate, a, c)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from pyrecon.kernels.fit import (
     GRID,
     _at,
     _begin,
+    _inverse,
     _mean,
     _numbers,
     _parameter,
@@ -54,7 +55,7 @@ def fit_backward_kernel(
     uc -= centre * ua
     up -= tl.sum(with_a * ua, 0, keep_dims=True) * level.share + tl.sum(cross * uc, 0, keep_dims=True) * inverse
     free = (rate > tl.load(settings)) & (rate < tl.load(settings + GRID - 1))
-    up = tl.where(free, up / second, 0.0)
+    up = tl.where(free, up * _inverse(second), 0.0)
     uc = (uc - cross * up) * inverse
     if LINEAR == 2:
         ua = (ua - with_a * up) * level.share - centre * uc
@@ -68,7 +69,7 @@ def fit_backward_kernel(
     if LINEAR == 2:
         tl.store(_parameter(u, sample, voxels, v, 1 + k, LINEAR, CHANNELS), ua, inside)
     for t in range(0, images):
-        phi, d1, _ = _shapes(series, t, rate, LINEAR)
+        phi, d1, _d2 = _shapes(series, t, rate, LINEAR)
         moved = _signed(ua + uc * phi + c * up * d1, t, phi, v, a, c, SIGNS)
         at = _numbers(grad_data, sample * images + t, voxels, v, k, CHANNELS)
         tl.store(at, tl.where(known, moved, 0.0), inside)
@@ -88,7 +89,7 @@ def _by_table(of_phi, of_d1, time, rate, m, decay, at, row, LINEAR: tl.constexpr
         q = tl.load(at + 2 * row)
         rest = tl.load(at + 3 * row)
         u = tl.load(at + 4 * row)
-        inverse = 1.0 / (rest + u * m)
+        inverse = _inverse(rest + u * m)
         of_d1 *= inverse * inverse
         of_phi *= inverse
         phi = (sums - q * m) * inverse
