@@ -5,6 +5,11 @@ no lane waits for another warp; lanes past the last voxel repeat it. Blocks are 
 where real and imaginary parts differ, both in the same lane. Nothing of a series of images is kept: each pass reads it
 again, from the first cache after the first time (32 voxels with 30 images in single precision are 4 KiB). The formulas
 are those of csrc/cpu/fit.cpp.
+
+In single precision on sm_90 there are 76 instructions for each image at each Newton step, and 9 at each rate of a grid
+whose phi is known: with six looks at the signal 600 for each image of a voxel, where its 4 bytes are worth 30 (132
+multiprocessors with 128 lanes at 1.98 GHz, 4.8 TB/s). The kernel is bound by instructions, and the phi of a grid that
+all voxels share is therefore made once.
 """
 
 from __future__ import annotations
@@ -421,7 +426,7 @@ def fit_kernel(
     LINEAR: tl.constexpr, CHANNELS: tl.constexpr, POLARITY: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // blocks).to(tl.int64)
-    lane = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    lane = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = lane < voxels
     v = tl.minimum(lane, voxels - 1)
     k = tl.arange(0, CHANNELS)[:, None]

@@ -33,7 +33,7 @@ def fit_backward_kernel(
 ):  # fmt: skip
     SIGNS: tl.constexpr = BY_FIT if POLARITY else 0
     sample = (tl.program_id(0) // blocks).to(tl.int64)
-    lane = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    lane = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = lane < voxels
     v = tl.minimum(lane, voxels - 1)
     k = tl.arange(0, CHANNELS)[:, None]
@@ -122,12 +122,11 @@ def fit_curves_backward_kernel(
     # over all samples with that table. A chunk is a block, or of a shared table every chunks-th block.
     SIGNS: tl.constexpr = BY_FIT if POLARITY else 0
     own = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
+    chunk = (tl.program_id(0) % chunks).to(tl.int64)
     k = tl.arange(0, CHANNELS)[:, None]
     lane = tl.arange(0, BLOCK)[None, :]
     first = tl.where(per_sample == 0, 0, own)
     last = tl.where(per_sample == 0, batch, own + 1)
-    count = voxels
     voxels = voxels.to(tl.int64)
     for t in range(0, images):
         g_time = tl.zeros((1, BLOCK), curves.dtype.element_ty)
@@ -136,9 +135,9 @@ def fit_curves_backward_kernel(
         g_rest = g_time
         g_u = g_time
         for sample in range(first, last):
-            for block in range(chunk, blocks, chunks):
-                inside = block * BLOCK + lane < count
-                v = tl.minimum(block * BLOCK + lane, count - 1)
+            for block in range(chunk, tl.cast(blocks, tl.int64), chunks):
+                inside = block * BLOCK + lane < voxels
+                v = tl.minimum(block * BLOCK + lane, voxels - 1)
                 series, _prior = _begin(
                     data, curves, None, None, sample, v, k, images, voxels, per_sample, LINEAR, CHANNELS, SHARED
                 )
@@ -175,11 +174,11 @@ def fit_curves_backward_kernel(
         if SHARED:
             to = grad + tl.program_id(0).to(tl.int64) * 5 * images
         v = chunk * BLOCK + lane
-        _store_row(to, 0, g_time, t, v, v < count, images, voxels, SHARED)
-        _store_row(to, 1, g_sums, t, v, v < count, images, voxels, SHARED)
-        _store_row(to, 2, g_q, t, v, v < count, images, voxels, SHARED)
-        _store_row(to, 3, g_rest, t, v, v < count, images, voxels, SHARED)
-        _store_row(to, 4, g_u, t, v, v < count, images, voxels, SHARED)
+        _store_row(to, 0, g_time, t, v, v < voxels, images, voxels, SHARED)
+        _store_row(to, 1, g_sums, t, v, v < voxels, images, voxels, SHARED)
+        _store_row(to, 2, g_q, t, v, v < voxels, images, voxels, SHARED)
+        _store_row(to, 3, g_rest, t, v, v < voxels, images, voxels, SHARED)
+        _store_row(to, 4, g_u, t, v, v < voxels, images, voxels, SHARED)
 
 
 def fit_voxels_backward(

@@ -176,8 +176,9 @@ def fit_voxels(
 
     Notes
     -----
-    CPU (C++) and, on a GPU, plain torch. Beside the maps that are returned memory does not grow with the number of
-    voxels, but for a copy of the data where they are magnitudes or have a mask.
+    CPU (C++) and GPU (Triton). Beside the maps that are returned memory does not grow with the number of voxels, but
+    for a copy of the data where they are magnitudes or have a mask, and, on a CPU, for the gradient of times or of what
+    the model holds, which is plain torch there.
     """
     if not isinstance(model, CustomSignal):
         model = model_of(model)
