@@ -135,13 +135,15 @@ def test_rates_at_a_bound_are_the_bound_and_have_no_gradient(name: str) -> None:
 
 def test_times_below_zero_are_fitted_as_in_the_reference() -> None:
     """On a GPU times are not looked at: rates at which the signal overflows are no minimum, and none looks like one."""
-    times = torch.tensor([1.0, -300.0, 3.0, 4.0], dtype=torch.float64)
+    times = torch.tensor([1.0, -40.0, 3.0, 4.0], dtype=torch.float64)
     curves = SIGNALS["sr"][0].table(times)[None, ..., None]
-    data = torch.rand(1, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inputs = (data, curves, None, None, 0.05, 20.0, 1, False, 1e-12, 50)
+    rate = torch.tensor([0.1, 0.15, 0.2], dtype=torch.float64)  # exp(40 * 0.2) is a number, exp(40 * 20) is none
+    noise = 0.02 * torch.randn(1, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs = (-torch.expm1(-times[:, None] * rate) + noise, curves, None, None, 0.05, 20.0, 1, False, 1e-12, 50)
     with pyrecon.backend("triton"):
         value, status, _, _ = torch.ops.pyrecon.fit_voxels(*inputs)
     with pyrecon.backend("reference"):
         known, wanted, _, _ = torch.ops.pyrecon.fit_voxels(*inputs)
-    assert torch.equal(status, wanted)
-    torch.testing.assert_close(value, known, rtol=1e-10, atol=0)
+    assert status.tolist() == wanted.tolist() == [[0, 0, 0]]
+    # One rounding of the square of exp(8) is 2e-9 of what the other images weigh; there are some tens.
+    torch.testing.assert_close(value, known, rtol=1e-7, atol=0)
