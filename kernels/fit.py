@@ -165,12 +165,8 @@ def _at(series, rate, negative, a, c, mean, prior, LINEAR: tl.constexpr, SIGNS: 
         centre *= prior.share
         n += prior.weight * centre * centre
         b += prior.weight * centre * (mean - prior.a)
-    b1 = tl.zeros_like(b)
-    b2 = b1
-    a1 = zero
-    a2 = zero
-    a3 = zero
-    d_sum = zero
+    b1, b2 = tl.zeros_like(b), tl.zeros_like(b)
+    a1, a2, a3, d_sum = zero, zero, zero, zero
     for t in range(0, series.images):
         phi, d1, d2 = _shapes(series, t, rate, LINEAR)
         s = _signed(_image(series, t), t, phi, negative, a, c, SIGNS)
@@ -438,14 +434,8 @@ def fit_kernel(
         points += tl.where(per_sample == 0, 0, sample) * (GRID * (images + 2))
     if POLARITY:
         middle = _change_of_sign(series, points, settings, level, LINEAR, SHARED)
-        rate = level.rate
-        objective = rate
-        a = level.a
-        c = a
-        lost = inside
-        running = inside
-        steps = tl.zeros_like(middle)
-        size = rate
+        rate, objective, size, steps = level.rate, level.rate, level.rate, tl.zeros_like(middle)
+        a, c, lost, running = level.a, level.a, inside, inside
         for change in range(0, 3):  # as on the grid, one image less and one more
             negative = tl.maximum(middle + tl.where(change == 2, 1, -change), 0)
             new_rate, new_objective, new_a, new_c, new_lost, new_running, new_steps, new_size = _minimum(
@@ -487,19 +477,9 @@ def sizes(data: Tensor, curves: Tensor) -> tuple[tuple[int, ...], dict[str, Any]
 
 
 def fit_voxels(
-    data: Tensor,
-    curves: Tensor,
-    prior: Tensor | None,
-    weight: Tensor | None,
-    settings: Tensor,
-    linear: int,
-    polarity: bool,
-    max_iter: int,
-    value: Tensor,
-    status: Tensor,
-    count: Tensor,
-    residual: Tensor,
-) -> None:
+    data: Tensor, curves: Tensor, prior: Tensor | None, weight: Tensor | None, settings: Tensor, linear: int,
+    polarity: bool, max_iter: int, value: Tensor, status: Tensor, count: Tensor, residual: Tensor,
+) -> None:  # fmt: skip
     """``settings`` (18,): the rates of the grid, tol, and the relative step that is the last but one."""
     if data.shape[0] == 0 or data.shape[2] == 0:
         return
