@@ -75,10 +75,9 @@ def in_torch(data: Tensor, times: Tensor, iterations: int = 10) -> Tensor:
 
 
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
-def test_saturation_recovery(timed: Callable[..., None], impl: str) -> None:
+def test_saturation_recovery(timed: Callable[..., None], device: str, impl: str) -> None:
     data, expected = recovery()
-    out = torch.empty(expected.shape)
-    times = SATURATION.float()
+    data, times, out = data.to(device), SATURATION.float().to(device), torch.empty(expected.shape, device=device)
     if impl == "pyrecon":
         call: Callable[[], Any] = lambda: fit_voxels("sr", data, times, out=out).value  # noqa: E731
     else:
@@ -96,13 +95,14 @@ def test_saturation_recovery(timed: Callable[..., None], impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["pyrecon"])
-def test_its_gradient(timed: Callable[..., None], impl: str) -> None:
+def test_its_gradient(timed: Callable[..., None], device: str, impl: str) -> None:
     data, _ = recovery()
-    leaf = data.detach().clone().requires_grad_()
-    value = fit_voxels("sr", leaf, SATURATION.float()).value
+    leaf = data.to(device, copy=True).requires_grad_()
+    value = fit_voxels("sr", leaf, SATURATION.float().to(device)).value
     incoming = torch.randn(value.shape, generator=torch.Generator().manual_seed(2))
     wide = data.to(torch.complex128).requires_grad_()
     (known,) = torch.autograd.grad(fit_voxels("sr", wide, SATURATION).value, wide, incoming.double())
+    incoming = incoming.to(device)
     timed(
         lambda: torch.autograd.grad(value, leaf, incoming, retain_graph=True)[0],
         row=f"T1 fit {SIZE} x {SIZE}, gradient",
@@ -143,11 +143,11 @@ def test_echoes(timed: Callable[..., None], impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["pyrecon"])
-def test_all_echoes(timed: Callable[..., None], impl: str) -> None:
+def test_all_echoes(timed: Callable[..., None], device: str, impl: str) -> None:
     data, expected = decay()
-    out = torch.empty(expected.shape)
+    data, times, out = data.to(device), ECHOES.float().to(device), torch.empty(expected.shape, device=device)
     timed(
-        lambda: fit_voxels("t2", data, ECHOES.float(), out=out).value,
+        lambda: fit_voxels("t2", data, times, out=out).value,
         row=f"T2 fit {SIZE} x {SIZE}, 30 echoes",
         impl=impl,
         expected=expected,

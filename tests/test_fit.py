@@ -241,6 +241,28 @@ def test_misuse_is_refused_by_name(change: dict[str, Any], error: type[Exception
         SpoiledGradientEcho(15e3)
 
 
+# --- on a GPU ------------------------------------------------------------------------------------------------------
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("per_voxel", [False, True])
+@pytest.mark.parametrize("name", ["vfa", "ir", "ir-magnitude"])
+def test_gradients_on_a_gpu_are_those_of_a_cpu(name: str, per_voxel: bool, dtype: torch.dtype) -> None:
+    if dtype.is_complex and SIGNALS[name][0].polarity:
+        pytest.skip("magnitudes are real")
+    make = problem(name, 2, 7, 9, per_voxel=per_voxel, with_prior=True)
+    _, *inputs = make(torch.Generator().manual_seed(0), dtype)
+    incoming = torch.randn(inputs[2].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for device in ("cpu", "cuda"):
+        data, times, prior, weight = leaves = [t.to(device, copy=True).requires_grad_() for t in inputs]
+        with testing.record_calls() as calls:
+            value = fit_voxels(SIGNALS[name][0], data, times, prior=prior, weight=weight).value
+            found.append([g.cpu() for g in torch.autograd.grad(value, leaves, incoming.to(device))])
+    assert {call.backend for call in calls} == {"triton"}
+    for one, other in zip(*found, strict=True):  # rates to 1e-12 of themselves: a tenth of the digits that are left
+        assert float((one - other).abs().max() / one.abs().max()) < 1e-9
+
+
 # --- errors of the estimates ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("name", ["sr", "ir", "t2", "vfa"])

@@ -21,6 +21,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton_interpreter import BACKWARD, backward_calls
 
 import pyrecon
 from pyrecon._library import _OPS
@@ -48,7 +49,7 @@ def type_of(value: Any) -> str:
 
 
 def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], ASTSource]:
-    """Run every op's tiny cases and keep one source per kernel and argument types."""
+    """Run every op's tiny cases and their gradients, and keep one source per kernel and argument types."""
     launches: dict[tuple[Any, ...], tuple[ASTSource, dict[str, Any]]] = {}
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -64,8 +65,11 @@ def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], 
         key = (kernel.fn.__qualname__, tuple(signature.items()), tuple(sorted(constants.items(), key=str)))
         launches[key] = (ASTSource(kernel, signature, constants), options)
 
+    gradients = [call for case in BACKWARD for dtype in case.dtypes for call in backward_calls(case, dtype)]
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", record)
     with pyrecon.backend("triton"):
+        for call in gradients:
+            getattr(torch.ops.pyrecon, call.op)(*call.inputs)
         for case in CASES:
             if "triton" not in _OPS[case.op.__name__].kernels:
                 continue

@@ -18,6 +18,7 @@ held fixed. A rate at its bound stays there.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -346,6 +347,38 @@ def _backward_cpp(
     )  # fmt: skip
 
 
+@lru_cache(maxsize=32)
+def _settings(low: float, high: float, tol: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The grid, tol, and the step that is the last but one."""
+    return torch.tensor([*grid_of(low, high), tol, 0.1 * math.sqrt(tol)], dtype=dtype, device=device)
+
+
+def _triton(
+    data: Tensor, curves: Tensor, prior: Tensor | None, weight: Tensor | None, low: float, high: float, linear: int,
+    polarity: bool, tol: float, max_iter: int, *outputs: Tensor,
+) -> None:  # fmt: skip
+    from pyrecon.kernels.fit import fit_voxels as launch
+
+    settings = _settings(low, high, tol, curves.dtype, curves.device)
+    launch(data, curves, prior, weight, settings, linear, polarity, max_iter, *outputs)
+
+
+def _backward_triton(
+    grad: Tensor, value: Tensor, data: Tensor, curves: Tensor, prior: Tensor | None, weight: Tensor | None, low: float,
+    high: float, linear: int, polarity: bool, grad_data: Tensor, u: Tensor,
+) -> None:  # fmt: skip
+    from pyrecon.kernels.fit_gradients import fit_voxels_backward as launch
+
+    settings = _settings(low, high, 0.0, curves.dtype, curves.device)
+    launch(grad, value, data, curves, prior, weight, settings, linear, polarity, grad_data, u)
+
+
+def _curves_backward_triton(*arguments: Any) -> None:
+    from pyrecon.kernels.fit_gradients import fit_voxels_curves_backward as launch
+
+    launch(*arguments)
+
+
 def _outputs(
     data: Tensor, curves: Tensor, prior: Tensor | None, weight: Tensor | None, low: float, high: float, linear: int,
     *_: Any,
@@ -365,21 +398,21 @@ _fit = Op(
     "bool polarity, float tol, int max_iter) -> (Tensor, Tensor, Tensor, Tensor)",
     outputs=_outputs,
     reference=_fit_reference,
-    kernels={"cpp": _cpp},
+    kernels={"cpp": _cpp, "triton": _triton},
 )
 _fit_backward = Op(
     "fit_voxels_backward(Tensor grad, Tensor value, Tensor data, Tensor curves, Tensor? prior, Tensor? weight, "
     "float low, float high, int linear, bool polarity) -> (Tensor, Tensor)",
     outputs=lambda grad, value, data, *_: (torch.empty_like(data), torch.empty_like(value)),
     reference=_backward_reference,
-    kernels={"cpp": _backward_cpp},
+    kernels={"cpp": _backward_cpp, "triton": _backward_triton},
 )
-_fit_curves_backward = Op(  # in plain torch: times are seldom what is sought
+_fit_curves_backward = Op(  # on a CPU in plain torch: times are seldom what is sought
     "fit_voxels_curves_backward(Tensor u, Tensor value, Tensor data, Tensor curves, int linear, bool polarity)"
     " -> Tensor",
     outputs=lambda u, value, data, curves, *_: torch.empty_like(curves),
     reference=_grad_curves,
-    kernels={},
+    kernels={"triton": _curves_backward_triton},
 )
 
 

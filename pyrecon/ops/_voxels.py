@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -108,8 +108,10 @@ def fit_voxels(
 
     Notes
     -----
-    CPU (C++) and, on a GPU, plain torch. Beside the maps that are returned memory does not grow with the number of
-    voxels, but for a copy of the data where they are magnitudes, have a mask or ``noise_std``.
+    CPU (C++) and GPU (Triton; plain torch for ``noise_std``, a MultiSpinEcho and a CustomSignal). Beside the maps that
+    are returned memory does not grow with the number of voxels, but for a copy of the data where they are magnitudes,
+    have a mask or ``noise_std``, and, on a CPU, for the gradient of times or of what the model holds, which is plain
+    torch there.
     """
     if not isinstance(model, CustomSignal | MultiSpinEcho):
         model = model_of(model)
