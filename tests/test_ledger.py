@@ -23,10 +23,12 @@ def test_numbers_are_computed_once(tmp_path: Path) -> None:
     assert first == {"psnr": [30.1235, 1.0]}
     assert Ledger(path).numbers("a", settings, 2, compute) == first
     assert len(calls) == 1
-    with pytest.raises(DataError, match="a was trained with other settings"):
+    with pytest.raises(DataError, match="a was trained or tested with other settings"):
         Ledger(path).numbers("a", {"a": Config.of_scale("quick", seed=1)}, 2, compute)
     with pytest.raises(DataError, match="other settings"):  # of what it began with
         Ledger(path).numbers("a", settings | {"denoiser": Config.of_scale("quick")}, 2, compute)
+    with pytest.raises(DataError, match="other settings"):
+        Ledger(path).numbers("a", settings, 2, compute, {"limit": 100})
 
 
 def test_numbers_of_another_test_set_are_refused(tmp_path: Path) -> None:

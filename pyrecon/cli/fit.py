@@ -73,6 +73,14 @@ def fit(
         typer.Option("--b1", help="vfa, epg: an image of actual over nominal flip angles.", show_default=False),
     ] = None,
     offset: Annotated[bool, typer.Option("--offset", help="t2, t2star: a constant beside the decay.")] = False,
+    noise_std: Annotated[
+        float | None,
+        typer.Option(
+            help="Of real and imaginary part, in the unit of the images: magnitudes are fitted by their Rician "
+            "likelihood.",
+            min=1e-30, show_default=False,
+        ),
+    ] = None,
     efficiency: Annotated[
         float | None,
         typer.Option(
@@ -113,7 +121,7 @@ def fit(
     with _console.progress() as bar:
         task = bar.add_task(KINDS[kind].about, total=scan.images.shape[1])
         maps, report = fit_series(
-            scan, kind, mask=labels, b1=factor, offset=offset, efficiency=efficiency,
+            scan, kind, mask=labels, b1=factor, offset=offset, noise_std=noise_std, efficiency=efficiency,
             refocusing=math.radians(refocusing_angle), t1=t1, device=device,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip

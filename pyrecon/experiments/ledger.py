@@ -34,17 +34,23 @@ class Ledger:
                 raise DataError(f"{path}: is no ledger ({error}); delete it to compute its numbers anew") from None
 
     def numbers(
-        self, name: str, configs: Mapping[str, RunConfig], images: int, compute: Callable[[], Numbers]
+        self,
+        name: str,
+        configs: Mapping[str, RunConfig],
+        images: int,
+        compute: Callable[[], Numbers],
+        evaluation: Mapping[str, Any] | None = None,
     ) -> Numbers:
         """Of a model by ``name``, computed and written down where they are not there.
 
         ``configs`` are the settings of its training, and of the models that it began with; ``images`` is how many
-        numbers ``"psnr"`` has, unless there are none at all.
+        numbers ``"psnr"`` has, unless there are none at all. ``evaluation`` is what else the numbers depend on.
         """
-        mark = hashlib.sha256(json.dumps(plain({k: asdict(c) for k, c in configs.items()})).encode()).hexdigest()[:16]
+        known = {k: asdict(c) for k, c in configs.items()} | ({"evaluation": dict(evaluation)} if evaluation else {})
+        mark = hashlib.sha256(json.dumps(plain(known)).encode()).hexdigest()[:16]
         if name in self._known:
             if self._known[name]["settings"] != mark:
-                raise DataError(f"{self.path}: {name} was trained with other settings; delete it from the ledger")
+                raise DataError(f"{self.path}: {name} was trained or tested with other settings; delete it from the ledger")
         else:
             found = {key: [float(f"{value:.6g}") for value in values] for key, values in compute().items()}
             self._known = self._read() | {name: {"settings": mark, "numbers": found}}

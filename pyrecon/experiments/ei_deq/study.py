@@ -126,7 +126,9 @@ class EIDEQStudy(Study):
                 found["step"] = equivariance(step, batch.images)
             return found
 
-        return self.ledger.numbers(name, self.settings(name), self.amounts.test, compute)
+        # Of the others nothing is iterated to a limit of the evaluation's own.
+        evaluation = {"limit": LIMIT} if self.recipes[name].role == "deq" else None
+        return self.ledger.numbers(name, self.settings(name), self.amounts.test, compute, evaluation)
 
     def seeds_of(self, kind: str) -> range:
         """Of the unrolled twins those with other than five layers are trained once at quick scale."""
@@ -158,7 +160,9 @@ class EIDEQStudy(Study):
             settings = {name: [float(best[name])] for name in ("strength", "step")}
             return {"psnr": quality(images, self.test(task)), "own": [float(own)], **settings}
 
-        return self.ledger.numbers(f"{task}-plug-and-play", self.settings(f"{task}-dncnn"), self.amounts.test, compute)
+        evaluation = {"limit": LIMIT, "budget": self.amounts.budget, "validation": self.amounts.validation}
+        name, settings = f"{task}-plug-and-play", self.settings(f"{task}-dncnn")
+        return self.ledger.numbers(name, settings, self.amounts.test, compute, evaluation)
 
     def found_by_denoiser(self, task: str) -> Tensor:
         """The images of :meth:`plug_and_play`."""

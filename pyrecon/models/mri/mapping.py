@@ -107,6 +107,7 @@ def fit_series(
     mask: NDArray[Any] | None = None,
     b1: NDArray[Any] | None = None,
     offset: bool = False,
+    noise_std: float | None = None,
     efficiency: float | None = None,
     refocusing: float = math.pi,
     t1: float = 1.0,
@@ -129,6 +130,9 @@ def fit_series(
         ``(S, H, W)``, actual over nominal flip angle, for ``"vfa"`` and ``"epg"``, which finds it itself otherwise.
     offset
         ``"t2"``, ``"t2star"``: with a constant beside the decay.
+    noise_std
+        Standard deviation of the noise in the real and the imaginary part, in the unit of the images, which are
+        magnitudes: fits by the Rician likelihood in place of least squares, which late echoes near the noise mislead.
     efficiency
         ``"ir"`` with repetition times that differ: of the inversion, see :func:`pyrecon.ops.inversion_recovery`; None:
         fitted.
@@ -158,6 +162,8 @@ def fit_series(
     if b1 is not None and not np.isfinite(b1[inside]).all():
         raise DataError("b1: NaN or infinite values inside the mask")
     first, said = _model(series, kind, values, None if b1 is None else b1[0], options)
+    if noise_std is not None:
+        said["assumed"] = f"Rician noise of {noise_std:g} (real and imaginary part)"
     details = {"fit": KINDS[kind].about, **details, **said, **series.metadata}
     run = Recorder(type(first).__name__, _parameters(first, max_iter), device=device, details=details)
     parts = list[Maps]()
@@ -168,7 +174,7 @@ def fit_series(
             times = torch.from_numpy(values)
             within = torch.from_numpy(inside[None, s]).to(device)
             try:
-                fit = fit_voxels(model, data, times, mask=within, max_iter=max_iter)
+                fit = fit_voxels(model, data, times, mask=within, noise_std=noise_std, max_iter=max_iter)
             except (ValueError, TypeError) as error:
                 raise DataError(str(error)) from error
             parts.append(_read_off(fit, KINDS[kind].time, inside[s]))
