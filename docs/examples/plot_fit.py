@@ -15,7 +15,7 @@ import torch
 from pyrecon import ops, plotting
 from pyrecon.physics.mri import head_phantom
 
-NOISE = 0.04
+NOISE = 0.025
 head = head_phantom((128, 128)).abs()
 inside = head[0] > 0.05
 t2 = 0.03 + 0.05 * head

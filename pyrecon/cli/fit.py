@@ -78,7 +78,8 @@ def fit(
         typer.Option(
             help="Of real and imaginary part, in the unit of the images: magnitudes are fitted by their Rician "
             "likelihood.",
-            min=1e-30, show_default=False,
+            min=1e-30,
+            show_default=False,
         ),
     ] = None,
     efficiency: Annotated[

@@ -50,7 +50,9 @@ class Ledger:
         mark = hashlib.sha256(json.dumps(plain(known)).encode()).hexdigest()[:16]
         if name in self._known:
             if self._known[name]["settings"] != mark:
-                raise DataError(f"{self.path}: {name} was trained or tested with other settings; delete it from the ledger")
+                raise DataError(
+                    f"{self.path}: {name} was trained or tested with other settings; delete it from the ledger"
+                )
         else:
             found = {key: [float(f"{value:.6g}") for value in values] for key, values in compute().items()}
             self._known = self._read() | {name: {"settings": mark, "numbers": found}}

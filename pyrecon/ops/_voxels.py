@@ -180,7 +180,7 @@ def fit_voxels(
     return VoxelFit(
         value, shaped, steps, size, model, _names(model, data.is_complex()),
         ("1/s", *["unit of the data"] * (parts - 1)), data.detach(), partial(_curve_of, kept.detach(), model.linear),
-        known,
+        _information=known,
     )  # fmt: skip
 
 
