@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
 from pyrecon.cli import app
+from pyrecon.data.heads import heads
 from pyrecon.data.mri import prewhiten
 from pyrecon.implicit import ImplicitGradient, JacobianFree
 from pyrecon.io.ismrmrd import write_ismrmrd
 from pyrecon.linops import Fourier
 from pyrecon.models import DEGrad, DEProx, UNetRefinement
 from pyrecon.models.deq import load
-from pyrecon.models.mri import DEProxMRI, reconstruct_mri
+from pyrecon.models.mri import CGSense, DEProxMRI, evaluate_mri, reconstruct_mri, scan_of_images
 from pyrecon.models.weights import Card
 from pyrecon.nn import ResidualUNet
 from pyrecon.physics.mri import coil_maps, gaussian_lines, head_phantom, simulate
@@ -71,6 +72,16 @@ def test_a_scan_comes_out_in_its_own_scale(tmp_path: Path) -> None:
     assert report.method == "DE-Prox"
     several, _ = reconstruct_mri(scan(4), DEProxMRI(str(path)))
     assert torch.isfinite(several.abs()).all()
+
+
+def test_weights_that_ship_do_better_than_least_squares() -> None:
+    """On heads that were not trained on, twice their size, with eight coils."""
+    images = heads(4, (96, 96), seed=77)
+    scan, truth = scan_of_images(images, coils=8, noise=0.05, slices=2)
+    methods = (CGSense(), DEProxMRI(weights="de-prox-mri"))
+    (least, ours), _ = evaluate_mri(scan, (4.0,), methods, reference=truth)
+    assert ours.psnr > least.psnr + 1
+    assert ours.ssim > least.ssim + 0.1
 
 
 def test_data_unlike_those_of_training_are_named(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from pyrecon import io, metrics
 from pyrecon._errors import DataError
+from pyrecon.cli import app
 from pyrecon.data.mri import calibration_region, prewhiten, undersample
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Gradient, Sense, Wavelet
@@ -29,6 +31,7 @@ from pyrecon.models.mri import (
     evaluate_mri,
     evaluation_table,
     reconstruct_mri,
+    scan_of_images,
 )
 from pyrecon.physics.mri import (
     acceleration,
@@ -432,3 +435,41 @@ def test_the_real_siemens_scan() -> None:
     quality = {row.method: row.psnr for row in rows}
     assert quality["CG-SENSE"] > 24
     assert quality["TV-SENSE"] > quality["l1-wavelet SENSE"] > quality["CG-SENSE"]
+
+
+def test_a_scan_of_images_shows_them_in_units_of_its_noise() -> None:
+    """Fully sampled, least squares gives back what was scanned, with noise of one."""
+    volume = np.random.default_rng(0).random((12, 40, 36)) + np.linspace(0, 1, 12)[:, None, None]
+    scan, truth = scan_of_images(volume, coils=6, noise=0.02, slices=3)
+    assert scan.kspace.shape == (3, 6, 40, 36)
+    found, _ = reconstruct_mri(scan, CGSense())
+    error = (found.abs() - truth.abs()).abs()
+    # Magnitudes have the noise of one part of a complex number of deviation 1, whose median is 0.674 / sqrt(2).
+    assert float(error.median()) == pytest.approx(0.477, rel=0.15)
+    np.testing.assert_allclose((truth[1].abs() / truth[0].abs()).numpy(), volume[6] / volume[3], rtol=1e-4)
+    for bad, message in ((np.zeros((4, 8, 8)), "zero"), (np.full((4, 8, 8), np.nan), "finite")):
+        with pytest.raises(DataError, match=message):
+            scan_of_images(bad)
+
+
+def test_methods_are_compared_on_an_image_by_command(tmp_path: Path) -> None:
+    io.write_result(tmp_path / "a.npz", io.Result(head_phantom((48, 48)).abs().numpy()))
+    found = CliRunner().invoke(
+        app,
+        [
+            "evaluate",
+            "mri",
+            str(tmp_path / "a.npz"),
+            "-a",
+            "2",
+            "-m",
+            "rss",
+            "-m",
+            "de-prox=de-prox-mri",
+            "--coils",
+            "2",
+        ],
+    )
+    assert found.exit_code == 0, found.output
+    assert "| zero-filled RSS | 2 " in found.stdout
+    assert "| DE-Prox | 2 " in found.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -135,24 +135,50 @@ def _images(
 
 @app.command("mri")
 def mri(
-    file: Annotated[Path, typer.Argument(help="Fully sampled twix or ISMRMRD file.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Fully sampled twix or ISMRMRD file; or an image (NIfTI, NPZ, ...), whose scan is simulated.",
+            show_default=False,
+        ),
+    ],
     acceleration: Annotated[list[float] | None, typer.Option("--acceleration", "-a", help="Repeat for more.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", "-m", help="NAME, or NAME=WEIGHTS for learned ones; repeat for more. Default: all others."
+        ),
+    ] = None,
+    coils: Annotated[int, typer.Option(min=1, max=256, help="Of a simulated scan.")] = 8,
+    noise: Annotated[
+        float, typer.Option(min=1e-6, help="Of a simulated scan, relative to its brightest pixel.")
+    ] = 0.05,
+    slices: Annotated[int, typer.Option(min=1, help="Of a simulated scan, evenly from the volume's middle half.")] = 3,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the first image of every method.")] = None,
 ) -> None:
-    """Undersample a fully sampled scan and compare every method with the image from all lines."""
+    """Undersample a fully sampled scan and compare every method with the image from all lines, or with an image that a
+    simulated scan was made of."""
     from pyrecon import io, plotting
+    from pyrecon.cli import _settings
     from pyrecon.data.raw import MRIScan
-    from pyrecon.models.mri import evaluate_mri, evaluation_table
+    from pyrecon.models.mri import LEARNED, METHODS, evaluate_mri, evaluation_table, scan_of_images
 
-    scan = io.read(file)
+    known: dict[str, Any] = METHODS | LEARNED
+    chosen = []
+    for text in method or METHODS:
+        name, given, weights = text.partition("=")
+        chosen.append(_settings.make(known, name, [f"weights={weights}"] if given else []))
+    scan, truth = io.read(file), None
+    if isinstance(scan, io.Result):
+        scan, truth = scan_of_images(scan.image, coils=coils, noise=noise, slices=slices)
     if not isinstance(scan, MRIScan):
-        raise DataError(f"{file}: is {io.detect(file)}, expected raw MRI data (twix or ismrmrd)")
+        raise DataError(f"{file}: is {io.detect(file)}, expected raw MRI data (twix or ismrmrd) or an image")
     rates = acceleration or [2.0, 4.0]
     if bad := [rate for rate in rates if rate < 1]:
         raise DataError(f"--acceleration: {bad[0]} is below 1")
     with _console.err.status("reconstructing"):
-        rows, images = evaluate_mri(scan, rates)
+        rows, images = evaluate_mri(scan, rates, chosen, reference=truth)
     table = evaluation_table(rows)
     if output is not None:
         with io.written_whole(output) as temporary:
@@ -162,7 +188,7 @@ def mri(
         window = (0.0, float(reference.max()))
         panels = []
         for rate in rates:
-            line = [plotting.Panel(reference, "all lines", window=window)]
+            line = [plotting.Panel(reference, "all lines" if truth is None else "truth", window=window)]
             for row in (r for r in rows if r.acceleration == rate):
                 image = images[row.method, rate][0].abs().cpu().numpy()
                 title = f"{row.method}, {row.net_acceleration:.1f}x"

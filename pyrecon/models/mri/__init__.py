@@ -7,7 +7,7 @@ The methods work on whitened data, so every weight is in units of the noise: 1 i
 sample, and of a pixel of a fully sampled image.
 """
 
-from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table
+from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table, scan_of_images
 from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI
 from pyrecon.models.mri.methods import METHODS, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri
@@ -30,4 +30,5 @@ __all__ = [
     "evaluate_mri",
     "evaluation_table",
     "reconstruct_mri",
+    "scan_of_images",
 ]

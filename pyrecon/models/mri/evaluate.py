@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon import metrics
 from pyrecon._errors import DataError
+from pyrecon.data.heads import smooth_phase
 from pyrecon.data.mri import WHITENED, check_scan, prewhiten, remove_oversampling, undersample
 from pyrecon.data.raw import MRIScan
 from pyrecon.models.mri.methods import CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
 from pyrecon.models.mri.reconstruct import reconstruct_mri
-from pyrecon.physics.mri import acceleration, gaussian_lines
+from pyrecon.physics.mri import acceleration, coil_maps, gaussian_lines, simulate
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,40 @@ def evaluate_mri(
             net = acceleration(lines)
             rows.append(Evaluation(method.name, rate, net, psnr, ssim, nmse, report.seconds, report.status))
     return rows, images
+
+
+def scan_of_images(
+    images: NDArray[Any], *, coils: int = 8, noise: float = 0.05, slices: int = 3, seed: int = 0
+) -> tuple[MRIScan, Tensor]:
+    """A fully sampled scan of slices of a volume, and what it shows: ``(S, H, W)`` in units of the noise.
+
+    Parameters
+    ----------
+    images
+        ``(H, W)``, ``(S, H, W)`` or with further axes that are slices too; magnitudes, a smooth phase is added where
+        they are real. Slices are taken evenly from the middle half.
+    coils
+        Of :func:`pyrecon.physics.mri.coil_maps`.
+    noise
+        Standard deviation of a sample's noise, relative to the brightest thousandth of the pixels.
+    """
+    stack = np.asarray(images).reshape(-1, *images.shape[-2:])
+    if stack.dtype.kind not in "biufc" or not np.isfinite(stack).all():
+        raise DataError("image: expected finite numbers")
+    first, last = len(stack) // 4, len(stack) - 1 - len(stack) // 4
+    chosen = np.unique(np.linspace(first, last, min(slices, last - first + 1)).round().astype(int))
+    top = np.quantile(np.abs(stack[chosen]), 0.999)
+    if not top > 0:
+        raise DataError("image: its middle slices are zero, nothing to scan")
+    picked = stack[chosen] / top
+    shape = (picked.shape[1], picked.shape[2])
+    if not np.iscomplexobj(picked):
+        picked = picked * np.stack([smooth_phase(shape, seed=seed, number=int(i)) for i in chosen])
+    truth = torch.from_numpy(picked.astype(np.complex64))
+    maps = coil_maps(shape, coils)
+    everything = torch.ones(1, 1, *shape, dtype=torch.bool)
+    scan = simulate(truth, maps, everything, noise_std=noise, seed=seed)
+    return scan, truth * maps.abs().square().sum(1).sqrt() / noise
 
 
 def evaluation_table(rows: Sequence[Evaluation]) -> str:

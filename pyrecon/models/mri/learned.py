@@ -49,7 +49,8 @@ class DEProxMRI(LearnedMRI):
     Attributes
     ----------
     weights
-        A file of :meth:`pyrecon.models.DEProx.save`; ``pyrecon train de-prox`` makes one. None ship with the package.
+        A file of :meth:`pyrecon.models.DEProx.save`, which ``pyrecon train de-prox`` makes, or the name of some that
+        ship: ``"de-prox-mri"``, trained on generated heads of one coil.
     """
 
     weights: str | None = None
