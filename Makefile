@@ -47,7 +47,7 @@ types: $(VENV)/.dev ## mypy --strict on the installed package
 	cd build && ../$(BIN)/python -m mypy --config-file ../pyproject.toml -p pyrecon
 
 triton: $(VENV)/.test ## Triton kernels: the interpreter on tiny cases, and ahead-of-time for sm_80/90/100
-	TRITON_INTERPRET=1 $(BIN)/pytest -q tests/triton_interpreter.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 --dist worksteal tests/triton_interpreter.py
 	$(BIN)/pytest -q tests/triton_ahead_of_time.py
 
 cuda: $(VENV)/.test ## Compile the CUDA module (needs nvcc, no GPU) and import it
