@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyrecon.ops import (
     SpoiledGradientEcho,
     fit_voxels,
 )
+from pyrecon.report import Recorder
 from pyrecon.solvers import Status
 from pyrecon.testing.cases.fit import SIGNALS, problem
 
@@ -289,6 +291,20 @@ def test_standard_errors_are_calibrated(name: str, dtype: torch.dtype) -> None:
     covariance = fit.covariance()[0].mean(-1)
     sample = torch.cov(fit.value[0])
     assert float((covariance - sample).abs().max() / sample.abs().max()) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are known on Linux")
+def test_ten_million_voxels_take_memory_for_their_maps_alone() -> None:
+    data, times = torch.rand(1, 5, 10_000_000).add_(0.1), torch.tensor([0.5, 1.0, 1.5, 2.0, 8.0])
+    out = torch.zeros(1, 2, 10_000_000)
+    fit_voxels("sr", data[..., :1000].contiguous(), times)  # the threads' own memory
+    run = Recorder("fit")
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with run:
+        fit = fit_voxels("sr", data, times, out=out)
+    maps = sum(t.nbytes for t in (fit.status, fit.iterations, fit.residual))
+    assert run.report().peak_memory - before < maps + 2**24
 
 
 def test_derived_maps() -> None:
