@@ -3,6 +3,9 @@
     pytest benchmarks --benchmark-enable --benchmark-json=build/benchmark.json
     python benchmarks/render.py build/benchmark.json
 
+``--add`` joins the rows of a run of some benchmarks to those of an earlier run on the same machine with the same
+versions, in the place of those of the same name.
+
 ``python benchmarks/render.py NEW.json --compare benchmarks/results/cpu.json`` lists rows whose ratio to the best rival
 got worse by more than 15 %, and exits with 1 if there are any.
 """
@@ -125,8 +128,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "Goals were set on a processor with AVX-512; goals in milliseconds do not carry over to another machine, goals "
         "in ratios do. The last column is the least time by the work's bytes and flops, at the rates of a large copy "
-        f"and a large matrix product in the same run ({rates_text(result)}), over our time: above 100 % where the data "
-        "stay in the cache.",
+        f"and a large matrix product in the row's own run ({rates_text(result)}), over our time: above 100 % where the "
+        "data stay in the cache.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",
@@ -145,9 +148,17 @@ def regressions(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     return found
 
 
+def joined(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """The rows of both, the new one where a row is in both; ValueError for those of two machines."""
+    if new["machine"] != old["machine"]:
+        raise ValueError(f"measured on {where(new)}, the page on {where(old)}: run all benchmarks")
+    return {"machine": old["machine"], "rows": old["rows"] | new["rows"]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="JSON of pytest-benchmark")
+    parser.add_argument("--add", action="store_true", help="to the rows that are there, of the same machine")
     parser.add_argument("--compare", type=Path, help="an earlier benchmarks/results/<device>.json")
     arguments = parser.parse_args()
     result = condense(json.loads(arguments.report.read_text()))
@@ -158,6 +169,8 @@ def main() -> int:
     device = result["machine"]["gpu"]
     name = re.sub(r"\W+", "-", device.lower()) if device else "cpu"
     (ROOT / "benchmarks/results").mkdir(exist_ok=True)
+    if arguments.add:
+        result = joined(result, json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()))
     (ROOT / f"benchmarks/results/{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     import plots
 

@@ -319,7 +319,6 @@ def test_rician_echoes(timed: Callable[..., None], impl: str) -> None:
         impl=impl,
         expected=expected,
         k=SAME,
-        goal={"ratio": 1 / 15, "against": "torch"},
         bytes_moved=data.nbytes + out.nbytes,
         sizes={"voxels": SIZE * SIZE, "images": 8},
     )

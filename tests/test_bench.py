@@ -66,6 +66,17 @@ def test_a_worse_ratio_is_a_regression_and_a_slower_machine_is_none() -> None:
     assert not render.regressions(result(0.5), {"rows": {}})
 
 
+def test_rows_of_a_part_join_those_of_the_same_machine() -> None:
+    machine = {"cpu": "a", "isa": "avx2", "gpu": None, "threads": 2, "python": "3.11", "versions": {"torch": "2"}}
+    old = {"machine": machine, "rows": {"one": {"ms": {"pyrecon": 1.0}}, "two": {"ms": {"pyrecon": 2.0}}}}
+    new = {"machine": dict(machine), "rows": {"two": {"ms": {"pyrecon": 3.0}}, "three": {"ms": {"pyrecon": 4.0}}}}
+    assert {name: row["ms"]["pyrecon"] for name, row in render.joined(new, old)["rows"].items()} == {
+        "one": 1.0, "two": 3.0, "three": 4.0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="run all benchmarks"):
+        render.joined(new | {"machine": machine | {"cpu": "b"}}, old)
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": 3}', "[1]"])
 def test_a_foreign_file_to_compare_with_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
