@@ -39,6 +39,12 @@ def test_the_import_loads_none_of_them() -> None:
     assert set(fresh(code).split()) == {"pyrecon._lazy", "pyrecon._library", "pyrecon._startup"}
 
 
+def test_neither_ops_nor_commands_load_the_compiler() -> None:
+    """torch._dynamo takes longer to import than all of torch."""
+    code = "import sys, pyrecon.ops, pyrecon.cli; print(*(n for n in sys.modules if n.startswith('torch._dynamo')))"
+    assert fresh(code) == ""
+
+
 def test_listing_and_unknown_names() -> None:
     assert set(LAZY) <= set(dir(pyrecon))
     assert {"ops", "linops", "solvers", "models", "io"} <= set(LAZY)

@@ -320,7 +320,6 @@ def fbp(
     return image.view(*lead, *geometry.shape) if out is None else out
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plan(geometry: Beam, short_scan: bool | None, window: str | None) -> tuple[Tensor, Tensor, bool, Tensor, int]:
     """Weights (A, D) before the filter, cameras (A, 8), whether the detector is curved, the filter, and the length of
     its transform: a number, as dynamic shapes would take the size of a constant for a variable of unknown source."""
@@ -335,6 +334,10 @@ def _plan(geometry: Beam, short_scan: bool | None, window: str | None) -> tuple[
     with _disable_current_modes():
         response = _response(geometry.n_det, window, fan_step)
     return weights, cameras, curved, response, 2 * (len(response) - 1)
+
+
+# What torch.compiler.assume_constant_result does; calling it imports the compiler, which takes 1.5 s.
+_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _new_plan(geometry: Beam, short_scan: bool | None) -> Plan:
