@@ -47,9 +47,9 @@ def table_1(study: EIDEQStudy) -> tuple[Listing, Pictures]:
             shown["PnP / RED"] = study.found_by_denoiser(task)
         for name in ("supervised-unet", "supervised-unrolled-5", "supervised-jfb", "supervised-id", "self-id"):
             loss, kind = name.split("-", 1)
-            model = f"{task}-{name}-0"
-            if kind in study.kinds and study.is_here(model):
-                shown[f"{_HEADS[kind]}\n{_LOSSES[loss]}"] = study.found(model)
+            here = [m for m in (f"{task}-{name}-{seed}" for seed in study.seeds_of(kind)) if study.is_here(m)]
+            if kind in study.kinds and here:
+                shown[f"{_HEADS[kind]}\n{_LOSSES[loss]}"] = study.found(here[0])
         pictures[task] = shown
     notes.append(
         f"Ours, mean and standard deviation over {study.seeds} seeds (training images, noise, order), of a single one "
