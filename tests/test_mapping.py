@@ -168,6 +168,11 @@ def test_what_a_series_lacks_is_said() -> None:
         fit_series(series, "ir")
     with pytest.raises(DataError, match="the echo time is 12 ms in all 12 images"):
         fit_series(ImageSeries(series.images, {"echo time": np.full(12, 0.012)}), "t2")
+    mixed = settings | {"flip angle": np.radians(np.arange(12) + 5.0), "repetition time": np.full(12, 0.02)}
+    with pytest.raises(DataError, match=r"beside the echo time the flip angle \(5, 6, .* degrees\) changes"):
+        fit_series(ImageSeries(series.images, mixed), "t2")
+    with pytest.raises(DataError, match="beside the flip angle the echo time"):
+        fit_series(ImageSeries(series.images, mixed), "vfa")
     with pytest.raises(DataError, match="milliseconds"):
         fit_series(ImageSeries(series.images, {"echo time": 1e3 * settings["echo time"] + 100}), "t2")
     with pytest.raises(DataError, match="needs the repetition time"):

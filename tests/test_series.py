@@ -177,6 +177,10 @@ def test_what_is_mixed_or_missing_is_said(tmp_path: Path) -> None:
     other.save_as(turned / "x", enforce_file_format=True)
     with pytest.raises(DataError, match="orientations that differ"):
         read_dicom(turned)
+    shifted = folder("shifted")
+    dataset(pixels(70, 0), place(0) + 2 * _ROWS, InversionTime=70).save_as(shifted / "x", enforce_file_format=True)
+    with pytest.raises(DataError, match="shifted in their plane"):
+        read_dicom(shifted)
     larger = folder("larger")
     dataset(np.ones((6, 7)), place(0), InversionTime=50).save_as(larger / "x", enforce_file_format=True)
     with pytest.raises(DataError, match="6 x 7 and 5 x 7 pixels"):

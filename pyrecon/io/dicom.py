@@ -65,6 +65,11 @@ class _Frame:
         """Along the normal of the slice, mm."""
         return float(np.cross(self.columns, self.rows) @ self.position)
 
+    @property
+    def aside(self) -> NDArray[np.float64]:
+        """Of the first pixel within the plane, mm."""
+        return np.array([self.columns @ self.position, self.rows @ self.position])
+
 
 def read_dicom(path: PathLike, *, component: str | None = None) -> ImageSeries:
     """The images of a folder (with all below it) or file, sorted by place and settings.
@@ -313,6 +318,8 @@ def _check_alike(path: Path, frames: list[_Frame]) -> None:
             what = f"pixels of {frame.spacing} and {first.spacing} mm"
         elif not np.allclose([*frame.columns, *frame.rows], [*first.columns, *first.rows], atol=1e-3):
             what = "orientations that differ"
+        elif abs(frame.aside - first.aside).max() > 10 * _SAME_PLACE:
+            what = "images that are shifted in their plane"
         else:
             continue
         raise DataError(

@@ -38,18 +38,20 @@ Model = SignalModel | CustomSignal | MultiSpinEcho
 
 @dataclass(frozen=True)
 class Kind:
-    """What is fitted in words, the setting that changes from image to image, and the name of the time that is found."""
+    """What is fitted in words, the setting that changes from image to image, the name of the time that is found, and
+    what else may change, because the fit knows of it."""
 
     about: str
     setting: str
     time: str
+    besides: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
-    "ir": Kind("T1 by inversion recovery", "inversion time", "T1"),
-    "sr": Kind("T1 by saturation recovery", "inversion time", "T1"),
-    "molli": Kind("T1 by Look-Locker readouts of an inversion (MOLLI)", "inversion time", "T1"),
-    "vfa": Kind("T1 by spoiled gradient echoes of several flip angles", "flip angle", "T1"),
+    "ir": Kind("T1 by inversion recovery", "inversion time", "T1", ("repetition time",)),
+    "sr": Kind("T1 by saturation recovery", "inversion time", "T1", ("repetition time",)),
+    "molli": Kind("T1 by Look-Locker readouts of an inversion (MOLLI)", "inversion time", "T1", ("repetition time",)),
+    "vfa": Kind("T1 by spoiled gradient echoes of several flip angles", "flip angle", "T1", ("repetition time",)),
     "t2": Kind("T2 by spin echoes", "echo time", "T2"),
     "epg": Kind("T2 by trains of spin echoes, stimulated ones included", "echo time", "T2"),
     "t2star": Kind("T2* by gradient echoes", "echo time", "T2*"),
@@ -136,7 +138,6 @@ def fit_series(
     efficiency
         ``"ir"`` with repetition times that differ: of the inversion, see :func:`pyrecon.ops.inversion_recovery`; None:
         fitted.
-
     refocusing, t1
         ``"epg"``: nominal angle of the refocusing pulses, radians, and the T1 that is assumed, seconds
         (:class:`pyrecon.ops.MultiSpinEcho` says what an error in it does).
@@ -244,7 +245,7 @@ def _values(series: ImageSeries, kind: str) -> tuple[NDArray[np.float64], dict[s
     wanted = KINDS[kind].setting
     count = len(series.images)
     known = {name: v for name, v in series.settings.items() if np.isfinite(v).all()}
-    if kind == "sr" and wanted not in known and np.ptp(known.get("repetition time", np.zeros(1))) > 0:
+    if kind == "sr" and not _changes(known.get(wanted)) and _changes(known.get("repetition time")):
         wanted = "repetition time"  # each image after a saturation of its own
     if wanted not in known:
         there = ", ".join(known) or "none"
@@ -257,7 +258,16 @@ def _values(series: ImageSeries, kind: str) -> tuple[NDArray[np.float64], dict[s
         raise DataError(
             f"{kind}: the {wanted} is {_said(wanted, values)} in all {count} images; is this such a series?"
         )
+    others = [name for name, v in known.items() if name not in (wanted, *KINDS[kind].besides) and _changes(v)]
+    if others:
+        what = " and ".join(f"the {name} ({_said(name, known[name])})" for name in others)
+        raise DataError(f"{kind}: beside the {wanted} {what} changes from image to image; fit such images apart")
     return values, {wanted: _said(wanted, values)}
+
+
+def _changes(values: NDArray[np.float64] | None) -> bool:
+    """By more than headers are rounded."""
+    return values is not None and bool(np.ptp(values) > 1e-3 * np.abs(values).max())
 
 
 def _said(name: str, values: NDArray[np.float64]) -> str:
