@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement
     from pyrecon.models.deq_mpi import DEQMPI
     from pyrecon.models.luser import LUSER
+    from pyrecon.models.pinqi import PINQI
     from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 
 _MODULES = {
@@ -19,12 +20,34 @@ _MODULES = {
     "DEQ4IP": "unrolled",
     "DEQMPI": "deq_mpi",
     "LUSER": "luser",
+    "PINQI": "pinqi",
     "UNetRefinement": "deq",
     "UnrolledDnCNN": "unrolled",
 }
-__all__ = ["DEQ4IP", "DEQMPI", "LUSER", "DEGrad", "DEProx", "DataConsistency", "UNetRefinement", "UnrolledDnCNN"]
+__all__ = [
+    "DEQ4IP",
+    "DEQMPI",
+    "LUSER",
+    "PINQI",
+    "DEGrad",
+    "DEProx",
+    "DataConsistency",
+    "UNetRefinement",
+    "UnrolledDnCNN",
+]
 _module, __dir__ = submodules(
-    __name__, "data_consistency", "deq", "deq_mpi", "luser", "method", "mpi", "mri", "unrolled", "weights", *_MODULES
+    __name__,
+    "data_consistency",
+    "deq",
+    "deq_mpi",
+    "luser",
+    "method",
+    "mpi",
+    "mri",
+    "pinqi",
+    "unrolled",
+    "weights",
+    *_MODULES,
 )
 
 

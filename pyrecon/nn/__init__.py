@@ -1,5 +1,6 @@
 """Networks of the models."""
 
+from pyrecon.nn.conditioned import ConditionedUNet
 from pyrecon.nn.dncnn import DnCNN
 from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
@@ -9,6 +10,7 @@ from pyrecon.nn.unet import ResidualUNet
 __all__ = [
     "RDN",
     "BallConsistency",
+    "ConditionedUNet",
     "DnCNN",
     "ExactConsistency",
     "LearnedConsistency",

@@ -55,7 +55,7 @@ def conjugate_gradient(
         Start, of the shape of b; zero by default. No gradient flows to it.
     rtol, atol
         Tolerances of the stop test, relative to ``|b|`` and absolute. The backward solve uses the same ratio to the
-        norm of its right-hand side.
+        norm of its right-hand side. With both 0 all iterations are made, and nothing is warned of.
     max_iter
         Iterations at most.
     preconditioner
@@ -92,7 +92,8 @@ def conjugate_gradient(
         size = norm(b)
         limit = torch.clamp(rtol * size, min=atol)
         solution = _iterate(theirs, b, x0, limit, max_iter, preconditioner)
-    solution.warn_unless_converged("conjugate_gradient", _ADVICE)
+    if rtol > 0 or atol > 0:
+        solution.warn_unless_converged("conjugate_gradient", _ADVICE)
     if not torch.is_grad_enabled():
         return solution
     residual = b - applied("A", A, solution.value)
