@@ -162,5 +162,5 @@ def _each_frame(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if x.dim() == 4:
         return f(x)
     frames = x.transpose(1, 2)
-    y: Tensor = f(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # type: ignore[no-untyped-call]
+    y: Tensor = f(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
     return y.transpose(1, 2)
