@@ -7,6 +7,8 @@ shaded as by a coil, textured, with smooth phase. Image i depends on ``(seed, fi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,8 @@ from pyrecon.data._drawing import Canvas, Real, drawn
 Tissue = tuple[float, float, float]
 
 # Proton density, T1 and T2 in seconds at 3 T.
-_FAT, _MUSCLE, _WATER = (0.9, 0.35, 0.07), (0.75, 1.3, 0.04), (1.0, 4.0, 1.5)
-_GREY, _WHITE, _DEEP, _MARROW = (0.82, 1.35, 0.1), (0.7, 0.85, 0.075), (0.8, 1.1, 0.075), (0.6, 0.4, 0.06)
+FAT, MUSCLE, WATER = (0.9, 0.35, 0.07), (0.75, 1.3, 0.04), (1.0, 4.0, 1.5)
+GREY, WHITE, DEEP, MARROW = (0.82, 1.35, 0.1), (0.7, 0.85, 0.075), (0.8, 1.1, 0.075), (0.6, 0.4, 0.06)
 
 
 def heads(
@@ -54,16 +56,16 @@ def _head(canvas: Canvas) -> Real:
         return canvas.ellipse(y0, x0, a - depth, b - depth, turn, wobble=wobble, power=power)
 
     scalp, skull = rng.uniform(0.03, 0.07), rng.uniform(0.05, 0.08)
-    canvas.cover(shell(0.0), signal(_FAT))
+    canvas.cover(shell(0.0), signal(FAT))
     if rng.random() < 0.5:  # temporal muscle
         for side in (-1, 1):
             muscle = canvas.ellipse(y0 - rng.uniform(0.1, 0.3), x0 + side * (b - 0.05), 0.2, 0.035, turn)
-            canvas.cover(muscle * shell(0.01), signal(_MUSCLE))
+            canvas.cover(muscle * shell(0.01), signal(MUSCLE))
     canvas.cover(shell(scalp), 0.03)
-    canvas.cover(shell(scalp + 0.35 * skull) - shell(scalp + 0.7 * skull), rng.uniform(0.3, 0.8) * signal(_MARROW))
-    canvas.cover(shell(scalp + skull), signal(_WATER))
+    canvas.cover(shell(scalp + 0.35 * skull) - shell(scalp + 0.7 * skull), rng.uniform(0.3, 0.8) * signal(MARROW))
+    canvas.cover(shell(scalp + skull), signal(WATER))
     rim = scalp + skull + rng.uniform(0.005, 0.025)
-    _brain(canvas, signal, (y0, x0), (a - rim, b - rim), turn, shell(rim, 0.025))
+    draw_brain(canvas, _Signals(canvas, signal), (y0, x0), (a - rim, b - rim), turn, shell(rim, 0.025))
     image = canvas.image * (1 + rng.uniform(0.03, 0.15) * canvas.field(0.8))
     image *= 1 + rng.uniform(0.01, 0.05) * canvas.field(0.015, slope=1.0)
     image = canvas.pixels(image.clip(min=0))
@@ -84,14 +86,45 @@ def _contrast(rng: np.random.Generator) -> Callable[[Tissue], float]:
     def signal(tissue: Tissue) -> float:
         density, t1, t2 = np.array(tissue) * rng.uniform(0.95, 1.05, 3)
         value = float(density * (1 - np.exp(-repetition / t1)) ** power * np.exp(-echo / t2))
-        return fat * value if tissue is _FAT else value
+        return fat * value if tissue is FAT else value
 
     return signal
 
 
-def _brain(
+class Paint(Protocol):
+    """What :func:`draw_brain` draws with."""
+
+    def of(self, tissue: Tissue) -> Any:
+        """What a tissue is drawn as; asked for once each time that the tissue is drawn anew."""
+        ...
+
+    def cover(self, share: Real, value: Any, texture: Real | float = 1.0) -> None: ...
+
+    def lesion(self, level: float, grey: Any, white: Any) -> Any:
+        """What one is drawn as, ``level`` times the brighter of the two."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Signals:
+    """Signals of one contrast."""
+
+    canvas: Canvas
+    signal: Callable[[Tissue], float]
+
+    def of(self, tissue: Tissue) -> float:
+        return self.signal(tissue)
+
+    def cover(self, share: Real, value: float, texture: Real | float = 1.0) -> None:
+        self.canvas.cover(share, value * texture)
+
+    def lesion(self, level: float, grey: float, white: float) -> float:
+        return level * max(grey, white)
+
+
+def draw_brain(
     canvas: Canvas,
-    signal: Callable[[Tissue], float],
+    paint: Paint,
     centre: tuple[float, float],
     half: tuple[float, float],
     turn: float,
@@ -112,21 +145,21 @@ def _brain(
     gap = canvas.share(between - rng.uniform(0.004, 0.015)) * (1 - middle)
     medial = canvas.share(between - rng.uniform(0.04, 0.06)) * (1 - middle)
     surface = canvas.share((depth - 0.1) * steep)
-    grey, white, water = signal(_GREY), signal(_WHITE), signal(_WATER)
-    canvas.cover(brain, white * (1 + 0.02 * canvas.field(0.08)))
-    canvas.cover(brain * np.maximum.reduce([cortex, medial, surface]), grey)
-    canvas.cover(brain * np.maximum(sulci, gap), water)
+    grey, white, water = paint.of(GREY), paint.of(WHITE), paint.of(WATER)
+    paint.cover(brain, white, 1 + 0.02 * canvas.field(0.08))
+    paint.cover(brain * np.maximum.reduce([cortex, medial, surface]), grey)
+    paint.cover(brain * np.maximum(sulci, gap), water)
 
-    def part(y: float, x: float, ya: float, xb: float, tilt: float, value: float) -> None:
+    def part(y: float, x: float, ya: float, xb: float, tilt: float, value: Any) -> None:
         at = (
             centre[0] + y * a * np.cos(turn) - x * b * np.sin(turn),
             centre[1] + y * a * np.sin(turn) + x * b * np.cos(turn),
         )
         ya, xb = ya * a * rng.uniform(0.75, 1.25), xb * b * rng.uniform(0.75, 1.25)
-        canvas.cover(canvas.ellipse(*at, ya, xb, turn + tilt, wobble=0.1) * brain, value)
+        paint.cover(canvas.ellipse(*at, ya, xb, turn + tilt, wobble=0.1) * brain, value)
 
     if rng.random() < 0.7:
-        deep, width = signal(_DEEP), rng.uniform(0.03, 0.1)
+        deep, width = paint.of(DEEP), rng.uniform(0.03, 0.1)
         for side in (-1, 1):
             part(0.05, 0.2 * side, 0.15, 0.13, 0.3 * side, deep)  # thalamus
             part(-0.12, 0.4 * side, 0.22, 0.09, -0.15 * side, deep)  # putamen
@@ -137,4 +170,4 @@ def _brain(
     if rng.random() < 0.2:  # a lesion
         size = float(np.exp(rng.uniform(np.log(0.03), np.log(0.15))))
         y, x = rng.uniform(-0.6, 0.6, 2)
-        part(y, x, size, size, 0.0, float(rng.uniform(0.2, 1.3)) * max(grey, white))
+        part(y, x, size, size, 0.0, paint.lesion(float(rng.uniform(0.2, 1.3)), grey, white))

@@ -1,0 +1,58 @@
+"""Random brains for quantitative MRI: reproducible, in the ranges of their tissues, with honest mixed pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import minimum_filter
+
+from pyrecon.data.brains import CLASSES, brains
+
+
+def test_brain_i_depends_on_the_seed_and_its_number_alone() -> None:
+    many, one = brains(3, (40, 36), seed=4), brains(1, (40, 36), seed=4, first=2)
+    for name in ("t1", "m0", "labels", "inside"):
+        np.testing.assert_array_equal(getattr(many, name)[2], getattr(one, name)[0])
+    assert np.abs(many.m0[0] - many.m0[1]).max() > 0.1
+    assert np.abs(brains(1, (40, 36), seed=5, first=2).m0 - one.m0).max() > 0.1
+
+
+def test_tissues_have_the_values_of_their_class() -> None:
+    """Where all neighbours within two pixels are of one class most pixels have it alone; some have a thin sulcus."""
+    found = brains(8, (192, 192), seed=1)
+    seen = set()
+    for i in range(8):
+        labels = found.labels[i].astype(int)
+        alike = minimum_filter(labels, 5) == -minimum_filter(-labels, 5)
+        for k, tissue in enumerate(CLASSES):
+            here = (labels == k) & alike
+            if not here.any():
+                continue
+            seen.add(tissue.name)
+            low, high = np.quantile(found.t1[i][here], (0.1, 0.9))
+            assert low > 0.88 * tissue.t1[0], tissue  # a polynomial of a tenth, and a little of a neighbour
+            assert high < 1.12 * tissue.t1[1], tissue
+            low, high = np.quantile(np.abs(found.m0[i][here]), (0.1, 0.9))
+            assert low > 0.68 * tissue.m0[0], tissue  # and one of three tenths
+            assert high < 1.32 * tissue.m0[1] + 0.02, tissue
+    assert {"fluid", "grey matter", "white matter"} <= seen
+    assert set(range(len(CLASSES))) <= set(np.unique(found.labels).tolist())
+    share = found.inside.mean((1, 2))
+    assert share.min() > 0.15
+    assert share.max() < 0.6
+
+
+def test_nothing_is_outside_and_numbers_are_finite() -> None:
+    found = brains(2, (33, 47), seed=9)
+    assert found.t1.shape == found.m0.shape == found.labels.shape == found.inside.shape == (2, 33, 47)
+    outside = found.m0 == 0
+    assert outside[:, 0, 0].all()
+    assert (found.t1[outside] == 1).all()
+    assert np.isfinite(found.t1).all()
+    assert np.isfinite(found.m0).all()
+    assert (found.t1 > 0).all()
+    assert (found.labels[found.inside] >= 0).all()
+    assert brains(0, (32, 32)).t1.shape == (0, 32, 32)
+    for arguments in ((-1, (32, 32)), (1, (32, 0)), (1, (32,))):
+        with pytest.raises((ValueError, TypeError)):
+            brains(*arguments)  # type: ignore[arg-type]
