@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pyrecon._errors import DataError
 from pyrecon.linops import Sense
-from pyrecon.models import PINQI
+from pyrecon.models import PINQI, DEProx
 from pyrecon.nn import ConditionedUNet
 from pyrecon.ops import EchoDecay, InversionRecovery
 from pyrecon.solvers import Status
@@ -165,6 +167,19 @@ def test_series_are_convolved_along_time() -> None:
     moved[0, :, 2] += 1
     assert bool((net(moved)[0, :, 3] != net(x)[0, :, 3]).any())
     assert torch.equal(net(moved)[1], net(x)[1])
+
+
+def test_weights_come_back(tmp_path: Path) -> None:
+    k, physics, _ = scan()
+    model = PINQI(4, iterations=2, **SMALL, repeat=False).float()
+    model.save(tmp_path / "a.safetensors")
+    again = PINQI.load(tmp_path / "a.safetensors")
+    single = Sense(physics.maps.to(torch.complex64), physics.mask.float())
+    with torch.no_grad():
+        one, other = (m(k.to(torch.complex64), single, TIMES.float()).parameters[-1] for m in (model, again))
+    assert torch.equal(one, other)
+    with pytest.raises(DataError, match="holds weights of 'pinqi'"):
+        DEProx.load(tmp_path / "a.safetensors")
 
 
 def test_bad_arguments_are_named() -> None:

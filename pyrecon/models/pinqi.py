@@ -17,20 +17,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrecon._check import COMPLEX, check_count, check_dtype, check_flag, check_number, check_shape
+from pyrecon._errors import DataError
 from pyrecon.linops import LinearOperator
 from pyrecon.models.data_consistency import DataConsistency
+from pyrecon.models.weights import (
+    UNUSABLE,
+    Card,
+    find_weights,
+    read_header,
+    read_tensors,
+    whole_number,
+    write_weights,
+)
 from pyrecon.nn import ConditionedUNet
 from pyrecon.ops import SaturationRecovery, SignalModel, VoxelFit, fit_voxels
 from pyrecon.solvers import conjugate_gradient
 
 _BETA = 5.0  # of the softplus that keeps weights positive
 _RATE_FLOOR = 0.2  # rates that P says are above -0.2 / s
+_MOST_LEVELS = 12
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,15 @@ class PINQI(nn.Module):
         Of the linear system.
     first_iterations
         Of conjugate gradients for the first images, from ``A^H k``.
+
+    Attributes
+    ----------
+    card
+        :class:`~pyrecon.models.weights.Card` of the weights, or None where they are nobody's.
     """
 
+    system: ClassVar[str] = "pinqi"
+    card: Card | None = None
     start: Tensor
     scale: Tensor
 
@@ -106,6 +126,11 @@ class PINQI(nn.Module):
         first_iterations: int = 2,
     ) -> None:
         super().__init__()
+        self._options = {
+            "images": images, "iterations": iterations, "widths": list(widths), "image_widths": list(image_widths),
+            "start": list(start), "scale": list(scale), "bounds": list(bounds), "image_net": image_net, "fit": fit,
+            "repeat": repeat, "rtol": rtol, "max_iter": max_iter, "first_iterations": first_iterations,
+        }  # fmt: skip
         self.images, self.iterations = check_count("images", images, 2), check_count("iterations", iterations)
         self.model = SaturationRecovery() if model is None else model
         if not isinstance(self.model, SignalModel) or self.model.linear != 1 or self.model.polarity:
@@ -190,6 +215,44 @@ class PINQI(nn.Module):
     def _first(self, right: Tensor, physics: LinearOperator) -> Tensor:
         with torch.no_grad():
             return conjugate_gradient(physics.gram, right, x0=right, rtol=0.0, max_iter=self.first_iterations).value
+
+    # --- weights ---
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors with a header of their configuration; whole or not at all."""
+        if type(self.model) is not SaturationRecovery:
+            raise ValueError(f"model: {self.model!r}; files are of saturation recovery alone so far")
+        write_weights(path, self.system, self._options, self.state_dict(), self.card)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The model that :meth:`save` wrote, in evaluation mode; DataError where the file is none."""
+        header = read_header(path)
+        if header.model != cls.system:
+            raise DataError(f"{path}: holds weights of {header.model!r}, expected {cls.system!r}")
+        try:
+            options = dict(header.config)
+            for name in ("images", "iterations", "max_iter", "first_iterations"):
+                options[name] = whole_number(options[name])
+            for name in ("widths", "image_widths"):
+                options[name] = tuple(whole_number(n) for n in options[name])
+                if not 2 <= len(options[name]) <= _MOST_LEVELS:
+                    raise ValueError(f"{name}: {len(options[name])} resolutions")
+            for name in ("start", "scale", "bounds"):
+                options[name] = tuple(float(v) for v in options[name])
+            with torch.device("meta"):
+                model = cls(**options)
+            header.expect_count(len(model.state_dict()))
+            model.card = None if header.card is None else Card.from_dict(header.card)
+        except UNUSABLE as error:
+            raise header.unusable(error) from None
+        expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+        model.load_state_dict(read_tensors(header, expected), assign=True)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> Self:
+        """A file of :meth:`save`, or weights that come with the package by name."""
+        return cls.load(find_weights(name_or_path))
 
 
 def _told(level: float | Tensor, x: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def _check_fits(fixed: int, count: int, name: str, acceleration: float) -> None:
 
 
 # --- coils and object ------------------------------------------------------------------------------------------
-def coil_maps(shape: Shape, coils: int, *, ring: float = 1.5, loop: float | None = None) -> Tensor:
+def coil_maps(shape: Shape, coils: int, *, ring: float = 1.5, loop: float | None = None, turn: float = 0.0) -> Tensor:
     """Sensitivities of circular loops around the object, ``(1, coils, H, W)`` complex64, root sum of squares 1.
 
     The loops stand on a ring about the image, each facing the centre; a coil's sensitivity is its transverse field
@@ -235,6 +235,8 @@ def coil_maps(shape: Shape, coils: int, *, ring: float = 1.5, loop: float | None
         Radius of the ring in units of half the longer side of the image.
     loop
         Radius of a loop in the same units; by default neighbours overlap by a fifth.
+    turn
+        Radians by which all of them are turned on.
     """
     if coils < 1:
         raise ValueError(f"coils: {coils}, expected at least 1")
@@ -244,7 +246,7 @@ def coil_maps(shape: Shape, coils: int, *, ring: float = 1.5, loop: float | None
     half = max(shape) / 2
     y, x = ((np.arange(n) - n // 2) / half for n in shape)
     maps = np.empty((coils, *shape), complex)
-    for c, angle in enumerate(2 * np.pi * np.arange(coils) / coils):
+    for c, angle in enumerate(turn + 2 * np.pi * np.arange(coils) / coils):
         axial = ring - (np.cos(angle) * x[None, :] + np.sin(angle) * y[:, None])  # from the loop towards the centre
         radial = np.cos(angle) * y[:, None] - np.sin(angle) * x[None, :]
         b_axial, b_radial = _loop_field(axial, radial, a)
