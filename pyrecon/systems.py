@@ -86,6 +86,11 @@ SYSTEMS: dict[str, System] = {
         training_path="pyrecon.train.luser:LUSERTraining",
         paper_path="pyrecon.experiments.luser:PAPER",
     ),
+    "pinqi": System(
+        "PINQI: T1 maps straight from undersampled data, by half-quadratic splitting",
+        model_path="pyrecon.models:PINQI",
+        training_path="pyrecon.train.pinqi:PINQITraining",
+    ),
 }
 
 

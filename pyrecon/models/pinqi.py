@@ -166,7 +166,7 @@ class PINQI(nn.Module):
         if times.dim() not in (1, 2) or times.shape[-1] != self.images:
             raise ValueError(f"times: shape {tuple(times.shape)}, expected (T,) or (B|1, T) for {self.images} images")
         spread = times if times.dim() == 1 else times.view(*times.shape, 1, 1)
-        y = self._first(right, physics)
+        y = self.first(k, physics)
         found = Iterates()
         suggestion = self.suggest(y, 0.0)
         found.parameters.append(suggestion)
@@ -212,8 +212,10 @@ class PINQI(nn.Module):
         change = self.image_net(_tagged(x, _told(level, x)))
         return images + torch.view_as_complex(change.movedim(1, -1).contiguous())
 
-    def _first(self, right: Tensor, physics: LinearOperator) -> Tensor:
+    def first(self, k: Tensor, physics: LinearOperator) -> Tensor:
+        """What the iteration begins with, without gradients: some conjugate gradients from ``A^H k``."""
         with torch.no_grad():
+            right = physics.adjoint(k)
             return conjugate_gradient(physics.gram, right, x0=right, rtol=0.0, max_iter=self.first_iterations).value
 
     # --- weights ---

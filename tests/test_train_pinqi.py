@@ -1,0 +1,100 @@
+"""PINQI's training: scans that are a function of the step, masks and noise as said, and a run that learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyrecon._errors import DataError
+from pyrecon.models import PINQI
+from pyrecon.train.pinqi import Config, Data, PINQITraining, error, lines, scanned
+from pyrecon.train.run import train
+
+SMALL: dict[str, Any] = {
+    "size": 24, "coils": 3, "acceleration": 2.0, "centre": 6, "pool": 12, "validation": 3, "iterations": 2, "width": 4,
+    "image_width": 4, "validate_every": 5,
+}  # fmt: skip
+
+
+def config(**given: Any) -> Config:
+    found = Config.of_scale("quick", **SMALL | given)
+    for name in found.stage_names():
+        steps = 10 if getattr(found, name).steps else 0
+        found = found.with_stage(name, steps=steps, batch=2, halve=0)
+    return found
+
+
+def data(tmp_path: Path, **given: Any) -> Data:
+    return PINQITraining(tmp_path, None, config(**given)).data(lambda done, total: None)
+
+
+def test_scans_are_a_function_of_the_step(tmp_path: Path) -> None:
+    known = data(tmp_path, noise_low=0.02, noise_high=0.02)
+    one, again, other = known.batch(3, 4), known.batch(3, 4), known.batch(4, 4)
+    assert torch.equal(one.k, again.k)
+    assert not torch.equal(one.physics.mask, other.physics.mask)
+    torch.testing.assert_close(known.validation().k, known.validation().k, rtol=0, atol=0)
+    # Images are those of the parameters, and data those of the images with noise where lines are taken.
+    t = known.config.seconds
+    rate, factor = one.parameters[:, 0], torch.complex(one.parameters[:, 1], one.parameters[:, 2])
+    for i, time in enumerate(t):
+        torch.testing.assert_close(one.images[:, i], factor * (1 - torch.exp(-time * rate)))
+    noise = one.k - one.physics(one.images)
+    taken = one.physics.mask.expand(noise.shape) > 0
+    assert not noise[~taken].any()
+    assert float(torch.view_as_real(noise[taken]).std()) == pytest.approx(0.02, rel=0.05)
+    silent = scanned(config(noise_low=0.0, noise_high=0.0), known.pool[:2], known.maps, 0)
+    torch.testing.assert_close(silent.k, silent.physics(silent.images))
+
+
+def test_masks_have_their_lines() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = config(size=96, acceleration=6.0, centre=8)
+    mask = lines(wide, 4000, generator)
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(mask.sum(1), torch.full((4000,), 16.0))
+    assert bool((mask[:, 44:52] == 1).all())
+    share = mask.mean(0)
+    assert float(share[52:60].mean()) > 2 * float(share[84:].mean()) > 0
+
+
+def test_the_error_is_that_of_t1_in_the_brain() -> None:
+    truth = torch.ones(1, 3, 2, 2)
+    truth[0, 0] = torch.tensor([[1.0, 0.5], [0.25, 2.0]])  # T1 of 1, 2, 4 and 0.5 s
+    inside = torch.tensor([[[[True, True], [False, True]]]])
+    wrong = truth.clone()
+    wrong[0, 0, 0, 0], wrong[0, 0, 1, 0] = 0.8, 9.0  # 0.25 s in the brain, and outside
+    expected = (0.25**2 / (1 + 4 + 0.25)) ** 0.5
+    assert float(error(wrong, truth, inside)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"image_net": False, "fit": False}, {"repeat": False, "times": "eight"}])
+def test_a_run_learns_and_its_weights_come_back(tmp_path: Path, options: dict[str, Any]) -> None:
+    run = tmp_path / "run"
+    model = train(PINQITraining, run, None, config(**options))
+    assert model.card is not None
+    curve = model.card.training["curves"]["suggestion"]
+    assert min(value for _, value in curve) < curve[0][1]
+    again = PINQI.load(run / "weights.safetensors")
+    assert again.card == model.card
+    assert again.repeat == options.get("repeat", True)
+    assert len(model.card.data["times"]) == again.images
+
+
+def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="noise_low"):
+        data(tmp_path, noise_low=0.5)
+    with pytest.raises(DataError, match="centre: 30 lines, the images have 24"):
+        data(tmp_path, centre=30)
+    train(PINQITraining, tmp_path / "a", None, config())
+    with pytest.raises(DataError, match="others than the configuration says"):
+        train(PINQITraining, tmp_path / "b", None, config(width=6), initial=tmp_path / "a" / "weights.safetensors")
+
+
+def test_the_published_networks_train_at_full_scale() -> None:
+    full = Config.of_scale("full")
+    assert (full.size, full.coils, full.iterations, full.width, full.image_width) == (192, 8, 5, 32, 16)
+    assert full.stages == ("suggestion", "splitting")
