@@ -27,9 +27,9 @@ from pyrecon.linops import Blur, LinearOperator
 from pyrecon.models.weights import (
     UNUSABLE,
     Card,
+    filled,
     find_weights,
     read_header,
-    read_tensors,
     whole_number,
     write_weights,
 )
@@ -182,9 +182,7 @@ class Reconstructor(nn.Module, ABC):
             model.card = None if header.card is None else Card.from_dict(header.card)
         except UNUSABLE as error:
             raise header.unusable(error) from None
-        expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
-        model.load_state_dict(read_tensors(header, expected), assign=True)
-        return model.eval()
+        return filled(model, header)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:

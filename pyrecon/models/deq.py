@@ -28,9 +28,9 @@ from pyrecon.models.weights import (
     UNUSABLE,
     Card,
     Header,
+    filled,
     find_weights,
     read_header,
-    read_tensors,
     whole_number,
     write_weights,
 )
@@ -113,13 +113,11 @@ class _Model(nn.Module, ABC):
                     whole_number(value)
             with torch.device("meta"):  # nothing of the sizes that a header claims takes memory
                 model = cls._from_settings(kind(network.pop("channels"), **network), settings)
-            expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
-            header.expect_count(len(expected))
+            header.expect_count(len(model.state_dict()))
             model.card = None if header.card is None else Card.from_dict(header.card)
         except UNUSABLE as error:
             raise header.unusable(error) from None
-        model.load_state_dict(read_tensors(header, expected), assign=True)
-        return model.eval()
+        return filled(model, header)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:

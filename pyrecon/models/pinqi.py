@@ -31,9 +31,9 @@ from pyrecon.models.data_consistency import DataConsistency
 from pyrecon.models.weights import (
     UNUSABLE,
     Card,
+    filled,
     find_weights,
     read_header,
-    read_tensors,
     whole_number,
     write_weights,
 )
@@ -247,9 +247,7 @@ class PINQI(nn.Module):
             model.card = None if header.card is None else Card.from_dict(header.card)
         except UNUSABLE as error:
             raise header.unusable(error) from None
-        expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
-        model.load_state_dict(read_tensors(header, expected), assign=True)
-        return model.eval()
+        return filled(model, header)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:

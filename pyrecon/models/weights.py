@@ -12,10 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrecon import __version__
 from pyrecon._errors import DataError
@@ -33,6 +33,7 @@ _DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
 # What reading nonsense raises, whichever way it is nested or however large its numbers.
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
+M = TypeVar("M", bound=nn.Module)
 Entry = tuple[tuple[int, ...], torch.dtype]  # shape and type of a tensor
 
 
@@ -169,6 +170,13 @@ def read_tensors(header: Header, expected: Mapping[str, Entry] | Sequence[str]) 
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"{header.path}: {name} holds NaN or infinite values")
     return values
+
+
+def filled(model: M, header: Header) -> M:
+    """``model``, built on the meta device, with the tensors of a file; in evaluation mode."""
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+    model.load_state_dict(read_tensors(header, expected), assign=True)
+    return model.eval()
 
 
 def shipped_weights(model: str | None = None, task: str | None = None) -> dict[str, Path]:
