@@ -339,6 +339,10 @@ TARGETS: dict[str, Target] = {
         lambda **a: (linops.SystemMatrix(randn(M, N)())).pinv(**a),
         {"y": randn(B, M), "rtol": value(0.1), "rank": value(2), "max_iter": value(3)},
     ),
+    "linops.Fourier.pinv": Target(
+        lambda **a: linops.Fourier(torch.ones(1, 1, 2, 3), (2, 3)).pinv(**a),
+        {"y": randn(B, 2, 3), "rtol": value(0.1), "max_iter": value(3)},
+    ),
     "linops.algebra": Target(
         lambda factor: (factor * linops.Gradient((2, 2)), linops.Gradient((2, 2)) / factor),
         {"factor": value(2.0)},

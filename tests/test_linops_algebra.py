@@ -105,6 +105,43 @@ def test_gradients_reach_factor_matrix_and_data() -> None:
     assert torch.autograd.gradcheck(solve, (factor, matrix, y))
 
 
+def test_gradients_of_the_pseudo_inverse_of_an_operator_that_loses_something() -> None:
+    """Rank 2 of 4 and of 5, in every step of the finite differences; and the slope is the matrix's own."""
+    left, right = randn(5, 2).requires_grad_(), randn(2, 4, seed=1).requires_grad_()
+    y = randn(2, 5, seed=2).requires_grad_()
+
+    def solve(left: Tensor, right: Tensor, y: Tensor) -> Tensor:
+        return (SystemMatrix(left) @ SystemMatrix(right)).pinv(y, rtol=1e-12)
+
+    assert torch.autograd.gradcheck(solve, (left, right, y))
+    g = randn(2, 4, seed=3)
+    (slope,) = torch.autograd.grad(solve(left, right, y), y, g)
+    torch.testing.assert_close(slope, g @ torch.linalg.pinv(left @ right).detach().conj())
+
+
+def test_gradients_of_the_pseudo_inverse_of_undersampled_coils() -> None:
+    """What was not measured is lost: its slope is zero, not the quotient of two roundings."""
+    mask = torch.tensor([1.0, 0, 0, 1, 0, 0], dtype=R).expand(1, 1, 4, 6)
+    maps, y = randn(1, 2, 4, 6).requires_grad_(), randn(1, 2, 4, 6, seed=1).requires_grad_()
+
+    def solve(maps: Tensor, y: Tensor) -> Tensor:
+        return linops.Sense(maps, mask).pinv(y, rtol=1e-12)
+
+    assert torch.autograd.gradcheck(solve, (maps, y), fast_mode=True)
+
+
+def test_pseudo_inverse_of_the_masked_fourier_transform() -> None:
+    mask = torch.tensor([1.0, 0, 0, 0.5, 0, 0], dtype=R).expand(1, 1, 4, 6)
+    fourier, g = linops.Fourier(mask, (4, 6)), randn(1, 4, 6, seed=2)
+    y = randn(1, *fourier.range_shape, seed=1).requires_grad_()
+    inverse = torch.linalg.pinv(fourier.as_matrix())
+    for operator in (fourier, 1.0 * fourier):  # by its formula, by conjugate gradients
+        found = operator.pinv(y, rtol=1e-12)
+        torch.testing.assert_close(found.flatten(1), y.flatten(1) @ inverse.mT)
+        (slope,) = torch.autograd.grad(found, y, g)
+        torch.testing.assert_close(slope.flatten(1), g.flatten(1) @ inverse.conj())
+
+
 def test_parts_travel_with_the_module() -> None:
     operator = 2 * SystemMatrix(A) @ SystemMatrix(D)
     assert operator.to(torch.complex64)(randn(1, 3).to(torch.complex64)).dtype == torch.complex64

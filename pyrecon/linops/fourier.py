@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrecon._check import FLOATING, check_dtype, check_size
+from pyrecon._check import COMPLEX, FLOATING, check_count, check_dtype, check_number, check_shape, check_size
 from pyrecon.linops._base import LinearOperator
 from pyrecon.ops import sense_adjoint, sense_forward, sense_normal
 
@@ -45,6 +45,17 @@ class Fourier(LinearOperator):
 
     def gram(self, x: Tensor) -> Tensor:
         return sense_normal(x, self._one_coil(x), self.mask)
+
+    def pinv(self, y: Tensor, *, rtol: float | None = None, max_iter: int | None = None) -> Tensor:
+        """``F^H (y / mask)``, zero where nothing was taken: exact, so ``rtol`` and ``max_iter`` play no part."""
+        check_dtype("y", y, (*FLOATING, *COMPLEX))
+        check_shape("y", y, (None, *self.range_shape), "(B, H, W)")
+        if rtol is not None:
+            check_number("rtol", rtol)
+        if max_iter is not None:
+            check_count("max_iter", max_iter, 0)
+        weight = self.mask[:, 0].to(y.real.dtype)
+        return self.adjoint(y / weight.square().where(weight != 0, 1.0))
 
     def _random(self, shape: tuple[int, ...], seed: int, batch: int) -> Tensor:
         x = super()._random(shape, seed, batch)  # of the mask's dtype, which is real
