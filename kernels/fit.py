@@ -102,7 +102,8 @@ def _shapes(series, t, rate, LINEAR: tl.constexpr):
     m, decay = _recovery(time * rate)
     slope = -time * decay  # dE/dR
     q = tl.load(at + 2 * row)
-    phi = tl.load(at + row) - q * m
+    sums = tl.load(at + row)
+    phi = tl.where(decay < 0.5, (sums - q) + q * decay, sums - q * m)  # neither hides the smaller of two numbers
     if LINEAR == 2:  # a + b E: u is zero
         d1 = q * slope
         d2 = -time * d1
@@ -111,7 +112,7 @@ def _shapes(series, t, rate, LINEAR: tl.constexpr):
         u = tl.load(at + 4 * row)
         inverse = _inverse(rest + u * m)
         phi *= inverse
-        change = (q * rest + u * tl.load(at + row)) * inverse * inverse  # dphi/dE
+        change = (q * rest + u * sums) * inverse * inverse  # dphi/dE
         d1 = change * slope
         d2 = slope * (2.0 * u * change * inverse * slope - change * time)
     return phi, d1, d2
@@ -324,13 +325,15 @@ def _minimum(
     count = tl.zeros(best.shape, tl.int32)
     running = best >= 0
     lost = running
+    flat = best < 0
     goes_on = True
     while goes_on:  # the last round makes no step: it is the look at what was found
         value, first, second, a, c, _, _, _, _ = _at(series, rate, negative, a, c, mean, prior, LINEAR, SIGNS)
         steps = running & (count < max_iter)
         goes_on = tl.max(tl.max(steps.to(tl.int32), 1), 0) > 0
-        flat = (first == 0) & (second == 0)
-        lost = (value - value != 0) | flat  # not a number, or nothing to fit
+        none = (first == 0) & (second == 0) & (_energy(c) == 0)  # nothing to fit; a signal may have a plateau
+        flat = tl.where(steps, none, flat)
+        lost = (value - value != 0) | flat
         upper = tl.where(steps & (first > 0), rate, upper)
         lower = tl.where(steps & (first < 0), rate, lower)
         newton = -first * _inverse(second)

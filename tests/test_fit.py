@@ -208,6 +208,29 @@ def test_nan_and_empty_voxels_are_flagged_and_their_neighbours_untouched(name: s
     assert bool(torch.isfinite(data.grad).all())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("level", testing.available_isa_levels())
+@pytest.mark.parametrize("noise_std", [None, 1e-3])
+def test_what_decays_before_the_first_echo_is_a_number_and_its_own(noise_std: float | None, level: str) -> None:
+    """exp(-t R) is 1e-13 at the largest rate: it must not be 1 - (1 - exp(-t R)), which is 0 in single precision; and
+    what other voxels of its lanes still need must not change one."""
+    generator = torch.Generator().manual_seed(0)
+    times = torch.arange(1, 13) * 0.015
+    data = 0.01 + torch.rand(1, 12, 4000, generator=generator)
+    data[:, 1:] *= torch.rand(1, 11, 4000, generator=generator) < 0.1
+    order = torch.randperm(4000, generator=generator)
+    with testing.isa(level):
+        fit = fit_voxels("t2", data, times, noise_std=noise_std)
+        other = fit_voxels("t2", data[..., order], times, noise_std=noise_std)
+    with backend("reference"):
+        plain = fit_voxels("t2", data, times, noise_std=noise_std)
+    assert bool((fit.rate.detach() > 800).sum() > 1000)
+    for found in (fit, plain, other):
+        assert "NONFINITE" not in found.counts()
+        assert found.counts()["CONVERGED"] > 3990
+    torch.testing.assert_close(other.value, fit.value[..., order], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(other.status, fit.status[..., order])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [

@@ -16,7 +16,7 @@ constexpr int grid_points = 16;
 template <class T, int K, int Linear>
 struct Block : Curves<T> {
   typedef Vec<T> V;
-  using Curves<T>::images, Curves<T>::row, Curves<T>::time, Curves<T>::shapes;
+  using Curves<T>::images, Curves<T>::time, Curves<T>::above, Curves<T>::shapes;
   V* s;      // images x K, centred where Linear is 2
   V* phi;    // images
   V* slope;  // images, d phi / dR
@@ -24,7 +24,7 @@ struct Block : Curves<T> {
   V total, mean[K];  // Linear 2: images + weight, and the data's mean
 
   struct At {
-    V first, second, below, phi_mean, norm, cross[K], with_a[K], factor[Linear][K];
+    V first, second, below, power, phi_mean, norm, cross[K], with_a[K], factor[Linear][K];
   };
 
   // Half the objective's derivatives in R at the best factors; `below` is the part of it that depends on R.
@@ -37,7 +37,8 @@ struct Block : Curves<T> {
       V sum = {};
       for (int64_t t = 0; t < images; ++t) {
         V e;
-        sum += row(1, t) - row(2, t) * one_minus_exp<T>(time(t) * rate, e);
+        const V m = one_minus_exp<T>(time(t) * rate, e);
+        sum += above(t, m, e);
       }
       centre = sum / total;
       n = weight * centre * centre + weight;
@@ -72,6 +73,7 @@ struct Block : Curves<T> {
       r.second -= power * d_sum * d_sum / total;
       for (int k = 0; k < K; ++k) r.below -= T(0.5) * total * mean[k] * mean[k];
     }
+    r.power = power;
     r.phi_mean = centre;
     r.norm = n;
     return r;
@@ -168,7 +170,8 @@ PYRECON_INLINE Found<T, K, Linear> minimum(const Block<T, K, Linear>& block, con
     const Ints<T> rounding = inside & (last < eased * rate) & (size >= T(0.5) * last);
     count = running ? count + T(1) : count;
     residual = running ? size / rate : residual;
-    flat = (at.first == zero) & (at.second == zero);
+    const Ints<T> none = (at.first == zero) & (at.second == zero) & (at.power == zero);  // a signal may have a plateau
+    flat = running ? none : flat;
     const Ints<T> ends = (size <= tol * rate) | (inside & (size <= eased_end * rate)) | rounding | flat;
     rate = running & ~rounding ? rate + step : rate;
     rate = rate < lowest ? splat(lowest) : rate > highest ? splat(highest) : rate;  // NaN stays

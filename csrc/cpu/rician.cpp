@@ -176,6 +176,7 @@ PYRECON_INLINE Found<T, Linear> minimum(const Block<T, Linear>& block, const Vec
   Ints<T> running = here.value - here.value == zero;
   f.lost = ~running;
   V damping = {}, before = splat(infinite);
+  V size_before = splat(infinite), idle = zero;
   f.residual = splat(infinite), f.count = zero;
   for (int i = 0; i < max_iter; ++i) {
     const Ints<T> gone = running & (here.power < vanishing) & ~(block.weight[0] > zero);
@@ -209,11 +210,14 @@ PYRECON_INLINE Found<T, Linear> minimum(const Block<T, Linear>& block, const Vec
     if (!any<T>(running)) break;
     const H next = block.at(there, mean, spread);
     const Ints<T> better = running & (next.value <= here.value + here.slack);
+    const Ints<T> unfelt = better & (here.value - next.value <= here.slack) & (relative >= T(0.5) * size_before);
+    idle = unfelt ? idle + T(1) : zero, size_before = relative;
     for (int k = 0; k < size; ++k) f.p[k] = better ? there[k] : f.p[k];
     here.take(better, next);
     before = better & exact ? relative : splat(infinite);
     const V less = damping > T(0.01) ? T(0.1) * damping : zero;
     damping = better ? less : greatest<T>(T(10) * damping, splat(T(0.1)));
+    running &= idle < T(3);  // on a plateau
   }
   for (int k = 0; k < size; ++k) f.lost |= ~(f.p[k] - f.p[k] == zero);
   f.p[last] = f.lost ? splat(T(__builtin_nan(""))) : f.p[last];

@@ -69,7 +69,8 @@ template <class T>
 struct Curves {
   typedef Vec<T> V;
   int64_t images;
-  bool plain = false;  // u = 0: no division
+  bool plain = false;   // u = 0: no division
+  bool decays = false;  // p = 0 as well
   V* table;
 
   PYRECON_MEMBER V time(int64_t t) const { return table[t]; }
@@ -77,8 +78,11 @@ struct Curves {
 
   // Of a sample whose voxels share it.
   PYRECON_MEMBER void share(const T* curves) {
-    plain = true;
-    for (int64_t t = 0; t < images; ++t) plain &= curves[4 * images + t] == 0 && curves[3 * images + t] == 1;
+    plain = decays = true;
+    for (int64_t t = 0; t < images; ++t) {
+      plain &= curves[4 * images + t] == 0 && curves[3 * images + t] == 1;
+      decays &= curves[images + t] == curves[2 * images + t];
+    }
     for (int64_t i = 0; i < rows * images; ++i) table[i] = splat(curves[i]);
   }
 
@@ -87,17 +91,25 @@ struct Curves {
     for (int64_t i = 0; i < rows * images; ++i) table[i] = load_part(curves + i * voxels + v, count);
   }
 
+  // p + q E of image t: neither form hides the smaller of two numbers. One is enough where u = 0 for all voxels: phi
+  // then ends at p, which is 0 or is not small beside q.
+  PYRECON_MEMBER V above(int64_t t, V m, V e) const {
+    const V q = row(2, t);
+    if (plain) return decays ? q * e : row(1, t) - q * m;
+    return e < T(0.5) ? (row(1, t) - q) + q * e : row(1, t) - q * m;
+  }
+
   // phi and its derivatives in R of image t.
   PYRECON_MEMBER void shapes(V rate, int64_t t, V& value, V& d1, V& d2) const {
     V e;
     const V at = time(t), m = one_minus_exp<T>(at * rate, e), q = row(2, t), change_e = -at * e;
     if (plain) {
-      value = row(1, t) - q * m, d1 = q * change_e, d2 = -at * d1;
+      value = above(t, m, e), d1 = q * change_e, d2 = -at * d1;
       return;
     }
     const V u = row(4, t), rest = row(3, t), inverse = T(1) / (rest + u * m);
     const V change = (q * rest + u * row(1, t)) * inverse * inverse;
-    value = (row(1, t) - q * m) * inverse, d1 = change * change_e;
+    value = above(t, m, e) * inverse, d1 = change * change_e;
     d2 = change_e * (T(2) * u * change * inverse * change_e - change * at);
   }
 };

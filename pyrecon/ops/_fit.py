@@ -46,9 +46,9 @@ def grid_of(low: float, high: float) -> list[float]:
 def shapes(curves: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """phi and its first two derivatives in R, (B, T, N)."""
     time, sums, q, rest, u = curves.unbind(1)
-    m = -torch.expm1(-time * rate[:, None])
-    slope, below = -time * (1 - m), rest + u * m  # dE/dR
-    value = (sums - q * m) / below
+    m, e = -torch.expm1(-time * rate[:, None]), torch.exp(-time * rate[:, None])
+    slope, below = -time * e, rest + u * m  # dE/dR
+    value = torch.where(e < 0.5, (sums - q) + q * e, sums - q * m) / below  # neither hides the smaller of two numbers
     change = (q * rest + u * sums) / below.square()  # dphi/dE: q + u p over the square
     return value, change * slope, slope * (2 * u * change / below * slope - change * time)
 
@@ -127,11 +127,12 @@ def _minimum(voxels: _Voxels, low: float, high: float, tol: float, max_iter: int
     lower, upper = grid[(best - 1).clamp(min=0)], grid[(best + 1).clamp(max=GRID - 1)]
     eased = 0.1 * math.sqrt(tol)
     running = torch.ones_like(best, dtype=torch.bool)
+    flat = ~running  # where the last step was made from: nothing to fit
     count = torch.zeros_like(best, dtype=torch.int32)
     last = torch.full_like(rate, torch.inf)  # of a Newton step; infinite after a halving
     residual = torch.full_like(rate, torch.inf)
     for _ in range(max_iter):
-        _, first, second, _ = voxels.at(rate)
+        _, first, second, factors = voxels.at(rate)
         upper = torch.where(running & (first > 0), rate, upper)
         lower = torch.where(running & (first < 0), rate, lower)
         newton = -first / second
@@ -144,12 +145,14 @@ def _minimum(voxels: _Voxels, low: float, high: float, tol: float, max_iter: int
         residual = torch.where(running, size / rate, residual)
         rate = torch.where(running & ~rounding, (rate + step).clamp(grid[0], grid[-1]), rate)
         last_one = inside & (size <= eased * rate)  # its square, the step after it, is below tol
-        ends = (size <= tol * rate) | last_one | rounding | ((first == 0) & (second == 0))
+        none = (first == 0) & (second == 0) & (factors[-1].square().sum(1) == 0)  # a signal may have a plateau
+        flat = torch.where(running, none, flat)
+        ends = (size <= tol * rate) | last_one | rounding | flat
         last, running = torch.where(inside, size, torch.inf), running & ~ends
         if not running.any():
             break
-    value, first, second, factors = voxels.at(rate)
-    lost = ~torch.isfinite(value) | ((first == 0) & (second == 0))  # not a number, or nothing to fit
+    value, _, _, factors = voxels.at(rate)
+    lost = ~torch.isfinite(value) | flat
     status = torch.where(lost, NONFINITE, torch.where(running, MAX_ITER, CONVERGED)).to(torch.int8)
     return torch.where(lost, torch.nan, rate), value, torch.cat(factors, 1), status, count, residual
 

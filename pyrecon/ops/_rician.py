@@ -47,6 +47,7 @@ from pyrecon.ops._signals import curve
 
 _EASED = 1e-3  # as in _fit.py
 _START = 1e-3  # relative step at which the least-squares fit is near enough
+_IDLE = 3  # steps in a row, none shorter, below the rounding of the objective: a plateau, which has no end to walk to
 _FAR = 20.0  # from here on the last term of the asymptotic series is below 8e-14 of the first
 # Everywhere below: data (B, T, N), curves (B|1, 5, T, N|1), prior (B, P, N), weight and noise (B, N).
 
@@ -218,6 +219,7 @@ def _minimum(
     lost, weighed = ~running, voxels.weights[0] > 0
     damping, last = torch.zeros_like(p[0]), torch.full_like(p[0], torch.inf)
     residual, count = last.clone(), torch.zeros_like(p[0], dtype=torch.int32)
+    before, idle = last.clone(), torch.zeros_like(count)  # steps one after another that the objective does not feel
 
     def damped(m: list[list[Tensor]]) -> list[list[Tensor]]:
         return [[*row[:-1], row[-1] + damping * here.normal[i][i]] for i, row in enumerate(m)]
@@ -245,11 +247,14 @@ def _minimum(
             break
         there = voxels.at(moved)
         better = running & (there.value <= here.value + here.slack)
+        unfelt = better & ((here.value - there.value) <= here.slack) & (size >= 0.5 * before)
+        idle, before = torch.where(unfelt, idle + 1, 0), size
         p = [torch.where(better, a, b) for a, b in zip(moved, p, strict=True)]
         here = here.taken(better, there)
         last = torch.where(better & exact, size, torch.inf)
         eased_off = torch.where(damping > 0.01, 0.1 * damping, 0.0)
         damping = torch.where(better, eased_off, (10 * damping).clamp(min=0.1))
+        running = running & (idle < _IDLE)
     lost = lost | ~torch.isfinite(torch.stack(p)).all(0)
     p[-1] = torch.where(lost, torch.nan, p[-1])
     status = torch.where(lost, NONFINITE, torch.where(running, MAX_ITER, CONVERGED)).to(torch.int8)
