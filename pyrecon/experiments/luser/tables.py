@@ -60,13 +60,13 @@ def table_2(study: LUSERStudy, tasks: Sequence[str] | None = None) -> tuple[List
     pixels = [f"{c.size} x {c.size}" + (f" ({_TITLES[task]})" if len(sizes) > 1 else "") for task, c in configs.items()]
     notes = [
         f"Here: generated images of {', '.join(dict.fromkeys(pixels))} pixels, {config.pool} to train on and "
-        f"{study.amounts.test} others to test, the same for all models; {study.seeds} models a row, ± the deviation of "
-        "their means. Published: CelebA, LoDoPaB-CT, fastMRI at their own sizes.",
+        f"{study.amounts.test} others to test, the same for all models; {_runs(study)}. "
+        "Published: CelebA, LoDoPaB-CT, fastMRI at their own sizes.",
         f"All networks with K = {config.unrolled} stages; LUSER's blocks {config.width} channels wide, DnCNN "
         f"{config.layers} layers of {config.dncnn_width} (published: 8, 32, 17, 64).",
         f"All models: {config.reconstruction.steps} steps of {config.reconstruction.batch} images, the same ones in "
         f"the same order. DEQ4IP begins with a denoiser, trained for {first} steps more.",
-        "Minus LU-DnCNN: of the same loss, images and seed, with Student's 95 % interval over the seeds.",
+        f"Minus LU-DnCNN: of the same loss, images and seed, with Student's 95 % interval {_of(study)}.",
         "Equilibria reached: share of test images on which every solve met its tolerance.",
     ]
     heads = [
@@ -78,6 +78,16 @@ def table_2(study: LUSERStudy, tasks: Sequence[str] | None = None) -> tuple[List
 
 def _gain(study: LUSERStudy, task: str, network: str, loss: str) -> str:
     return "" if network == "lu-dncnn" else _difference(study, task, (network, loss), ("lu-dncnn", loss))
+
+
+def _runs(study: LUSERStudy) -> str:
+    return f"{study.seeds} models a row, ± the deviation of their means" if study.seeds > 1 else "one model a row"
+
+
+def _of(study: LUSERStudy) -> str:
+    if study.seeds > 1:
+        return f"over {study.seeds} seeds"
+    return "over the images of a single seed, which says nothing of other seeds"
 
 
 def _difference(study: LUSERStudy, task: str, one: tuple[str, str], other: tuple[str, str]) -> str:
@@ -107,8 +117,8 @@ def comparisons(study: LUSERStudy) -> Listing:
             ours = _difference(study, task, one, other)
             lines.append([_TITLES[task], _said(one), _said(other), ours, f"{theirs:+.2f}"])
     notes = [
-        f"PSNR in dB of the first minus the second, on the same {study.amounts.test} images; means over {study.seeds} "
-        "seeds with Student's 95 % interval over the seeds.",
+        f"PSNR in dB of the first minus the second, on the same {study.amounts.test} images, means with Student's 95 % "
+        f"interval {_of(study)}.",
         "Published differences are of one model each.",
     ]
     return Listing("Pairs of Table 2", ["task", "first", "second", "difference, dB", "published"], lines, notes)
