@@ -86,9 +86,9 @@ class LinearOperator(nn.Module, ABC):
         """Least squares ``argmin_x |A x - y|^2`` of least norm, ``(B, *domain_shape)``.
 
         By conjugate gradients on ``A^H A x = A^H y`` from zero, until its residual is ``rtol`` of ``|A^H y|``; warns
-        where ``max_iter`` steps are not enough, which is so for ill-conditioned operators: regularise those. Gradients
-        reach ``y`` and what A holds, of operators that lose something too (G. H. Golub, V. Pereyra, SIAM J. Numer.
-        Anal. 10, 1973, eq. 4.12), as long as they go on losing as much.
+        where ``max_iter`` steps are not enough, which is so for ill-conditioned operators: regularise those. First
+        derivatives reach ``y`` and what A holds, of operators that lose something too (G. H. Golub, V. Pereyra, SIAM
+        J. Numer. Anal. 10, 1973, eq. 4.12), as long as they go on losing as much.
         """
         from pyrecon.solvers import conjugate_gradient  # solvers know no operator; this one knows a solver
 
