@@ -103,7 +103,8 @@ def _shapes(series, t, rate, LINEAR: tl.constexpr):
     slope = -time * decay  # dE/dR
     q = tl.load(at + 2 * row)
     sums = tl.load(at + row)
-    phi = tl.where(decay < 0.5, (sums - q) + q * decay, sums - q * m)  # neither hides the smaller of two numbers
+    small = decay < 0.5  # p + q E, or (p + q) - q (1 - E): neither hides the smaller of two numbers
+    phi = tl.where(small, sums - q, sums) + q * tl.where(small, decay, -m)  # two results instead spill a register
     if LINEAR == 2:  # a + b E: u is zero
         d1 = q * slope
         d2 = -time * d1
@@ -324,16 +325,13 @@ def _minimum(
     c = a
     count = tl.zeros(best.shape, tl.int32)
     running = best >= 0
-    lost = running
     flat = best < 0
     goes_on = True
     while goes_on:  # the last round makes no step: it is the look at what was found
         value, first, second, a, c, _, _, _, _ = _at(series, rate, negative, a, c, mean, prior, LINEAR, SIGNS)
         steps = running & (count < max_iter)
         goes_on = tl.max(tl.max(steps.to(tl.int32), 1), 0) > 0
-        none = (first == 0) & (second == 0) & (_energy(c) == 0)  # nothing to fit; a signal may have a plateau
-        flat = tl.where(steps, none, flat)
-        lost = (value - value != 0) | flat
+        flat |= steps & (first == 0) & (second == 0) & (_energy(c) == 0)  # nothing to fit; a signal may have a plateau
         upper = tl.where(steps & (first > 0), rate, upper)
         lower = tl.where(steps & (first < 0), rate, lower)
         newton = -first * _inverse(second)
@@ -351,6 +349,7 @@ def _minimum(
         rate = tl.where(steps & (rounding == 0), moved, rate)
         last = tl.where(within, size, infinite)
         running = running & ((steps & ends) == 0)
+    lost = flat | (value - value != 0)  # nothing, or not a number
     return tl.where(lost, float("nan"), rate), value, a, c, lost, running, count, residual
 
 
