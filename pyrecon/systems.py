@@ -89,7 +89,9 @@ SYSTEMS: dict[str, System] = {
     "pinqi": System(
         "PINQI: T1 maps straight from undersampled data, by half-quadratic splitting",
         model_path="pyrecon.models:PINQI",
+        methods_path="pyrecon.models.mri:MAPPING",
         training_path="pyrecon.train.pinqi:PINQITraining",
+        paper_path="pyrecon.experiments.pinqi:PAPER",
     ),
 }
 

@@ -50,8 +50,8 @@ def _build(name: str) -> tuple[str, _commands.Parameters, Any]:
     others = list(_settings.names(training.settings))
     shown = ", ".join(key for key in others if "." not in key)
     stages = ", ".join(training.settings.stage_names())
-    text = f"A setting; repeat for more. Names: {shown}; steps, batch, rate, halve and clip of a stage as STAGE.steps, "
-    text += f"with STAGE one of {stages}."
+    own = ", ".join(dict.fromkeys(key.partition(".")[2] for key in others if "." in key))
+    text = f"A setting; repeat for more. Names: {shown}; {own} of a stage as STAGE.steps, with STAGE one of {stages}."
     takes["parameter"] = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help=text)], None
     takes |= _short(training)
     about = inspect.getdoc(training) or ""

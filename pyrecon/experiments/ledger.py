@@ -40,11 +40,13 @@ class Ledger:
         images: int,
         compute: Callable[[], Numbers],
         evaluation: Mapping[str, Any] | None = None,
+        measure: str = "psnr",
     ) -> Numbers:
         """Of a model by ``name``, computed and written down where they are not there.
 
         ``configs`` are the settings of its training, and of the models that it began with; ``images`` is how many
-        numbers ``"psnr"`` has, unless there are none at all. ``evaluation`` is what else the numbers depend on.
+        numbers of the ``measure`` there are, unless there are none at all. ``evaluation`` is what else the numbers
+        depend on.
         """
         known = {k: asdict(c) for k, c in configs.items()} | ({"evaluation": dict(evaluation)} if evaluation else {})
         mark = hashlib.sha256(json.dumps(plain(known)).encode()).hexdigest()[:16]
@@ -60,7 +62,7 @@ class Ledger:
             with written_whole(self.path) as temporary:
                 temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         numbers: Numbers = self._known[name]["numbers"]
-        if numbers and len(numbers.get("psnr", ())) != images:
+        if numbers and len(numbers.get(measure, ())) != images:
             raise DataError(f"{self.path}: {name} is not of {images} test images; delete it from the ledger")
         return numbers
 

@@ -182,7 +182,7 @@ class Paper:
     name: str
     study: Callable[..., Study]
     tables: Mapping[str, Callable[[Any], tuple[Table | Listing, Pictures]]]
-    figures: Mapping[int, Callable[[Any], Drawing]]
+    figures: Mapping[Any, Callable[[Any], Drawing]]
     experiments: Mapping[str, Callable[[Any], Listing]]
     picture: Callable[[Pictures], Any] | None = None
     options: tuple[Option, ...] = ()

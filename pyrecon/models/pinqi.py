@@ -16,59 +16,27 @@ program: the first images, the range of P's output, what the networks are told o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrecon._check import COMPLEX, check_count, check_dtype, check_flag, check_number, check_shape
-from pyrecon._errors import DataError
+from pyrecon._check import check_count, check_flag, check_number
 from pyrecon.linops import LinearOperator
+from pyrecon.models._map_network import Iterates, MapNetwork, as_channels, numbers_of, widths_of
 from pyrecon.models.data_consistency import DataConsistency
-from pyrecon.models.weights import (
-    UNUSABLE,
-    Card,
-    filled,
-    find_weights,
-    read_header,
-    whole_number,
-    write_weights,
-)
+from pyrecon.models.weights import whole_number
 from pyrecon.nn import ConditionedUNet
-from pyrecon.ops import SaturationRecovery, SignalModel, VoxelFit, fit_voxels
-from pyrecon.solvers import conjugate_gradient
+from pyrecon.ops import SignalModel, fit_voxels
+
+__all__ = ["PINQI", "Iterates"]
 
 _BETA = 5.0  # of the softplus that keeps weights positive
 _RATE_FLOOR = 0.2  # rates that P says are above -0.2 / s
-_MOST_LEVELS = 12
 
 
-@dataclass(frozen=True)
-class Iterates:
-    """Of all iterations in turn.
-
-    Attributes
-    ----------
-    parameters
-        ``(B, 3, H, W)``: rate (1/s), real and imaginary part of M0; first those of the network from the first images.
-    images
-        ``(B, T, H, W)`` complex.
-    suggested
-        Parameters that P suggested, images that Y did.
-    fits
-        The fit of every iteration.
-    """
-
-    parameters: list[Tensor] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)
-    suggested: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    fits: list[VoxelFit] = field(default_factory=list)
-
-
-class PINQI(nn.Module):
+class PINQI(MapNetwork):
     """Rate and M0 of series of complex images from multi-coil data.
 
     Parameters
@@ -80,29 +48,24 @@ class PINQI(nn.Module):
     iterations
         Of both minima.
     widths, image_widths
-        Of P and Y; the defaults are the published networks of 2,235,308 and 597,323 weights for five images.
+        Of P and Y; the defaults are the published networks of 2,235,308 and 597,323 weights for five images. Group norm
+        has half as many groups as the first resolution has channels, which are the published 16 and 8.
     start, scale
         P says ``start + 10 scale tanh(network)``: (rate in 1/s, real and imaginary part of M0).
     bounds
         Of the fitted rate, 1/s.
     weights
         First (l_q, l_p, l_y), for every iteration the same or ``iterations`` of them; learned, positive.
-    image_net, fit, repeat
-        False, the paper's ablations: without Y (and l_y); P's suggestion in the place of the fit (and of l_p); both
-        networks applied in the first iteration alone.
+    image_net, parameter_net, fit, repeat
+        False, the paper's ablations: without Y (and l_y); without P (and l_p), fits have no prior; P's suggestion in
+        the place of the fit (and of l_p); both networks applied in the first iteration alone.
     rtol, max_iter
         Of the linear system.
     first_iterations
         Of conjugate gradients for the first images, from ``A^H k``.
-
-    Attributes
-    ----------
-    card
-        :class:`~pyrecon.models.weights.Card` of the weights, or None where they are nobody's.
     """
 
-    system: ClassVar[str] = "pinqi"
-    card: Card | None = None
+    network: ClassVar[str] = "pinqi"
     start: Tensor
     scale: Tensor
 
@@ -119,57 +82,61 @@ class PINQI(nn.Module):
         bounds: tuple[float, float] = (0.05, 20.0),
         weights: tuple[float, float, float] | tuple[tuple[float, float, float], ...] = (0.1, 3.0, 0.1),
         image_net: bool = True,
+        parameter_net: bool = True,
         fit: bool = True,
         repeat: bool = True,
         rtol: float = 1e-4,
         max_iter: int = 50,
         first_iterations: int = 2,
     ) -> None:
-        super().__init__()
-        self._options = {
-            "images": images, "iterations": iterations, "widths": list(widths), "image_widths": list(image_widths),
-            "start": list(start), "scale": list(scale), "bounds": list(bounds), "image_net": image_net, "fit": fit,
-            "repeat": repeat, "rtol": rtol, "max_iter": max_iter, "first_iterations": first_iterations,
-        }  # fmt: skip
-        self.images, self.iterations = check_count("images", images, 2), check_count("iterations", iterations)
-        self.model = SaturationRecovery() if model is None else model
-        if not isinstance(self.model, SignalModel) or self.model.linear != 1 or self.model.polarity:
-            raise ValueError(f"model: {self.model!r}, expected a SignalModel of complex images with one factor M0")
-        for name, flag in (("image_net", image_net), ("fit", fit), ("repeat", repeat)):
+        super().__init__(images, model, {
+            "iterations": iterations, "widths": list(widths), "image_widths": list(image_widths),
+            "start": list(start), "scale": list(scale), "bounds": list(bounds), "image_net": image_net,
+            "parameter_net": parameter_net, "fit": fit, "repeat": repeat, "rtol": rtol, "max_iter": max_iter,
+            "first_iterations": first_iterations,
+        })  # fmt: skip
+        self.iterations = check_count("iterations", iterations)
+        flags = {"image_net": image_net, "parameter_net": parameter_net, "fit": fit, "repeat": repeat}
+        for name, flag in flags.items():
             check_flag(name, flag)
+        if not (parameter_net or fit):
+            raise ValueError("parameter_net, fit: both false, which leaves nothing that says parameters")
         self.fitted, self.repeat, self.bounds = fit, repeat, bounds
         self.first_iterations = check_count("first_iterations", first_iterations, 0)
-        self.parameter_net = ConditionedUNet(2 * images + 1, 3, widths, conditioned=True)
-        self.image_net = ConditionedUNet(3, 2, image_widths, groups=8, temporal=True) if image_net else None
+        self.parameter_net: ConditionedUNet | None = None
+        self.image_net: ConditionedUNet | None = None
+        if parameter_net:
+            self.parameter_net = ConditionedUNet(
+                2 * images + 1, 3, widths, groups=max(1, widths[0] // 2), conditioned=True
+            )
+        if image_net:
+            self.image_net = image_unet(image_widths)
         self.consistency = DataConsistency(rtol=rtol, max_iter=max_iter)
         for name, three in (("start", start), ("scale", scale)):
-            numbers = [check_number(name, value, -math.inf) for value in three]
-            self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
+            known = [check_number(name, value, -math.inf) for value in three]
+            self.register_buffer(name, torch.tensor(known).view(1, 3, 1, 1))
         table = weights if isinstance(weights[0], tuple) else (weights,) * iterations
         if len(table) != iterations:
             raise ValueError(f"weights: {len(table)} triples, but {iterations} iterations")
-        positive = torch.tensor([[check_number("weights", w, above=True) for w in three] for three in table])
-        # The inverse of softplus; large weights are their own.
-        self.raw_weights = nn.Parameter(positive + torch.log(-torch.expm1(-_BETA * positive)) / _BETA)
+        numbers = [[check_number("weights", w, above=True) for w in three] for three in table]
+        self.raw_weights = nn.Parameter(unweighted(torch.tensor(numbers)))
 
     @property
     def weights(self) -> Tensor:
         """``(iterations, 3)``: l_q, l_p and l_y of every iteration."""
-        return F.softplus(self.raw_weights, beta=_BETA)
+        return weighted(self.raw_weights)
 
     def forward(self, k: Tensor, physics: LinearOperator, times: Tensor) -> Iterates:
         """``k`` data of the physics, whose images are ``(B, T, H, W)``; ``times`` ``(T,)`` as for the model, or
         ``(B|1, T)``."""
-        right = physics.adjoint(k)
-        check_dtype("A^H k", right, COMPLEX)
-        check_shape("A^H k", right, (None, self.images, None, None), "(B, T, H, W)")
-        if times.dim() not in (1, 2) or times.shape[-1] != self.images:
-            raise ValueError(f"times: shape {tuple(times.shape)}, expected (T,) or (B|1, T) for {self.images} images")
-        spread = times if times.dim() == 1 else times.view(*times.shape, 1, 1)
-        y = self.first(k, physics)
+        _, spread = self._begin(k, physics, times)
+        y = self.first(k, physics, self.first_iterations)
         found = Iterates()
-        suggestion = self.suggest(y, 0.0)
-        found.parameters.append(suggestion)
+        suggestion = self.suggest(y, 0.0) if self.parameter_net is not None else None
+        begun = suggestion
+        if begun is None:
+            begun = fit_voxels(self.model, y, spread, bounds=self.bounds).value
+        found.parameters.append(begun)
         improved: Tensor | None = None
         for i, (data, prior, image) in enumerate(self.weights):
             level = (i + 1) / self.iterations
@@ -178,81 +145,74 @@ class PINQI(nn.Module):
                 improved = self.improve(y, level) if improved is None or self.repeat else improved
                 terms.append((image, improved))
             y = self.consistency(k, physics, terms, x0=y.detach())
-            suggestion = self.suggest(y, level + 1) if i == 0 or self.repeat else suggestion
+            if self.parameter_net is not None and (i == 0 or self.repeat):
+                suggestion = self.suggest(y, level + 1)
             found.images.append(y)
             found.suggested.append((suggestion, improved))
-            if not self.fitted:
+            if not self.fitted and suggestion is not None:
                 found.parameters.append(suggestion)
                 continue
-            fit = fit_voxels(self.model, y, spread, prior=suggestion, weight=prior.expand(len(y)), bounds=self.bounds)
+            weight = 0.0 if suggestion is None else prior.expand(len(y))
+            fit = fit_voxels(self.model, y, spread, prior=suggestion, weight=weight, bounds=self.bounds)
             found.fits.append(fit)
             found.parameters.append(fit.value)
         return found
 
-    def signal(self, parameters: Tensor, times: Tensor) -> Tensor:
-        """q(p): images ``(B, T, H, W)`` of parameters ``(B, 3, H, W)``."""
-        factor = torch.complex(parameters[:, 1], parameters[:, 2])
-        axes = times.view(1, -1, 1, 1) if times.dim() == 1 else times
-        return self.model.signal(parameters[:, 0], (factor,), axes.to(parameters))
-
     def suggest(self, images: Tensor, level: float | Tensor) -> Tensor:
         """P: parameters ``(B, 3, H, W)`` from images ``(B, T, H, W)``; ``level`` tells the iteration, 0 before the
         first and ``1 + i / iterations`` after the i-th."""
-        x = torch.view_as_real(images.resolve_conj()).movedim(-1, 1).flatten(1, 2)
+        if self.parameter_net is None:
+            raise ValueError("parameter_net: this model has none")
+        x = as_channels(images)
         told = _told(level, x)
-        found = self.start + 10 * self.scale * torch.tanh(self.parameter_net(_tagged(x, told), told))
-        rate = F.softplus(found[:, :1] + _RATE_FLOOR, beta=_BETA) - _RATE_FLOOR
-        return torch.cat((rate, found[:, 1:]), dim=1)
+        return ranged(self.parameter_net(_tagged(x, told), told), self.start, self.scale)
 
     def improve(self, images: Tensor, level: float | Tensor) -> Tensor:
         """Y: images without the artefacts; ``level`` is ``i / iterations``."""
         if self.image_net is None:
             raise ValueError("image_net: this model has none")
-        x = torch.view_as_real(images.resolve_conj()).movedim(-1, 1)
-        change = self.image_net(_tagged(x, _told(level, x)))
-        return images + torch.view_as_complex(change.movedim(1, -1).contiguous())
-
-    def first(self, k: Tensor, physics: LinearOperator) -> Tensor:
-        """What the iteration begins with, without gradients: some conjugate gradients from ``A^H k``."""
-        with torch.no_grad():
-            right = physics.adjoint(k)
-            return conjugate_gradient(physics.gram, right, x0=right, rtol=0.0, max_iter=self.first_iterations).value
-
-    # --- weights ---
-    def save(self, path: str | Path) -> None:
-        """Write the weights as safetensors with a header of their configuration; whole or not at all."""
-        if type(self.model) is not SaturationRecovery:
-            raise ValueError(f"model: {self.model!r}; files are of saturation recovery alone so far")
-        write_weights(path, self.system, self._options, self.state_dict(), self.card)
+        return improved_by(self.image_net, images, level)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """The model that :meth:`save` wrote, in evaluation mode; DataError where the file is none."""
-        header = read_header(path)
-        if header.model != cls.system:
-            raise DataError(f"{path}: holds weights of {header.model!r}, expected {cls.system!r}")
-        try:
-            options = dict(header.config)
-            for name in ("images", "iterations", "max_iter", "first_iterations"):
-                options[name] = whole_number(options[name])
-            for name in ("widths", "image_widths"):
-                options[name] = tuple(whole_number(n) for n in options[name])
-                if not 2 <= len(options[name]) <= _MOST_LEVELS:
-                    raise ValueError(f"{name}: {len(options[name])} resolutions")
-            for name in ("start", "scale", "bounds"):
-                options[name] = tuple(float(v) for v in options[name])
-            with torch.device("meta"):
-                model = cls(**options)
-            header.expect_count(len(model.state_dict()))
-            model.card = None if header.card is None else Card.from_dict(header.card)
-        except UNUSABLE as error:
-            raise header.unusable(error) from None
-        return filled(model, header)
+    def _configured(cls, config: dict[str, Any]) -> dict[str, Any]:
+        options = dict(config)
+        for name in ("iterations", "max_iter", "first_iterations"):
+            options[name] = whole_number(options[name], 0 if name == "first_iterations" else 1)
+        for name in ("widths", "image_widths"):
+            options[name] = widths_of(options[name])
+        for name, count in (("start", 3), ("scale", 3), ("bounds", 2)):
+            options[name] = numbers_of(options[name], count)
+        return options
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> Self:
-        """A file of :meth:`save`, or weights that come with the package by name."""
-        return cls.load(find_weights(name_or_path))
+
+# --- what the unrolled rivals have of it -----------------------------------------------------------------------------
+def image_unet(widths: tuple[int, ...]) -> ConditionedUNet:
+    """Y."""
+    return ConditionedUNet(3, 2, widths, groups=max(1, widths[0] // 2), temporal=True)
+
+
+def improved_by(net: ConditionedUNet, images: Tensor, level: float | Tensor) -> Tensor:
+    """Images and what Y adds to them."""
+    x = torch.view_as_real(images.resolve_conj()).movedim(-1, 1)
+    change = net(_tagged(x, _told(level, x)))
+    return images + torch.view_as_complex(change.movedim(1, -1).contiguous())
+
+
+def ranged(x: Tensor, start: Tensor, scale: Tensor) -> Tensor:
+    """Parameters of a network's numbers: around ``start``, up to ten times ``scale`` away, rates above -0.2 / s."""
+    found = start + 10 * scale * torch.tanh(x)
+    rate = F.softplus(found[:, :1] + _RATE_FLOOR, beta=_BETA) - _RATE_FLOOR
+    return torch.cat((rate, found[:, 1:]), dim=1)
+
+
+def weighted(raw: Tensor) -> Tensor:
+    """Positive weights of any numbers, ``log(1 + exp(5 x)) / 5``."""
+    return F.softplus(raw, beta=_BETA)
+
+
+def unweighted(weights: Tensor) -> Tensor:
+    """The inverse of :func:`weighted`; large weights are their own."""
+    return weights + torch.log(-torch.expm1(-_BETA * weights)) / _BETA
 
 
 def _told(level: float | Tensor, x: Tensor) -> Tensor:

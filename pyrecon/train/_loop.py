@@ -99,7 +99,7 @@ class Module(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         stage = self.task.stage
-        optimizer = torch.optim.Adam(self.task.part.parameters(), lr=stage.rate, betas=(0.9, 0.999))
+        optimizer = stage.optimizer(self.task.groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, stage.rate_at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -191,7 +191,7 @@ class Checkpoints(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         path, what = Path(path), "a checkpoint"
         model = self.task.model.state_dict()
-        parameters = list(self.task.part.parameters())
+        parameters = [p for group in self.task.groups for p in group["params"]]
         if path.suffix == ".ckpt":
             size = sum(value.nbytes for value in model.values())
             found = read_torch(path, what, most_bytes=8 * size)

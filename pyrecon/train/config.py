@@ -14,14 +14,18 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pyrecon._errors import DataError
 from pyrecon.io._files import one_line
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
 _LARGEST = 2**20  # bytes of a description; those of published runs have 2,000
 _BATCH = 2**20
+_LAST = 0.01  # share of the rate that a cosine ends with
 _MOST = 2**40  # of any whole number that has no bound of its own
 
 
@@ -70,10 +74,53 @@ class Stage:
         """The learning rate of a step, as a share of ``rate``."""
         return 0.5 ** (step // self.halve) if self.halve else 1.0
 
-    def of_length(self, steps: int) -> Stage:
+    def of_length(self, steps: int) -> Self:
         """The same with other steps, in which the rate is halved as many times."""
         halve = max(1, round(self.halve * steps / self.steps)) if self.steps and self.halve else self.halve
         return replace(self, steps=steps, halve=halve)
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Of groups of parameters, ``{"params": ..., "share": s}``: at s times the rate."""
+        from torch.optim import Adam
+
+        return Adam(self._rated(groups), lr=self.rate, betas=(0.9, 0.999))
+
+    def _rated(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        known = [dict(group) for group in groups]
+        return [group | {"lr": self.rate * group.pop("share", 1.0)} for group in known]
+
+
+@dataclass(frozen=True)
+class Cosine(Stage):
+    """One stage of AdamW: the rate rises over ``warm_up`` steps and falls along half a cosine to a hundredth of itself.
+
+    ``decay`` of the weights, but for groups of parameters that say otherwise; ``halve`` must be 0.
+    """
+
+    warm_up: int = 0
+    decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.halve or self.warm_up < 0 or not self.decay >= 0:
+            raise DataError(
+                f"stage: halve={self.halve}, warm_up={self.warm_up}, decay={self.decay}; expected 0, and numbers from 0"
+            )
+
+    def rate_at(self, step: int) -> float:
+        if step < self.warm_up:
+            return (step + 1) / (self.warm_up + 1)
+        share = min(1.0, (step - self.warm_up) / max(1, self.steps - self.warm_up))
+        return _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def of_length(self, steps: int) -> Self:
+        """The same with other steps, of which the same share is the rise."""
+        return replace(self, steps=steps, warm_up=round(self.warm_up * steps / max(1, self.steps)))
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        from torch.optim import AdamW
+
+        return AdamW(self._rated(groups), lr=self.rate, betas=(0.9, 0.999), weight_decay=self.decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +148,7 @@ class RunConfig:
     @classmethod
     def stage_names(cls) -> tuple[str, ...]:
         """All stages, in order."""
-        return tuple(name for name, kind in types_of(cls).items() if kind is Stage)
+        return tuple(name for name, kind in types_of(cls).items() if isinstance(kind, type) and issubclass(kind, Stage))
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -84,6 +84,11 @@ class Task(ABC):
         part: nn.Module = self.model
         return part
 
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Its parameters, as :meth:`~pyrecon.train.config.Stage.optimizer` takes them."""
+        return [{"params": list(self.part.parameters())}]
+
     @abstractmethod
     def loss(self, step: int) -> Tensor:
         """Of a batch of ``stage.batch`` that is a function of the step."""

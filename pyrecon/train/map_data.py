@@ -1,0 +1,198 @@
+"""Scans of generated brains whose maps are known: what networks from k-space to maps are trained and tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrecon._errors import DataError
+from pyrecon.data.brains import Brains, brains
+from pyrecon.linops import Sense
+from pyrecon.physics.mri import coil_maps
+from pyrecon.train._files import kept_pool
+from pyrecon.train.config import RunConfig, setting
+from pyrecon.train.problem import generator_of
+from pyrecon.train.run import Drawn
+
+# Saturation times of PINQI, seconds.
+TIMES: dict[str, tuple[float, ...]] = {
+    "five": (0.5, 1.0, 1.5, 2.0, 8.0),
+    "eight": (0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 2.0, 8.0),
+}
+_ORIENTATIONS = 32  # of the coils
+_CHOSEN, _SCANS, _FIXED = 700, 701, 2**20
+_PARTS = 4  # numbers a pixel in the pool: 1 / T1, M0 as re and im, inside
+_TRAIN, _VALIDATE, _TEST = range(3)
+_SEEDS = 3  # that many streams of brains a seed
+
+
+@dataclass(frozen=True)
+class ScanConfig(RunConfig):
+    """How brains are scanned.
+
+    Attributes
+    ----------
+    size, coils, times
+        Pixels along an axis, receive coils, and the saturation times.
+    acceleration, centre
+        Lines per one taken, and how many are always taken; the others are drawn with density ``exp(-2.5 t^2) + 1/16``,
+        t from -1 to 1, for every image anew.
+    noise_low, noise_high
+        Deviation of the noise in real and imaginary part, drawn for every sample; M0 is about 1.
+    """
+
+    validate_every: int = setting(50, "--validate-every", "Steps between validations.", least=1)
+
+    size: int = setting(96, "--size", "Pixels along an axis.", least=8, most=1024)
+    coils: int = setting(6, "--coils", "Receive coils.", least=1, most=256)
+    times: Literal["five", "eight"] = setting("five", "--times", "Saturation times of the paper.")
+    acceleration: float = setting(4.0, "--acceleration", "Lines per one taken.", least=1, most=64)
+    centre: int = setting(10, "--centre", "Lines that are always taken.", least=0, most=1024)
+    noise_low: float = setting(0.001, "", "Of the noise, which is drawn between.", least=0, most=10)
+    noise_high: float = setting(0.04, "--noise", "Largest noise.", least=0, most=10)
+    pool: int = setting(512, "--pool", "Brains to train on.", least=1)
+    validation: int = setting(16, "--validation", "Brains to validate on.", least=1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        return TIMES[self.times]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scans of brains that are known: parameters ``(B, 3, H, W)`` (1 / T1, M0), clean images ``(B, T, H, W)``."""
+
+    k: Tensor
+    physics: Sense
+    times: Tensor
+    parameters: Tensor
+    images: Tensor
+    inside: Tensor
+
+    def targets(self, phase: bool) -> Tensor:
+        """The parameters; without the phase of M0 its magnitude and zero."""
+        if phase:
+            return self.parameters
+        rate, real, imaginary = self.parameters.unbind(1)
+        size = torch.hypot(real, imaginary)
+        return torch.stack((rate, size, torch.zeros_like(size)), dim=1)
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """Of at most ``count`` samples."""
+        for first in range(0, len(self.k), count):
+            rows = slice(first, first + count)
+            physics = Sense(self.physics.maps[rows], self.physics.mask[rows])
+            yield Batch(self.k[rows], physics, self.times, self.parameters[rows], self.images[rows], self.inside[rows])
+
+
+@dataclass
+class Data:
+    """Brains ``(N, 4, H, W)``, first those to train on, and coil maps ``(32, C, H, W)``."""
+
+    config: ScanConfig
+    pool: Tensor
+    held_out: Tensor
+    maps: Tensor
+
+    def to(self, device: torch.device) -> Data:
+        return replace(self, pool=self.pool.to(device), held_out=self.held_out.to(device), maps=self.maps.to(device))
+
+    def batch(self, step: int, count: int) -> Batch:
+        """Random brains, scanned anew."""
+        generator = generator_of(self.config.seed, _CHOSEN, step)
+        chosen = torch.randint(len(self.pool), (count,), generator=generator)
+        return scanned(self.config, self.pool[chosen.to(self.pool.device)], self.maps, step)
+
+    def validation(self) -> Batch:
+        """The held-out brains, with the same scans at all times."""
+        return scanned(self.config, self.held_out, self.maps, _FIXED)
+
+
+def make_data(config: ScanConfig, folder: Path, drawn: Drawn) -> Data:
+    """Brains to train on and to validate on, kept in the folder."""
+    if config.noise_low > config.noise_high:
+        raise DataError(f"noise_low: {config.noise_low}, expected at most noise_high, {config.noise_high}")
+    if config.centre > config.size:
+        raise DataError(f"centre: {config.centre} lines, the images have {config.size}")
+
+    def part(first: int, count: int) -> NDArray[np.float32]:
+        """Each part by a stream of its own: held-out brains do not depend on the pool's size."""
+        inside = max(0, min(count, config.pool - first))
+        found = [_drawn(config, _TRAIN, first, inside)] if inside else []
+        if inside < count:
+            found.append(_drawn(config, _VALIDATE, max(0, first - config.pool), count - inside))
+        return np.concatenate(found)
+
+    total = config.pool + config.validation
+    pool = kept_pool(folder / "pool.npy", total, (_PARTS, *config.shape), part, drawn, chunk=32)
+    return Data(config, pool[: config.pool], pool[config.pool :], turned_coils(config))
+
+
+def held_back(config: ScanConfig, count: int) -> tuple[Batch, Tensor]:
+    """Brains that are in no pool, scanned, and the classes ``(B, H, W)`` of their pixels; the same for all that have
+    the seed and the scanner in common."""
+    found = _brains(config, _TEST, 0, count)
+    batch = scanned(config, torch.from_numpy(_maps(found)), turned_coils(config), _FIXED + 1)
+    return batch, torch.from_numpy(found.labels)
+
+
+def scanned(config: ScanConfig, known: Tensor, maps: Tensor, step: int) -> Batch:
+    """Brains of a pool in random coils, on random lines of every image, with noise: a function of the step."""
+    generator, count = generator_of(config.seed, _SCANS, step), len(known)
+    turned = torch.randint(len(maps), (count,), generator=generator)
+    masks = lines(config, count * len(config.seconds), generator).view(count, -1, 1, config.size, 1)
+    physics = Sense(maps[turned.to(maps.device)][:, None], masks.to(maps.device))
+    times = torch.tensor(config.seconds).to(known)
+    parameters = known[:, :3]
+    factor = torch.complex(parameters[:, 1], parameters[:, 2])
+    images = factor[:, None] * -torch.expm1(-times.view(1, -1, 1, 1) * parameters[:, :1])
+    clean = physics(images)
+    low, high = config.noise_low, config.noise_high
+    level = low + (high - low) * torch.rand(count, 1, 1, 1, 1, generator=generator)
+    noise = level * torch.view_as_complex(torch.randn(*clean.shape, 2, generator=generator))
+    k = clean + physics.mask * noise.to(clean)
+    return Batch(k, physics, times, parameters, images, known[:, 3:] > 0.5)
+
+
+def lines(config: ScanConfig, count: int, generator: torch.Generator) -> Tensor:
+    """``(count, H)``: 1 where a line is taken."""
+    n, centre = config.size, config.centre
+    wanted = max(round(n / config.acceleration), centre)
+    middle = torch.arange(n) - n // 2
+    inner = (middle >= -(centre // 2)) & (middle < centre - centre // 2)
+    density = torch.exp(-2.5 * (middle / (n / 2)) ** 2) + 1 / 16
+    # The largest of random numbers to the power of 1 / density: without replacement, by the density.
+    keys = torch.rand(count, n, generator=generator).clamp(min=1e-12).log() / density
+    keys = torch.where(inner, torch.inf, keys)
+    mask = torch.zeros(count, n)
+    return mask.scatter_(1, keys.topk(wanted, dim=1).indices, 1.0)
+
+
+def turned_coils(config: ScanConfig) -> Tensor:
+    """Coil maps in random orientations."""
+    turns = np.random.default_rng((config.seed, _SCANS)).uniform(0, 2 * np.pi, _ORIENTATIONS)
+    return torch.cat([coil_maps(config.shape, config.coils, turn=float(turn)) for turn in turns])
+
+
+def _drawn(config: ScanConfig, stream: int, first: int, count: int) -> NDArray[np.float32]:
+    return _maps(_brains(config, stream, first, count))
+
+
+def _brains(config: ScanConfig, stream: int, first: int, count: int) -> Brains:
+    return brains(count, config.shape, seed=_SEEDS * config.seed + stream, first=first)
+
+
+def _maps(found: Brains) -> NDArray[np.float32]:
+    """``(N, 4, H, W)``."""
+    return np.stack((1 / found.t1, found.m0.real, found.m0.imag, found.inside), axis=1).astype(np.float32)
