@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import minimum_filter
 
-from pyrecon.data.brains import CLASSES, brains
+from pyrecon.data.brains import CLASSES, brains, mixture
 
 
 def test_brain_i_depends_on_the_seed_and_its_number_alone() -> None:
@@ -56,3 +56,26 @@ def test_nothing_is_outside_and_numbers_are_finite() -> None:
     for arguments in ((-1, (32, 32)), (1, (32, 0)), (1, (32,))):
         with pytest.raises((ValueError, TypeError)):
             brains(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("i", "t1", "m0", "labels", "inside"),
+    [
+        (0, 1718.7112143, 16.8484994 + 575.9730775j, 1981, 687),
+        (1, 1505.0628682, -144.4871237 + 479.6725367j, 1660, 473),
+    ],
+)
+def test_brains_stay_the_same_numbers(i: int, t1: float, m0: complex, labels: int, inside: int) -> None:
+    """Sums as they were when weights were trained on them: before maps were made for other sources too."""
+    found = brains(1, (40, 36), seed=4, first=3 + i)
+    assert float(found.t1.astype(float).sum()) == pytest.approx(t1, rel=1e-7)
+    assert complex(found.m0.astype(complex).sum()) == pytest.approx(m0, rel=1e-6)
+    assert int(found.labels.astype(int).sum()) == labels
+    assert int(found.inside.sum()) == inside
+
+
+def test_a_mixture_adds_m0_and_means_rates_by_it() -> None:
+    shares = np.array([[[1.0, 0.25, 0.0]], [[0.0, 0.5, 0.0]]])
+    density, rate = mixture(shares, np.array([0.5, 2.0]), np.array([1.0, 0.8]))
+    np.testing.assert_allclose(density, [[1.0, 0.65, 0.0]])
+    np.testing.assert_allclose(rate, [[2.0, (0.25 / 0.5 + 0.4 / 2.0) / 0.65, 1.0]])

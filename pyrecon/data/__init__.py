@@ -4,15 +4,20 @@ from pyrecon._lazy import submodules
 
 __getattr__, __dir__ = submodules(
     __name__,
+    "brains",
+    "brainweb",
     "coil_maps",
+    "contrasts",
     "ct",
     "ct_phantoms",
     "fourier",
     "heads",
+    "mni",
     "mpi",
     "mri",
     "phantoms",
     "photographs",
     "raw",
+    "tubes",
     "vessels",
 )

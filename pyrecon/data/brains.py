@@ -20,6 +20,7 @@ from pyrecon.data.heads import DEEP, GREY, WATER, WHITE, Tissue, draw_brain, smo
 __all__ = ["CLASSES", "Brains", "Class", "brains"]
 
 _STREAM = 8
+_LEAST = 1e-6  # M0 of a pixel with anything in it
 
 
 class Class(NamedTuple):
@@ -75,26 +76,44 @@ def brains(count: int, shape: tuple[int, int], *, seed: int = 0, first: int = 0)
     for name, value in (("count", count), ("seed", seed), ("first", first)):
         check_count(name, value, 0)
     check_size("shape", shape, 2)
-    found = Brains(
-        np.ones((count, *shape), np.float32), np.zeros((count, *shape), np.complex64),
-        np.full((count, *shape), -1, np.int8), np.zeros((count, *shape), bool),
-    )  # fmt: skip
+    found = nothing(count, shape)
     for i in range(count):
         rng = np.random.default_rng((seed, _STREAM, first + i))
-        shares = _shares(Canvas(rng, shape))
-        t1, m0 = (np.array([rng.uniform(*getattr(c, name)) for c in CLASSES]) for name in ("t1", "m0"))
-        filled = shares.sum(0)
-        density = np.tensordot(m0, shares, axes=1)
-        rate = np.tensordot(m0 / t1, shares, axes=1) / np.maximum(density, 1e-12)
-        some = density > 1e-6
-        found.t1[i] = np.where(some, (1 + 0.1 * _polynomial(rng, shape)) / np.where(some, rate, 1.0), 1.0)
-        bias = 1 + 0.3 * _polynomial(rng, shape)
-        found.m0[i] = density * bias * smooth_phase(shape, seed=seed, number=first + i)
-        found.labels[i] = np.where(filled > 0.5, shares.argmax(0), -1)
-        found.inside[i] = shares[[c.brain for c in CLASSES]].sum(0) > 0.5
+        fill(found, i, _shares(Canvas(rng, shape)), rng, seed=seed, number=first + i)
     return found
 
 
+# --- from shares of classes to maps: for every source of them --------------------------------------------------------
+def nothing(count: int, shape: tuple[int, int]) -> Brains:
+    """``count`` empty images, for :func:`fill`."""
+    return Brains(
+        np.ones((count, *shape), np.float32), np.zeros((count, *shape), np.complex64),
+        np.full((count, *shape), -1, np.int8), np.zeros((count, *shape), bool),
+    )  # fmt: skip
+
+
+def fill(found: Brains, i: int, shares: Real, rng: np.random.Generator, *, seed: int, number: int) -> None:
+    """Image i from the shares of the classes ``(11, H, W)``: random T1 and M0 of each, polynomials, and the smooth
+    phase of ``(seed, number)``."""
+    shape = shares.shape[1:]
+    t1, m0 = (np.array([rng.uniform(*getattr(c, name)) for c in CLASSES]) for name in ("t1", "m0"))
+    density, rate = mixture(shares, t1, m0)
+    found.t1[i] = np.where(density > _LEAST, (1 + 0.1 * _polynomial(rng, shape)) / rate, 1.0)
+    bias = 1 + 0.3 * _polynomial(rng, shape)
+    found.m0[i] = density * bias * smooth_phase(shape, seed=seed, number=number)
+    found.labels[i] = np.where(shares.sum(0) > 0.5, shares.argmax(0), -1)
+    found.inside[i] = shares[[c.brain for c in CLASSES]].sum(0) > 0.5
+
+
+def mixture(shares: Real, t1: Real, m0: Real) -> tuple[Real, Real]:
+    """M0 and 1 / T1 ``(H, W)`` of pixels with ``shares`` ``(K, H, W)`` of K tissues, 1 / T1 in 1/s, 1 of nothing: M0
+    are added, and 1 / T1 is their mean by M0."""
+    density = np.tensordot(m0, shares, axes=1)
+    rate = np.tensordot(m0 / t1, shares, axes=1) / np.maximum(density, 1e-12)
+    return density, np.where(density > _LEAST, rate, 1.0)
+
+
+# --- the shares of a generated head ----------------------------------------------------------------------------------
 class _Shares:
     """Paints the share of each class."""
 
