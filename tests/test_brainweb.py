@@ -18,6 +18,7 @@ from pyrecon.data.brains import CLASSES
 from pyrecon.data.brainweb import brainweb
 from pyrecon.io import _minc
 from pyrecon.io.brainweb import FIRST, TWENTY, brainweb_files, read_brainweb
+from pyrecon.train.pinqi import Config, PINQITraining
 
 Volume = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -348,3 +349,25 @@ def test_damaged_minc_headers_are_refused(tmp_path: Path, small: Volume) -> None
         damaged[int(rng.integers(4, 600))] = int(rng.choice([0, 1, 127, 128, 255]))
         with pytest.raises(DataError, match=r"a\.mnc: "):
             _minc.read_minc1(tmp_path / "a.mnc", bytes(damaged), (FIRST,))
+
+
+# --- training on them ------------------------------------------------------------------------------------------------
+def test_networks_are_trained_on_the_folder(tmp_path: Path, small: Volume) -> None:
+    folder = tmp_path / "heads"
+    folder.mkdir()
+    for number in range(3):
+        raw(folder / f"subject0{number}_crisp_v.rawb.gz", small)
+    source = PINQITraining.new_source(0, {"brainweb": folder})
+    kept = PINQITraining.kept(source)
+    assert kept is not None
+    assert PINQITraining.restored(*kept) == folder.resolve()
+    assert PINQITraining.kept(None) is None
+    config = Config(size=32, coils=2, pool=3, validation=2, seed=1)
+    data = PINQITraining(tmp_path, source, config).data(lambda done, total: None)
+    for pool, count, seed, split in ((data.pool, 3, 3, "train"), (data.held_out, 2, 4, "validation")):
+        brains = brainweb(folder, count, (32, 32), seed=seed, split=split)
+        np.testing.assert_allclose(pool[:, 0].numpy(), 1 / brains.t1, rtol=1e-6)
+        np.testing.assert_array_equal(pool[:, 3].numpy() > 0, brains.inside)
+    (folder / "subject01_crisp_v.rawb.gz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="subject01"):
+        PINQITraining.new_source(0, {"brainweb": folder})

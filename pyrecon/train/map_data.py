@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.brains import Brains, brains
+from pyrecon.data.brainweb import Split, brainweb
 from pyrecon.linops import Sense
 from pyrecon.physics.mri import coil_maps
 from pyrecon.train._files import kept_pool
@@ -30,6 +31,7 @@ _ORIENTATIONS = 32  # of the coils
 _CHOSEN, _SCANS, _FIXED = 700, 701, 2**20
 _PARTS = 4  # numbers a pixel in the pool: 1 / T1, M0 as re and im, inside
 _TRAIN, _VALIDATE, _TEST = range(3)
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SEEDS = 3  # that many streams of brains a seed
 
 
@@ -119,8 +121,8 @@ class Data:
         return scanned(self.config, self.held_out, self.maps, _FIXED)
 
 
-def make_data(config: ScanConfig, folder: Path, drawn: Drawn) -> Data:
-    """Brains to train on and to validate on, kept in the folder."""
+def make_data(config: ScanConfig, folder: Path, drawn: Drawn, heads: Path | None = None) -> Data:
+    """Brains to train on and to validate on, kept in the folder: generated, or those of a BrainWeb folder ``heads``."""
     if config.noise_low > config.noise_high:
         raise DataError(f"noise_low: {config.noise_low}, expected at most noise_high, {config.noise_high}")
     if config.centre > config.size:
@@ -129,20 +131,20 @@ def make_data(config: ScanConfig, folder: Path, drawn: Drawn) -> Data:
     def part(first: int, count: int) -> NDArray[np.float32]:
         """Each part by a stream of its own: held-out brains do not depend on the pool's size."""
         inside = max(0, min(count, config.pool - first))
-        found = [_drawn(config, _TRAIN, first, inside)] if inside else []
+        found = [_drawn(config, _TRAIN, first, inside, heads)] if inside else []
         if inside < count:
-            found.append(_drawn(config, _VALIDATE, max(0, first - config.pool), count - inside))
-        return np.concatenate(found)
+            found.append(_drawn(config, _VALIDATE, max(0, first - config.pool), count - inside, heads))
+        return np.concatenate([_maps(part) for part in found])
 
     total = config.pool + config.validation
     pool = kept_pool(folder / "pool.npy", total, (_PARTS, *config.shape), part, drawn, chunk=32)
     return Data(config, pool[: config.pool], pool[config.pool :], turned_coils(config))
 
 
-def held_back(config: ScanConfig, count: int) -> tuple[Batch, Tensor]:
+def held_back(config: ScanConfig, count: int, heads: Path | None = None) -> tuple[Batch, Tensor]:
     """Brains that are in no pool, scanned, and the classes ``(B, H, W)`` of their pixels; the same for all that have
     the seed and the scanner in common."""
-    found = _brains(config, _TEST, 0, count)
+    found = _drawn(config, _TEST, 0, count, heads)
     batch = scanned(config, torch.from_numpy(_maps(found)), turned_coils(config), _FIXED + 1)
     return batch, torch.from_numpy(found.labels)
 
@@ -185,12 +187,11 @@ def turned_coils(config: ScanConfig) -> Tensor:
     return torch.cat([coil_maps(config.shape, config.coils, turn=float(turn)) for turn in turns])
 
 
-def _drawn(config: ScanConfig, stream: int, first: int, count: int) -> NDArray[np.float32]:
-    return _maps(_brains(config, stream, first, count))
-
-
-def _brains(config: ScanConfig, stream: int, first: int, count: int) -> Brains:
-    return brains(count, config.shape, seed=_SEEDS * config.seed + stream, first=first)
+def _drawn(config: ScanConfig, stream: int, first: int, count: int, heads: Path | None) -> Brains:
+    seed = _SEEDS * config.seed + stream
+    if heads is None:
+        return brains(count, config.shape, seed=seed, first=first)
+    return brainweb(heads, count, config.shape, seed=seed, first=first, split=_SPLITS[stream])
 
 
 def _maps(found: Brains) -> NDArray[np.float32]:

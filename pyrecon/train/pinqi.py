@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyrecon._errors import DataError
 from pyrecon._plain import plain
+from pyrecon.io.brainweb import read_brainweb
 from pyrecon.models._map_network import Iterates, MapNetwork
 from pyrecon.models.map_rivals import DOPAMINE, MANTIS, DeepT1, Regression, UnrolledMaps, load
 from pyrecon.models.pinqi import PINQI
@@ -19,7 +20,7 @@ from pyrecon.models.weights import Card
 from pyrecon.train.config import Cosine, setting
 from pyrecon.train.map_data import Batch, Data, ScanConfig, make_data
 from pyrecon.train.problem import generator_of
-from pyrecon.train.run import Drawn, Training
+from pyrecon.train.run import Drawn, Option, Training
 from pyrecon.train.task import Outcome, Quality, Task
 
 ROLE = "maps"
@@ -334,6 +335,24 @@ class PINQITraining(Training):
     settings = Config
     tasks = (Improvement, Reconstruction, Suggestion, Everything)
     models: ClassVar[Mapping[str, Any]] = {name: name for name in _QUICK}
+    options = (
+        Option("--brainweb", Path, None, "Folder of BrainWeb's segmentations, for brains that are not generated."),
+    )
+
+    @classmethod
+    def new_source(cls, seed: int, options: Mapping[str, Any]) -> Path | None:
+        folder: Path | None = options["brainweb"]
+        for _ in () if folder is None else read_brainweb(folder):
+            pass  # each is judged before the run begins
+        return folder
+
+    @classmethod
+    def kept(cls, source: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return None if source is None else ({}, {"brainweb": str(source.resolve())})
+
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path | None:
+        return Path(facts["brainweb"]) if facts else None
 
     @classmethod
     def pretrained(cls, name: str | Path) -> MapNetwork:
@@ -347,7 +366,7 @@ class PINQITraining(Training):
         for name, has in wrong.items():
             if getattr(config, name).steps and not has:
                 raise DataError(f"{name}: this {config.network} has nothing to train there; say {name}.steps=0")
-        return make_data(config, self.folder, drawn)
+        return make_data(config, self.folder, drawn, self.source)
 
     def model(self, initial: Path | None) -> MapNetwork:
         model = new_model(self.config)
@@ -365,8 +384,9 @@ class PINQITraining(Training):
         facts: dict[str, Any] = {"config": asdict(config)}
         facts["quality"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
+        images = "brains" if self.source is None else "brainweb"
         about = {
-            "task": "t1", "network": config.network, "images": "brains", "times": list(config.seconds),
+            "task": "t1", "network": config.network, "images": images, "times": list(config.seconds),
             "coils": config.coils, "acceleration": config.acceleration, "noise_std": config.noise_high,
         }  # fmt: skip
         if model.card is not None:
