@@ -36,10 +36,11 @@ def test_tables_are_made_from_trained_models(tmp_path: Path, monkeypatch: pytest
             )
             monkeypatch.setattr(f"pyrecon.experiments.pinqi.{module}.{name}", few)
     study = Small(tmp_path, seeds=2, sizes=Sizes(3, 2, 0, 0))
-    parts = {"table": ["5", "6"], "experiment": ["pairs"], "figure": ["samples", "curves"]}
+    parts = {"table": ["1", "5", "6"], "experiment": ["pairs"], "figure": ["samples", "curves"]}
     written = [path.name for path, _ in reproduce(PAPER, study, parts)]
-    assert written == ["table-5.md", "table-6.md", "pairs.md", "figure-samples.png", "figure-curves.png"]
+    assert written == ["table-1.md", "table-5.md", "table-6.md", "pairs.md", "figure-samples.png", "figure-curves.png"]
     text = {name: (tmp_path / name).read_text() for name in written if name.endswith(".md")}
+    assert text["table-1.md"].count("±") >= 36
     for value in ("< 0.10", "0.13", "DeepT1", "CG-SENSE", "±"):
         assert value in text["table-5.md"]
     assert "separate fit" in text["table-6.md"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -134,7 +134,7 @@ def make_data(config: ScanConfig, folder: Path, drawn: Drawn, heads: Path | None
         found = [_drawn(config, _TRAIN, first, inside, heads)] if inside else []
         if inside < count:
             found.append(_drawn(config, _VALIDATE, max(0, first - config.pool), count - inside, heads))
-        return np.concatenate([_maps(part) for part in found])
+        return np.concatenate([as_pool(part) for part in found])
 
     total = config.pool + config.validation
     pool = kept_pool(folder / "pool.npy", total, (_PARTS, *config.shape), part, drawn, chunk=32)
@@ -145,17 +145,29 @@ def held_back(config: ScanConfig, count: int, heads: Path | None = None) -> tupl
     """Brains that are in no pool, scanned, and the classes ``(B, H, W)`` of their pixels; the same for all that have
     the seed and the scanner in common."""
     found = _drawn(config, _TEST, 0, count, heads)
-    batch = scanned(config, torch.from_numpy(_maps(found)), turned_coils(config), _FIXED + 1)
+    batch = scanned(config, torch.from_numpy(as_pool(found)), turned_coils(config), _FIXED + 1)
     return batch, torch.from_numpy(found.labels)
 
 
-def scanned(config: ScanConfig, known: Tensor, maps: Tensor, step: int) -> Batch:
-    """Brains of a pool in random coils, on random lines of every image, with noise: a function of the step."""
+def scanned(
+    config: ScanConfig,
+    known: Tensor,
+    maps: Tensor,
+    step: int,
+    *,
+    seconds: Sequence[float] | None = None,
+    acceleration: float | None = None,
+) -> Batch:
+    """Brains of a pool in random coils, on random lines of every image, with noise: a function of the step.
+
+    ``seconds`` and ``acceleration`` in the place of the configuration's.
+    """
     generator, count = generator_of(config.seed, _SCANS, step), len(known)
+    seconds = config.seconds if seconds is None else seconds
     turned = torch.randint(len(maps), (count,), generator=generator)
-    masks = lines(config, count * len(config.seconds), generator).view(count, -1, 1, config.size, 1)
+    masks = lines(config, count * len(seconds), generator, acceleration).view(count, -1, 1, config.size, 1)
     physics = Sense(maps[turned.to(maps.device)][:, None], masks.to(maps.device))
-    times = torch.tensor(config.seconds).to(known)
+    times = torch.tensor(seconds).to(known)
     parameters = known[:, :3]
     factor = torch.complex(parameters[:, 1], parameters[:, 2])
     images = factor[:, None] * -torch.expm1(-times.view(1, -1, 1, 1) * parameters[:, :1])
@@ -167,10 +179,10 @@ def scanned(config: ScanConfig, known: Tensor, maps: Tensor, step: int) -> Batch
     return Batch(k, physics, times, parameters, images, known[:, 3:] > 0.5)
 
 
-def lines(config: ScanConfig, count: int, generator: torch.Generator) -> Tensor:
+def lines(config: ScanConfig, count: int, generator: torch.Generator, acceleration: float | None = None) -> Tensor:
     """``(count, H)``: 1 where a line is taken."""
     n, centre = config.size, config.centre
-    wanted = max(round(n / config.acceleration), centre)
+    wanted = max(round(n / (config.acceleration if acceleration is None else acceleration)), centre)
     middle = torch.arange(n) - n // 2
     inner = (middle >= -(centre // 2)) & (middle < centre - centre // 2)
     density = torch.exp(-2.5 * (middle / (n / 2)) ** 2) + 1 / 16
@@ -194,6 +206,6 @@ def _drawn(config: ScanConfig, stream: int, first: int, count: int, heads: Path 
     return brainweb(heads, count, config.shape, seed=seed, first=first, split=_SPLITS[stream])
 
 
-def _maps(found: Brains) -> NDArray[np.float32]:
-    """``(N, 4, H, W)``."""
+def as_pool(found: Brains) -> NDArray[np.float32]:
+    """``(N, 4, H, W)``: 1 / T1, real and imaginary part of M0, inside."""
     return np.stack((1 / found.t1, found.m0.real, found.m0.imag, found.inside), axis=1).astype(np.float32)

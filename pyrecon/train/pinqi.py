@@ -46,7 +46,7 @@ _FULL: dict[str, tuple[int, int, int, int]] = {
     "mantis": (0, 0, 0, 40_500),
     "dopamine": (0, 0, 500, 40_000),
 }
-_RATES = {"pinqi": 2e-3, "unrolled": 2e-3, "deept1": 1e-3, "mantis": 1e-3, "dopamine": 1e-3}
+_RATES = {"pinqi": 4e-3, "unrolled": 4e-3, "deept1": 1e-3, "mantis": 1e-3, "dopamine": 1e-3}
 _PUBLISHED_RATES = {"pinqi": 4e-3, "unrolled": 4e-3, "deept1": 1e-4, "mantis": 1e-3, "dopamine": 1e-4}
 
 

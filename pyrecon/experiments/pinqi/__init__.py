@@ -6,14 +6,14 @@ reconstruction, 2023.
 
 from pyrecon.experiments.pinqi.figures import curves, picture, samples
 from pyrecon.experiments.pinqi.study import SEEDS, PINQIStudy
-from pyrecon.experiments.pinqi.tables import ablations, methods, pairs
+from pyrecon.experiments.pinqi.tables import ablations, methods, pairs, phantom
 from pyrecon.experiments.study import Paper
 from pyrecon.train.run import Option
 
 PAPER = Paper(
     "pinqi",
     PINQIStudy,
-    {"5": methods, "6": ablations},
+    {"1": phantom, "5": methods, "6": ablations},
     {"samples": samples, "curves": curves},
     {"pairs": pairs},
     picture,

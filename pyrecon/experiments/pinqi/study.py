@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from pyrecon.data.tubes import TUBES, tubes
 from pyrecon.experiments.ledger import Numbers
 from pyrecon.experiments.maps import map_errors, tissue_errors
 from pyrecon.experiments.study import Recipe, Scale, Sizes, Study
@@ -17,7 +19,7 @@ from pyrecon.models._map_network import MapNetwork
 from pyrecon.models.map_rivals import load
 from pyrecon.ops import SaturationRecovery, fit_voxels
 from pyrecon.solvers import conjugate_gradient
-from pyrecon.train.map_data import Batch, held_back
+from pyrecon.train.map_data import Batch, ScanConfig, as_pool, held_back, scanned, turned_coils
 from pyrecon.train.pinqi import Config, PINQITraining, t1_of
 from pyrecon.train.task import Diverged
 
@@ -26,6 +28,12 @@ FIT = "sense-fit"  # CG-SENSE and a fit of its images: needs no training
 _FIT_ITERATIONS = (5, 10, 20, 40)  # of CG-SENSE, the best of them on validation brains
 _TEST_SEED = 10**6  # of the test brains, which no model's seed comes near
 _TOGETHER = 8  # samples
+# The phantom: coils, noise, delays in s of the reference and its conjugate gradients, which all lines make easy.
+_COILS, _TUBE_NOISE = 32, 0.01
+REFERENCE_DELAYS = (
+    0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0,
+)  # fmt: skip
+_REFERENCE_ITERATIONS = 10
 
 # Figure 5: label and what differs from PINQI's configuration.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -165,6 +173,26 @@ class PINQIStudy(Study):
             found |= {f"{tissue} {name}": values.tolist() for name, values in errors.items()}
         return found
 
+    def tubes(self, seed: int) -> Numbers:
+        """Of PINQI with five times on a scan of the nine tubes: ``"mean"`` and ``"std"`` of T1 in each, ``"reference"``
+        and its ``"reference std"`` by a fully sampled scan. Empty where training diverged."""
+        name = name_of("pinqi", seed)
+
+        def compute() -> Numbers:
+            model = self.model(name)
+            if model is None:
+                return {}
+            config = replace(self.config_of("pinqi"), seed=_TEST_SEED + self.seed)
+            batch, reference, regions = scan_tubes(config)
+            found = {}
+            for label, t1 in (("", mapped(model, batch)), ("reference ", sense_fit(reference, _REFERENCE_ITERATIONS))):
+                values = [t1[regions == tube] for tube in range(len(TUBES))]
+                found[f"{label}mean"] = [float(v.mean()) for v in values]
+                found[f"{label}std"] = [float(v.std(correction=0)) for v in values]
+            return found
+
+        return self.ledger.numbers(f"tubes-{name}", self.settings(name), len(TUBES), compute, measure="mean")
+
     def curve(self, kind: str, seed: int) -> list[tuple[int, float]]:
         """Step and validation nRMSE in the last stage."""
         found = self.numbers(kind, seed)
@@ -193,6 +221,20 @@ def sense_fit(batch: Batch, iterations: int) -> Tensor:
         images = conjugate_gradient(part.physics.gram, right, rtol=0.0, max_iter=iterations).value
         found.append(t1_of(fit_voxels(SaturationRecovery(), images, part.times, bounds=(0.05, 20.0)).value))
     return torch.cat(found)
+
+
+def scan_tubes(config: ScanConfig) -> tuple[Batch, Batch, Tensor]:
+    """The phantom with the scanner's times and lines, and with all lines at 18 delays, both with 32 coils; the number
+    of the tube of every pixel ``(1, H, W)`` that is one pixel at least from its border, -1 elsewhere."""
+    found = tubes(config.shape, seed=config.seed)
+    known = torch.from_numpy(as_pool(found))
+    config = replace(config, coils=_COILS, noise_low=_TUBE_NOISE, noise_high=_TUBE_NOISE)
+    maps = turned_coils(config)[:1]
+    batch = scanned(config, known, maps, 0)
+    whole = scanned(config, known, maps, 1, seconds=REFERENCE_DELAYS, acceleration=1.0)
+    labels = torch.from_numpy(found.labels).float()[:, None]
+    most, least = F.max_pool2d(labels, 3, 1, 1), -F.max_pool2d(-labels, 3, 1, 1)
+    return batch, whole, torch.where(most == least, labels, -1.0)[:, 0]
 
 
 def _truth(batch: Batch) -> tuple[Tensor, Tensor]:
