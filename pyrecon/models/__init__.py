@@ -10,30 +10,39 @@ if TYPE_CHECKING:
     from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement
     from pyrecon.models.deq_mpi import DEQMPI
     from pyrecon.models.luser import LUSER
+    from pyrecon.models.map_rivals import DOPAMINE, MANTIS, DeepT1, UnrolledMaps
     from pyrecon.models.pinqi import PINQI
     from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 
 _MODULES = {
     "DataConsistency": "data_consistency",
+    "DeepT1": "map_rivals",
     "DEGrad": "deq",
     "DEProx": "deq",
     "DEQ4IP": "unrolled",
     "DEQMPI": "deq_mpi",
+    "DOPAMINE": "map_rivals",
     "LUSER": "luser",
+    "MANTIS": "map_rivals",
     "PINQI": "pinqi",
     "UNetRefinement": "deq",
     "UnrolledDnCNN": "unrolled",
+    "UnrolledMaps": "map_rivals",
 }
 __all__ = [
     "DEQ4IP",
     "DEQMPI",
+    "DOPAMINE",
     "LUSER",
+    "MANTIS",
     "PINQI",
     "DEGrad",
     "DEProx",
     "DataConsistency",
+    "DeepT1",
     "UNetRefinement",
     "UnrolledDnCNN",
+    "UnrolledMaps",
 ]
 _module, __dir__ = submodules(
     __name__,
@@ -41,6 +50,7 @@ _module, __dir__ = submodules(
     "deq",
     "deq_mpi",
     "luser",
+    "map_rivals",
     "method",
     "mpi",
     "mri",
