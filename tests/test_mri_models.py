@@ -269,7 +269,7 @@ def test_slices_are_reconstructed_as_if_alone(monkeypatch: pytest.MonkeyPatch) -
     maps = coil_maps(SHAPE, 4)
     methods = (CGSense(weight=0.02), TVSense())
     together = [reconstruct_mri(scan, method, maps=maps)[0] for method in methods]
-    monkeypatch.setattr("pyrecon.models.mri.reconstruct._CHUNK_BYTES", 1)
+    monkeypatch.setattr("pyrecon.models.mri.reconstruct.CHUNK_BYTES", 1)
     for method, expected in zip(methods, together, strict=True):
         chunks, report = reconstruct_mri(scan, method, maps=maps)
         alone, _ = reconstruct_mri(replace(scan, kspace=scan.kspace[1:], mask=scan.mask[1:]), method, maps=maps)

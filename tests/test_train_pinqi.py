@@ -10,7 +10,7 @@ import torch
 
 from pyrecon._errors import DataError
 from pyrecon.models.map_rivals import load
-from pyrecon.train.map_data import Data, held_back, lines, scanned
+from pyrecon.train.map_data import Data, held_back, scanned
 from pyrecon.train.pinqi import Config, PINQITraining, error, new_model
 from pyrecon.train.run import train
 
@@ -49,17 +49,6 @@ def test_scans_are_a_function_of_the_step(tmp_path: Path) -> None:
     assert float(torch.view_as_real(noise[taken]).std()) == pytest.approx(0.02, rel=0.05)
     silent = scanned(config(noise_low=0.0, noise_high=0.0), known.pool[:2], known.maps, 0)
     torch.testing.assert_close(silent.k, silent.physics(silent.images))
-
-
-def test_masks_have_their_lines() -> None:
-    generator = torch.Generator().manual_seed(0)
-    wide = config(size=96, acceleration=6.0, centre=8)
-    mask = lines(wide, 4000, generator)
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(mask.sum(1), torch.full((4000,), 16.0))
-    assert bool((mask[:, 44:52] == 1).all())
-    share = mask.mean(0)
-    assert float(share[52:60].mean()) > 2 * float(share[84:].mean()) > 0
 
 
 def test_the_error_is_that_of_t1_in_the_brain() -> None:

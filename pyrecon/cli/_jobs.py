@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _settings
+from pyrecon.cli._maps import draw_maps, maps_result
 from pyrecon.data.raw import Grid, MPIScan, MRIScan
+from pyrecon.io.results import Result
 from pyrecon.report import Report
+
+if TYPE_CHECKING:
+    from pyrecon.models.mri.mapping import Maps
 
 Progress = Callable[[float, int], None]
 
@@ -40,10 +46,47 @@ class Job:
     method: Any
     images: int
     memory: int
-    run: Callable[[int | None, Progress], tuple[torch.Tensor, Report]]
+    run: Callable[[int | None, Progress], tuple[Any, Report]]
     reports: bool
     grid: Grid | None
     labels: tuple[str, ...]
+
+    counted: ClassVar[str] = "images"
+
+    def result(self, found: Any, report: Report) -> Result:
+        """What is written, of what ``run`` found."""
+        told = report.to_dict()
+        return Result(found.cpu().numpy(), self.grid, report.method, told["parameters"], told, self.labels)
+
+    def draw(self, path: Path, found: Any, heading: str, most: int = 12) -> None:
+        """A figure of (at most ``most``) images."""
+        from pyrecon import plotting
+
+        stack = found.cpu().reshape(-1, *found.shape[-2:]).numpy()
+        chosen = np.unique(np.linspace(0, len(stack) - 1, min(most, len(stack))).round().astype(int))
+        labels = self.labels or tuple(f"image {i}" for i in range(len(stack)))
+        panels = [plotting.Panel(stack[i], title=labels[i] if len(stack) > 1 else "") for i in chosen]
+        columns = min(4, len(panels))
+        rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+        spacing = None if self.grid is None else [(self.grid.spacing[-2], self.grid.spacing[-1])] * len(rows)
+        size = 2.2 if columns > 1 else 4.5
+        plotting.save(plotting.figure(rows, spacing=spacing, heading=heading, panel_size=size), path)
+
+
+class MapsJob(Job):
+    """A reconstruction of maps: ``images`` counts slices."""
+
+    counted: ClassVar[str] = "slices"
+
+    def result(self, found: Maps, report: Report) -> Result:
+        return maps_result(found, report, self.grid)
+
+    def draw(self, path: Path, found: Maps, heading: str, most: int = 4) -> None:
+        assert self.grid is not None
+        factor = next(name for name, unit in found.units.items() if unit == "a.u.")
+        spacing = (self.grid.spacing[-2], self.grid.spacing[-1])
+        image = (f"|{factor}|", found.values[factor])
+        draw_maps(path, found, "T1", heading, image=image, spacing=spacing, labels=self.labels, most=most)
 
 
 def mpi_job(
@@ -96,14 +139,16 @@ def mpi_job(
 def mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
     from pyrecon import io
     from pyrecon.data.mri import first_slices, readout_width
-    from pyrecon.models.mri import LEARNED, METHODS, default_method, reconstruct_mri
+    from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_mri
 
     scan = io.read(file)
     assert isinstance(scan, MRIScan)
+    if method in MAPPING:
+        return _maps_job(file, kind, scan, _settings.make(MAPPING, method, settings), device)
     chosen = default_method(scan) if method is None and not settings else None
     if chosen is None:
         names = {v: k for k, v in METHODS.items()}
-        chosen = _settings.make(METHODS | LEARNED, method or names[type(default_method(scan))], settings)
+        chosen = _settings.make(METHODS | LEARNED | MAPPING, method or names[type(default_method(scan))], settings)
     count, coils, height, width = scan.kspace.shape
     facts = {
         "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "
@@ -121,6 +166,36 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
         return reconstruct_mri(scan if first is None else first_slices(scan, first), chosen, device=device)
 
     return Job(facts, chosen, count, memory, run, False, grid, scan.labels)
+
+
+def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) -> Job:
+    from pyrecon.data.contrasts import contrasts_of
+    from pyrecon.data.mri import readout_width, some_entries
+    from pyrecon.models.mri import reconstruct_maps
+
+    series = contrasts_of(scan, chosen.setting, chosen.besides)
+    slices, images = series.entries.shape
+    _, coils, height, width = scan.kspace.shape
+    facts = {
+        "file": f"{file.name}: {kind}, {slices} slices of {images} images, {coils} coils, {height} x {width} samples "
+        f"({scan.mask.mean():.0%} sampled, readout oversampling {scan.readout_oversampling:g})",
+        chosen.setting: ", ".join(f"{v:.6g}" for v in series.values) + " s",
+        "method": chosen.title,
+        "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
+    }
+    width = readout_width(scan)
+    y, x, thickness = scan.field_of_view
+    grid = Grid((slices, height, width), (thickness, y / height, x / width), (0.0, 0.0, 0.0))
+    # k-space before and after whitening, maps of the coils and of the tissue, a few coil stacks of working memory.
+    memory = (
+        8 * scan.kspace.size * 2 + 8 * slices * height * width * (coils + 16) + 5 * min(8 * scan.kspace.size, 2**29)
+    )
+
+    def run(first: int | None, progress: Progress) -> tuple[Maps, Report]:
+        part = scan if first is None else some_entries(scan, series.entries[:first].ravel())
+        return reconstruct_maps(part, chosen, device=device, progress=progress)
+
+    return MapsJob(facts, chosen, slices, memory, run, True, grid, series.labels)
 
 
 @dataclasses.dataclass(frozen=True)

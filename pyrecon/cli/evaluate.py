@@ -200,6 +200,77 @@ def mri(
     print(table)
 
 
+@app.command("t1")
+def t1(
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "-m", help="sense-fit, or pinqi=WEIGHTS; repeat for more. Default: sense-fit."),
+    ] = None,
+    acceleration: Annotated[list[float] | None, typer.Option("--acceleration", "-a", help="Repeat for more.")] = None,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Rows and columns.")] = 96,
+    coils: Annotated[int, typer.Option(min=1, max=256, help="Receive coils.")] = 6,
+    times: Annotated[
+        str, typer.Option(help="Saturation times: five, eight, or in s with commas between them.")
+    ] = "five",
+    centre: Annotated[int, typer.Option(min=0, help="Lines that are always taken.")] = 10,
+    noise: Annotated[float, typer.Option(min=0, help="In real and imaginary part of k-space; M0 is about 1.")] = 0.01,
+    test: Annotated[int, typer.Option(min=1, help="Brains.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of brains, coils, lines and noise.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw T1 of the first brain by every method.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute, e.g. cpu or cuda.")] = "cpu",
+) -> None:
+    """Maps of T1 from simulated scans of generated brains, compared with what the brains are; none of them is one that
+    trainings draw."""
+    from pyrecon import io, plotting
+    from pyrecon.cli import _settings
+    from pyrecon.cli._jobs import check_device
+    from pyrecon.cli._maps import saturation_times
+    from pyrecon.experiments.t1 import evaluate_t1, evaluation_table
+    from pyrecon.models.mri import MAPPING
+
+    check_device(device)
+    seconds, rates = saturation_times(times), acceleration or [4.0]
+    if bad := [rate for rate in rates if rate < 1]:
+        raise DataError(f"--acceleration: {bad[0]} is below 1")
+    if centre > size:
+        raise DataError(f"--centre: {centre} lines, the images have {size}")
+    chosen = []
+    for text in method or ["sense-fit"]:
+        name, given, weights = text.partition("=")
+        made = _settings.make(MAPPING, name, [f"weights={weights}"] if given else [])
+        several = sum(other.partition("=")[0] == name for other in method or ()) > 1
+        chosen.append((f"{made.title} ({weights})" if several else made.title, made))
+    with _console.progress() as bar:
+        task = bar.add_task("scanning")
+        rows, maps, known = evaluate_t1(
+            chosen, times=seconds, accelerations=rates, size=size, coils=coils, centre=centre, noise=noise, test=test,
+            seed=seed, device=device,
+            progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+        )  # fmt: skip
+    table = evaluation_table(rows)
+    if output is not None:
+        told = f"{test} brains of {size} x {size} pixels, {coils} coils, saturation times "
+        told += f"{', '.join(f'{t:g}' for t in seconds)} s, noise {noise:g}, seed {seed}; means and standard deviations"
+        with io.written_whole(output) as temporary:
+            temporary.write_text(f"# T1 from undersampled k-space\n\n{told}.\n\n{table}\n")
+    if figure is not None:
+        inside = known.inside[0]
+        truth = np.where(inside, known.t1[0], 0)
+        window = (0.0, float(np.percentile(truth[inside], 99)) if inside.any() else 1.0)
+        looks: dict[str, Any] = {"window": window, "colormap": "viridis", "bar": "s"}
+        panels = []
+        for rate in rates:
+            line = [plotting.Panel(truth, "truth", **looks)]
+            for row in (r for r in rows if r.acceleration == rate):
+                image = np.where(inside, maps[row.method, rate][0], 0)
+                note = f"nRMSE {float(row.errors['nrmse'][0]):.3f}"
+                line.append(plotting.Panel(image, f"{row.method}, {rate:g}-fold", note, **looks))
+            panels.append(line)
+        plotting.save(plotting.figure(panels, heading="T1 inside the brain", panel_size=3.0), figure)
+    print(table)
+
+
 @app.command("ct")
 def ct(
     files: Annotated[list[Path], typer.Argument(help="Scans of one object from different views.", show_default=False)],

@@ -16,6 +16,7 @@ import typer
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
 from pyrecon.cli._jobs import check_device
+from pyrecon.cli._maps import draw_maps, maps_result
 from pyrecon.cli.reconstruct import check_target
 
 if TYPE_CHECKING:
@@ -129,10 +130,11 @@ def fit(
     report.details |= {"file": ", ".join(path.name for path in series)}
     shown = [name for name in maps.values if maps.units[name] == "s"][:1] + (["B1"] if "B1" in maps.values else [])
     found = [r for name in shown for r in regions(maps, maps.inside if labels is None else labels, name)]
-    result = _result(maps, scan, report)
-    io.write_result(output, result)
+    io.write_result(output, maps_result(maps, report, scan.grid, scan.affine))
     if figure is not None:
-        _draw(figure, maps, scan, shown[0], f"{KINDS[kind].about}: {', '.join(path.name for path in series[:3])}")
+        heading = f"{KINDS[kind].about}: {', '.join(path.name for path in series[:3])}"
+        spacing = None if scan.grid is None else (scan.grid.spacing[-2], scan.grid.spacing[-1])
+        draw_maps(figure, maps, shown[0], heading, image=("first image", scan.images[0]), spacing=spacing)
     listing = _listing(found, maps)
     if table is not None:
         with io.written_whole(table) as temporary:
@@ -182,26 +184,6 @@ def _numbers(option: str, text: str) -> list[float]:
     return values
 
 
-def _result(maps: Maps, scan: ImageSeries, report: Any) -> Any:
-    """Volumes one after another: maps, their standard errors, the residual, the status, what is at a bound."""
-    from pyrecon.io import Result
-
-    named = {_titled(name, maps.units[name]): values for name, values in maps.values.items()}
-    named |= {_titled(f"{name} standard error", maps.units[name]): values for name, values in maps.errors.items()}
-    named |= {"residual (a.u.)": maps.residual, "status": maps.status.astype(np.float32)}
-    named["at a bound"] = maps.at_bound.astype(np.float32)
-    told = report.to_dict()
-    image = np.stack(list(named.values()))
-    labels = tuple(named)
-    if scan.grid is None and scan.affine is None:  # two axes of space: each slice is an image
-        labels = tuple(f"{name}, slice {s}" for name in named for s in range(image.shape[1]))
-    return Result(image, scan.grid, report.method, told["parameters"], told, labels, affine=scan.affine)
-
-
-def _titled(name: str, unit: str) -> str:
-    return f"{name} ({unit})" if unit else name
-
-
 def _listing(found: Sequence[Region], maps: Maps) -> Any:
     from pyrecon.experiments.table import Listing
 
@@ -229,34 +211,3 @@ def _print(listing: Any, most: int = 30) -> None:
     _console.out.print(table)
     if len(listing.lines) > most:
         _console.out.print(f"... {len(listing.lines) - most} more regions (--table writes all)")
-
-
-def _draw(path: Path, maps: Maps, scan: ImageSeries, name: str, heading: str, most: int = 4) -> None:
-    """A map, its standard error and the residual, of (at most ``most``) slices; white where no value was found."""
-    from pyrecon import plotting
-
-    slices = np.unique(np.linspace(0, len(maps.inside) - 1, min(most, len(maps.inside))).round().astype(int))
-    unknown = maps.at_bound | (maps.inside & (maps.status != 0))
-    values, errors = (np.where(unknown, np.nan, part[name]) for part in (maps.values, maps.errors))
-    rows = []
-    for s in slices:
-        first = scan.images[0, s] if not np.iscomplexobj(scan.images) else np.abs(scan.images[0, s])
-        shown = (
-            (first, "first image", "", "gray"),
-            (values[s], name, maps.units[name], "viridis"),
-            (errors[s], "standard error", maps.units[name], "magma"),
-            (maps.residual[s], "residual", "a.u.", "magma"),
-        )
-        rows.append([
-            plotting.Panel(image, title, window=_window(image), colormap=colors, bar=unit or " ")
-            for image, title, unit, colors in shown
-        ])  # fmt: skip
-    spacing = None if scan.grid is None else [(scan.grid.spacing[-2], scan.grid.spacing[-1])] * len(rows)
-    titles = [f"slice {s}" for s in slices] if len(slices) > 1 else ()
-    plotting.save(plotting.figure(rows, spacing=spacing, heading=heading, row_titles=titles, panel_size=3.0), path)
-
-
-def _window(image: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """From zero to what nearly all voxels stay below: a few that are lost fit anything."""
-    values = image[np.isfinite(image) & (image > 0)]
-    return (0.0, float(np.percentile(values, 97)) * 1.1) if values.size else (0.0, 1.0)

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from pyrecon._errors import DataError
@@ -25,6 +24,7 @@ def _known_methods() -> str:
     known: dict[str, dict[str, Any]] = {
         "MPI": mpi.METHODS | mpi.LEARNED | mpi.UNTRAINED,
         "MRI": mri.METHODS | mri.LEARNED,
+        "MRI, maps of T1": mri.MAPPING,
         "CT": ct.METHODS | ct.LEARNED,
     }
     return " ".join(f"{modality}: {', '.join(methods)}." for modality, methods in known.items())
@@ -99,6 +99,7 @@ def reconstruct(
     settings = list(parameter or [])
     if weights is not None:
         learned: dict[str, Any] = mpi.LEARNED | mri.LEARNED | ct.LEARNED
+        learned |= {name: kind for name, kind in mri.MAPPING.items() if kind.role is not None}
         if method not in learned:
             raise DataError(f"--weights: is for {', '.join(learned)}, the method is {method or 'the default'}")
         settings.append(f"weights={weights}")
@@ -112,6 +113,8 @@ def reconstruct(
             raise DataError(f"{file}: is an MPI measurement, give its system matrix with --system-matrix SM.mdf")
         job = mpi_job(file, system_matrix, method, settings, average, snr_threshold, band, upsample, device)
     elif kind in MRI_FORMATS:
+        if method in mri.MAPPING and target.suffix.lower() == ".png":
+            raise DataError("--output: .png holds no numbers; use --figure for a picture")
         job = mri_job(file, kind, method, settings, device)
     elif kind in CT_FORMATS:
         job = ct_job(file, kind, method, settings, options, device)
@@ -123,26 +126,18 @@ def reconstruct(
     if dry_run:
         _print_plan(job, target, figure, as_json)
         return
-    title = f"{job.facts['method']}: {job.images} images"
+    title = f"{job.facts['method']}: {job.images} {job.counted}"
     if job.reports:
         with _console.progress() as bar:
             task = bar.add_task(title, total=job.images)
-            images, report = job.run(None, lambda done, total: bar.update(task, completed=done, total=total))
+            found, report = job.run(None, lambda done, total: bar.update(task, completed=done, total=total))
     else:
         with _console.err.status(title):
-            images, report = job.run(None, silent)
+            found, report = job.run(None, silent)
     report.details |= {"file": file.name}
-    result = io.Result(
-        image=images.cpu().numpy(),
-        grid=job.grid,
-        method=report.method,
-        parameters=report.to_dict()["parameters"],
-        report=report.to_dict(),
-        labels=job.labels,
-    )
-    io.write_result(target, result)
+    io.write_result(target, job.result(found, report))
     if figure is not None:
-        draw(figure, result, file.name)
+        job.draw(figure, found, f"{file.name}: {report.method}")
     if as_json:
         print(json.dumps(report.to_dict() | {"output": str(target)}, indent=2))
     else:
@@ -150,34 +145,19 @@ def reconstruct(
         _console.out.print(f"written      {target}" + (f", {figure}" if figure else ""), markup=False, soft_wrap=True)
 
 
-def draw(path: Path, result: Any, heading: str, most: int = 12) -> None:
-    """A figure of (at most ``most`` of) the images of a result."""
-    from pyrecon import plotting
-
-    shape = result.image.shape[-2:]
-    stack = result.image.reshape(-1, *shape)
-    chosen = np.unique(np.linspace(0, len(stack) - 1, min(most, len(stack))).round().astype(int))
-    labels = result.labels or tuple(f"image {i}" for i in range(len(stack)))
-    panels = [plotting.Panel(stack[i], title=labels[i] if len(stack) > 1 else "") for i in chosen]
-    columns = min(4, len(panels))
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    spacing = None if result.grid is None else [result.grid.spacing[-2:]] * len(rows)
-    size = 2.2 if columns > 1 else 4.5
-    plotting.save(plotting.figure(rows, spacing=spacing, heading=f"{heading}: {result.method}", panel_size=size), path)
-
-
 def _print_plan(job: Job, target: Path, figure: Path | None, as_json: bool) -> None:
     """Facts, memory, and the time measured on one image: the whole takes at most that times the number of images."""
-    with _console.err.status("timing one image"):
+    one = job.counted[:-1]
+    with _console.err.status(f"timing one {one}"):
         start = time.perf_counter()
         _, report = job.run(1, silent)
         whole = time.perf_counter() - start
     once = whole - report.seconds
     seconds = once + report.seconds * job.images
     plan = job.facts | {
-        "images": str(job.images),
+        job.counted: str(job.images),
         "memory": f"about {job.memory / 2**20:.0f} MiB for the data and the system",
-        "time": f"at most about {seconds:.1f} s ({once:.1f} s set-up, {report.seconds:.2g} s for the first image)",
+        "time": f"at most about {seconds:.1f} s ({once:.1f} s set-up, {report.seconds:.2g} s for the first {one})",
         "output": str(target) + (f", {figure}" if figure else ""),
     }
     if as_json:

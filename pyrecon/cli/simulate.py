@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 
@@ -93,6 +94,57 @@ def mri(
     ismrmrd.write_ismrmrd(output, scan)
     _console.out.print(f"written      {output}", soft_wrap=True)
     _console.out.print(f"try          pyrecon reconstruct {output} --figure out.png", soft_wrap=True)
+
+
+@app.command("t1")
+def t1(
+    output: Annotated[Path, typer.Option("--output", "-o", help="ISMRMRD file to write.")] = Path("t1_scan.h5"),
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Rows and columns.")] = 96,
+    slices: Annotated[int, typer.Option(min=1, help="Slices, each of another brain.")] = 1,
+    coils: Annotated[int, typer.Option(min=1, max=256, help="Receive coils.")] = 6,
+    times: Annotated[
+        str, typer.Option(help="Saturation times: five, eight, or in s with commas between them.")
+    ] = "five",
+    acceleration: Annotated[float, typer.Option(min=1, help="Lines per one taken, of every image others.")] = 4.0,
+    centre: Annotated[int, typer.Option(min=0, help="Lines that are always taken.")] = 10,
+    noise: Annotated[float, typer.Option(min=0, help="In real and imaginary part of k-space; M0 is about 1.")] = 0.01,
+    truth: Annotated[Path | None, typer.Option(help="Also write T1, M0 and the tissues: .nii.gz, .npz, ...")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of brains, coils, lines and noise.")] = 0,
+) -> None:
+    """Scan generated brains by saturation recovery with simulated coils and write an ISMRMRD raw-data file.
+
+    The brains are none of those that trainings draw.
+    """
+    from pyrecon import io
+    from pyrecon.cli._maps import saturation_times
+    from pyrecon.cli.reconstruct import check_target
+    from pyrecon.io import ismrmrd
+    from pyrecon.physics.t1 import scan_brains, unseen_brains
+
+    seconds = saturation_times(times)
+    if centre > size:
+        raise DataError(f"--centre: {centre} lines, the images have {size}")
+    if truth is not None:
+        check_target(truth)
+    with _console.err.status("scanning"):
+        known = unseen_brains(slices, size, seed)
+        scan = scan_brains(
+            known, seconds, coils=coils, acceleration=acceleration, centre=centre, noise=noise, seed=seed
+        )
+    ismrmrd.write_ismrmrd(output, scan)
+    written = str(output)
+    if truth is not None:
+        y, x, thickness = scan.field_of_view
+        grid = Grid((slices, size, size), (thickness, y / size, x / size), (0.0, 0.0, 0.0))
+        labels = ("T1 (s)", "M0 (a.u.)", "phase of M0 (rad)", "tissue", "inside")
+        stack = (known.t1, np.abs(known.m0), np.angle(known.m0), known.labels, known.inside)
+        image = np.stack([volume.astype(np.float32) for volume in stack])
+        io.write_result(truth, io.Result(image, grid, "truth", labels=labels))
+        written += f", {truth}"
+    _console.out.print(f"written      {written}", soft_wrap=True)
+    _console.out.print(
+        f"try          pyrecon reconstruct {output} -m sense-fit -o t1_maps.nii.gz --figure t1_maps.png", soft_wrap=True
+    )
 
 
 class CTPhantom(enum.StrEnum):

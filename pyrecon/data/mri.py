@@ -58,6 +58,9 @@ def check_scan(scan: MRIScan) -> None:
             )
         if not np.isfinite(scan.calibration).all():
             raise DataError("calibration: NaN or Inf in the separate reference lines; leave them out")
+    for name, along in {**scan.settings, "slices": scan.slices}.items():
+        if along is not None and along.shape != (slices,):
+            raise DataError(f"{name}: shape {along.shape} does not fit {slices} entries of k-space")
     if not 0 < scan.noise_ratio < np.inf:
         raise DataError(f"noise_ratio: {scan.noise_ratio}, expected a positive number")
     if not scan.readout_oversampling >= 1:
@@ -78,16 +81,23 @@ def check_scan(scan: MRIScan) -> None:
 
 def first_slices(scan: MRIScan, count: int) -> MRIScan:
     """The scan's first ``count`` entries along S."""
+    return some_entries(scan, np.arange(min(count, len(scan.kspace))))
+
+
+def some_entries(scan: MRIScan, chosen: NDArray[np.int64]) -> MRIScan:
+    """The scan's entries along S of these numbers."""
     calibration = scan.calibration
     if calibration is not None and len(calibration) > 1:
         each = len(scan.kspace) // len(calibration)  # slices in a row share one calibration
-        calibration = calibration[np.arange(min(count, len(scan.kspace))) // each]
+        calibration = calibration[chosen // each]
     return replace(
         scan,
-        kspace=scan.kspace[:count],
-        mask=scan.mask[:count],
+        kspace=scan.kspace[chosen],
+        mask=scan.mask if len(scan.mask) == 1 else scan.mask[chosen],
         calibration=calibration,
-        labels=scan.labels[:count],
+        labels=tuple(scan.labels[i] for i in chosen if i < len(scan.labels)),
+        slices=None if scan.slices is None else scan.slices[chosen],
+        settings={name: values[chosen] for name, values in scan.settings.items()},
     )
 
 

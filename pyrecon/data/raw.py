@@ -134,6 +134,13 @@ class MRIScan:
     noise_ratio
         Noise power of a sample of ``kspace`` over that of a sample of ``noise``: the two differ in dwell time, receiver
         filter and averages.
+    slices
+        ``(S,)``: entries of the same number show the same slice (of the same repetition, phase and set) in another
+        contrast; None: each shows another.
+    settings
+        ``(S,)`` of every entry by name, of those that are known, as :class:`pyrecon.data.series.ImageSeries` has them:
+        ``"inversion time"`` (a saturation time is one too), ``"echo time"``, ``"repetition time"`` in seconds,
+        ``"flip angle"`` in radians. ``metadata["settings_left_out"]`` says by name why one is not known.
     """
 
     kspace: Complex
@@ -144,4 +151,6 @@ class MRIScan:
     field_of_view: tuple[float, float, float] = (1.0, 1.0, 1.0)
     labels: tuple[str, ...] = ()
     noise_ratio: float = 1.0
+    slices: NDArray[np.int64] | None = None
+    settings: dict[str, Real] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -26,13 +26,23 @@ class Readout(NamedTuple):
     entry: tuple[int, ...]  # slice, contrast, ...: one entry along S for each different value
 
 
+class Assembled(NamedTuple):
+    """Entries along S with mask and labels; ``slices`` as of a scan, ``contrasts`` ``(S,)`` their counters."""
+
+    kspace: Complex
+    mask: NDArray[np.bool_]
+    labels: tuple[str, ...]
+    slices: NDArray[np.int64]
+    contrasts: NDArray[np.int64]
+
+
 def assemble(
     path: PathLike, readouts: Sequence[Readout], shape: tuple[int, int, int], names: Sequence[str]
-) -> tuple[Complex, NDArray[np.bool_], tuple[str, ...]]:
+) -> Assembled:
     """K-space ``(S, C, H, W)``, mask and labels from readouts on a matrix ``shape = (P, H, W)``.
 
     Readouts of the same place are averaged. Partitions are transformed to slices (centred, orthonormal), which needs
-    every partition sampled alike. ``names`` are those of the counters in ``Readout.entry``.
+    every partition sampled alike. ``names`` are those of the counters in ``Readout.entry``, ``"contrast"`` among them.
     """
     if not readouts:
         raise DataError(f"{path}: no imaging readouts, expected at least one")
@@ -80,7 +90,7 @@ def assemble(
         mask = mask[..., :1]
     if (mask == mask[:1]).all():
         mask = mask[:1]
-    return kspace, mask, labels
+    return Assembled(kspace, mask, labels, *_contrasts(entries, names.index("contrast"), partitions))
 
 
 def averages(readouts: Sequence[Readout]) -> float:
@@ -103,6 +113,16 @@ def _slices(path: PathLike, kspace: Complex, sampled: NDArray[np.bool_]) -> tupl
         sampled = np.broadcast_to(mask, sampled.shape)
     kspace = kspace.reshape(entries * partitions, *kspace.shape[2:]).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(kspace), sampled.reshape(entries * partitions, 1, *sampled.shape[2:])
+
+
+def _contrasts(
+    entries: Sequence[tuple[int, ...]], which: int, partitions: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which slice each entry of S shows, numbered in their order, and its contrast."""
+    places = [(*entry[:which], *entry[which + 1 :], p) for entry in entries for p in range(partitions)]
+    number = {place: i for i, place in enumerate(sorted(set(places)))}
+    contrasts = np.array([entry[which] for entry in entries], np.int64)
+    return np.array([number[place] for place in places], np.int64), contrasts.repeat(partitions)
 
 
 def _labels(entries: Sequence[tuple[int, ...]], names: Sequence[str], partitions: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ for each readout and believes every count in it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -89,24 +90,27 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     if not (~other & ~only_calibration).any():
         raise DataError(f"{path}: {group}/data: {len(heads)} readouts, none of them image data; expected some")
     image = readouts(~other & ~only_calibration)
-    kspace, mask, labels = assemble(path, image, header.shape, _COUNTERS)
+    found = assemble(path, image, header.shape, _COUNTERS)
     calibration = None
     if (only_calibration & ~other).any():
-        calibration, _, _ = assemble(path, readouts(only_calibration & ~other), header.shape, _COUNTERS)
-    chosen = [i for i in np.flatnonzero(flags & _NOISE != 0) if len(data[i]) == kspace.shape[1]]
+        calibration = assemble(path, readouts(only_calibration & ~other), header.shape, _COUNTERS).kspace
+    chosen = [i for i in np.flatnonzero(flags & _NOISE != 0) if len(data[i]) == found.kspace.shape[1]]
     noise = [data[i] for i in chosen]
     for block in noise:
         check_finite(path, "the noise scan", block, "channel")
+    known, left_out = _settings(header.sequence, found.contrasts)
     return MRIScan(
-        kspace=kspace,
-        mask=mask,
+        kspace=found.kspace,
+        mask=found.mask,
         noise=np.concatenate(noise, axis=1) if noise else None,
         calibration=calibration,
         readout_oversampling=header.oversampling,
         field_of_view=header.field_of_view,
-        labels=labels,
+        labels=found.labels,
         noise_ratio=_dwell_ratio(heads, chosen, ~other) / (header.noise_bandwidth * averages(image)) if noise else 1.0,
-        metadata=header.facts,
+        slices=found.slices,
+        settings=known,
+        metadata=header.facts | ({"settings_left_out": left_out} if left_out else {}),
     )
 
 
@@ -131,6 +135,7 @@ class _Header:
     noise_bandwidth: (
         float  # the receiver filter's, relative to an ideal one: what is missing in the noise scan's margins
     )
+    sequence: dict[str, list[str]]  # by name of the setting, a text for each contrast
     facts: dict[str, Any]
 
 
@@ -194,6 +199,7 @@ def _header(file: Hdf5, field: str) -> _Header:
         oversampling=max(1.0, extent[0] / readout),
         field_of_view=(extent[1], readout, extent[2] / partitions),
         noise_bandwidth=_noise_bandwidth(root),
+        sequence=_sequence(root),
         facts=_facts(root),
     )
 
@@ -229,6 +235,48 @@ def _facts(root: ElementTree.Element) -> dict[str, Any]:
                 continue
             facts[name] = values[0] if len(values) == 1 else values
     return facts
+
+
+# Names of settings, of the header's elements, and what one of their units is.
+_SEQUENCE = {
+    "repetition time": ("TR", 1e3),
+    "echo time": ("TE", 1e3),
+    "inversion time": ("TI", 1e3),
+    "flip angle": ("flipAngle_deg", 180 / math.pi),
+}
+
+
+def _sequence(root: ElementTree.Element) -> dict[str, list[str]]:
+    found = {
+        name: [element.text or "" for element in root.findall(f"sequenceParameters/{tag}")]
+        for name, (tag, _) in _SEQUENCE.items()
+    }
+    return {name: texts for name, texts in found.items() if texts}
+
+
+def _settings(
+    sequence: dict[str, list[str]], contrasts: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, str]]:
+    """Of every entry, and why others are left out. The i-th value of the header is that of contrast i, one alone
+    everybody's. Foreign headers list times that nothing was measured at: whether that matters, who uses them knows."""
+    known, left_out = {}, {}
+    there = len(np.unique(contrasts))
+    for name, texts in sequence.items():
+        tag, unit = _SEQUENCE[name]
+        try:
+            values = np.array([float(text) for text in texts]) / unit
+        except ValueError:
+            values = np.full(1, np.nan)
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            left_out[name] = f"the header's {tag} are {', '.join(texts)[:80]}, expected numbers from 0"
+        elif len(values) == 1:
+            known[name] = values.repeat(len(contrasts))
+        elif len(values) == there == int(contrasts.max()) + 1:
+            known[name] = values[contrasts]
+        else:
+            last = f", the last of them number {int(contrasts.max())}" if len(values) == there else ""
+            left_out[name] = f"the header has {len(values)} values ({tag}), the file {there} contrasts{last}"
+    return known, left_out
 
 
 # ---- readouts
@@ -294,15 +342,17 @@ def _readout(path: PathLike, number: int, head: Any, data: Complex, header: _Hea
 
 
 def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
-    """Write a scan as ISMRMRD, whole or not at all: one readout per measured line, entries of S as slices.
+    """Write a scan as ISMRMRD, whole or not at all: one readout per measured line, entries of S as slices, those that
+    show the same one as its contrasts.
 
     Noise and calibration lines are written too. Raises ValueError if a line is measured in more than one piece or is
-    longer than the format's 65535 samples.
+    longer than the format's 65535 samples, or if the slices differ in their settings.
     """
     slices, channels, rows, columns = scan.kspace.shape
     if max(slices, channels, rows, columns) > 65535:
         raise ValueError(f"scan: k-space of shape {scan.kspace.shape}, the format counts to 65535 along each axis")
     mask = np.broadcast_to(scan.mask, (slices, 1, rows, columns))[:, 0]
+    places = _places(scan)
     records: list[tuple[NDArray[Any], Complex]] = []
 
     def add(data: Complex, flags: int, row: int = 0, entry: int = 0, center: int = 0) -> None:
@@ -312,7 +362,8 @@ def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
         head["available_channels"] = head["active_channels"] = channels
         head["sample_time_us"] = 5.0 * (scan.noise_ratio if flags == _NOISE else 1.0)
         head["read_dir"], head["phase_dir"], head["slice_dir"] = np.eye(3, dtype=np.float32)
-        head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = row, entry
+        head["idx"]["kspace_encode_step_1"] = row
+        head["idx"]["slice"], head["idx"]["contrast"] = places[entry]
         records.append((head, np.ascontiguousarray(data, np.complex64)))
 
     if scan.noise is not None:
@@ -322,13 +373,14 @@ def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
         if source is None:
             continue
         for entry in range(len(source)):
+            number = entry if source is scan.kspace else entry * (slices // len(source))
             measured = mask[entry] if source is scan.kspace else source[entry].any(axis=0)
             for row in np.flatnonzero(measured.any(axis=-1)):
                 kept = np.flatnonzero(measured[row]) if source is scan.kspace else np.arange(columns)
                 if kept[-1] - kept[0] + 1 != len(kept):
                     raise ValueError(f"scan: row {row} of entry {entry} is measured in pieces, expected one stretch")
                 line = source[entry, :, row, kept[0] : kept[-1] + 1]
-                add(line, flags, int(row), entry, columns // 2 - int(kept[0]))
+                add(line, flags, int(row), number, columns // 2 - int(kept[0]))
     stored = np.empty(len(records), _RECORD)
     for i, (head, data) in enumerate(records):
         stored[i] = (head[()], np.zeros(0, np.float32), data.view(np.float32).ravel())
@@ -337,8 +389,35 @@ def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
         file.create_dataset("dataset/data", data=stored, maxshape=(None,))
 
 
+def _places(scan: MRIScan) -> NDArray[np.int64]:
+    """``(S, 2)``: slice and contrast of every entry, contrasts in the order of the entries."""
+    count = len(scan.kspace)
+    slices = np.arange(count) if scan.slices is None else np.unique(scan.slices, return_inverse=True)[1]
+    seen: Counter[int] = Counter()
+    places = np.empty((count, 2), np.int64)
+    for entry, number in enumerate(slices.tolist()):
+        places[entry] = number, seen[number]
+        seen[number] += 1
+    return places
+
+
+def _listed(scan: MRIScan) -> dict[str, NDArray[np.float64]]:
+    """The settings, a value for each contrast or one for all."""
+    contrasts = _places(scan)[:, 1]
+    found = {}
+    for name, values in scan.settings.items():
+        if name not in _SEQUENCE:
+            raise ValueError(f"settings: {name!r}, ISMRMRD has {', '.join(_SEQUENCE)}")
+        listed = np.array([values[contrasts == c][0] for c in range(int(contrasts.max()) + 1)])
+        if (values != listed[contrasts]).any():
+            raise ValueError(f"settings: the {name} differs between slices, ISMRMRD has one for each contrast")
+        found[name] = listed[:1] if (listed == listed[0]).all() else listed
+    return found
+
+
 def _xml(scan: MRIScan) -> str:
-    slices, _, rows, columns = scan.kspace.shape
+    _, _, rows, columns = scan.kspace.shape
+    slices, contrasts = (int(n) + 1 for n in _places(scan).max(axis=0))
     height, width, thickness = (1e3 * extent for extent in scan.field_of_view)
     root = ElementTree.Element("ismrmrdHeader", xmlns=_NAMESPACE)
 
@@ -358,8 +437,13 @@ def _xml(scan: MRIScan) -> str:
             add(encoding, f"{space}/matrixSize/{axis}", size)
         for axis, length in zip("xyz", (extent, height, thickness), strict=True):
             add(encoding, f"{space}/fieldOfView_mm/{axis}", repr(float(length)))
-    for name, last, center in (("kspace_encoding_step_1", rows - 1, rows // 2), ("slice", slices - 1, 0)):
+    limits = (("kspace_encoding_step_1", rows - 1, rows // 2), ("slice", slices - 1, 0), ("contrast", contrasts - 1, 0))
+    for name, last, center in limits:
         for key, value in (("minimum", 0), ("maximum", last), ("center", center)):
             add(encoding, f"encodingLimits/{name}/{key}", value)
     add(encoding, "trajectory", "cartesian")
+    listed = _listed(scan)
+    for name, (tag, unit) in _SEQUENCE.items():
+        for value in listed.get(name, ()):
+            add(root, f"sequenceParameters/{tag}", repr(float(unit * value)))
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")

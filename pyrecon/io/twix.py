@@ -60,21 +60,23 @@ def read_twix(path: PathLike) -> MRIScan:
         raise DataError(f"{path}: {len(lines)} readouts, none of them image data; expected an imaging measurement")
     geometry = _geometry(path, protocol, image)
     readouts = [geometry.place(line) for line in image]
-    kspace, mask, labels = assemble(path, readouts, geometry.shape, _COUNTERS)
-    noise, noise_ratio = _noise(path, measurements, kspace.shape[1])
+    found = assemble(path, readouts, geometry.shape, _COUNTERS)
+    noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1])
     reference = [line for line in lines if line.is_reference]
     calibration = None
     if reference:
-        calibration, _, _ = assemble(path, [geometry.place(line) for line in reference], geometry.shape, _COUNTERS)
+        placed = [geometry.place(line) for line in reference]
+        calibration = assemble(path, placed, geometry.shape, _COUNTERS).kspace
     return MRIScan(
-        kspace=geometry.turned(kspace),
-        mask=geometry.turned(mask),
+        kspace=geometry.turned(found.kspace),
+        mask=geometry.turned(found.mask),
         noise=noise,
         calibration=None if calibration is None else geometry.turned(calibration),
         readout_oversampling=geometry.oversampling,
         field_of_view=geometry.field_of_view,
-        labels=labels,
+        labels=found.labels,
         noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
+        slices=found.slices,
         metadata=protocol.summary() | ({"orientation": geometry.orientation} if geometry.orientation else {}),
     )
 

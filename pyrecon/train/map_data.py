@@ -17,16 +17,12 @@ from pyrecon.data.brains import Brains, brains
 from pyrecon.data.brainweb import Split, brainweb
 from pyrecon.linops import Sense
 from pyrecon.physics.mri import coil_maps
+from pyrecon.physics.t1 import TIMES, variable_lines
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, setting
 from pyrecon.train.problem import generator_of
 from pyrecon.train.run import Drawn
 
-# Saturation times of PINQI, seconds.
-TIMES: dict[str, tuple[float, ...]] = {
-    "five": (0.5, 1.0, 1.5, 2.0, 8.0),
-    "eight": (0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 2.0, 8.0),
-}
 _ORIENTATIONS = 32  # of the coils
 _CHOSEN, _SCANS, _FIXED = 700, 701, 2**20
 _PARTS = 4  # numbers a pixel in the pool: 1 / T1, M0 as re and im, inside
@@ -44,8 +40,7 @@ class ScanConfig(RunConfig):
     size, coils, times
         Pixels along an axis, receive coils, and the saturation times.
     acceleration, centre
-        Lines per one taken, and how many are always taken; the others are drawn with density ``exp(-2.5 t^2) + 1/16``,
-        t from -1 to 1, for every image anew.
+        Of :func:`pyrecon.physics.t1.variable_lines`, for every image anew.
     noise_low, noise_high
         Deviation of the noise in real and imaginary part, drawn for every sample; M0 is about 1.
     """
@@ -165,7 +160,9 @@ def scanned(
     generator, count = generator_of(config.seed, _SCANS, step), len(known)
     seconds = config.seconds if seconds is None else seconds
     turned = torch.randint(len(maps), (count,), generator=generator)
-    masks = lines(config, count * len(seconds), generator, acceleration).view(count, -1, 1, config.size, 1)
+    rate = config.acceleration if acceleration is None else acceleration
+    taken = variable_lines(count * len(seconds), config.size, rate, config.centre, generator)
+    masks = taken.to(known).view(count, -1, 1, config.size, 1)
     physics = Sense(maps[turned.to(maps.device)][:, None], masks.to(maps.device))
     times = torch.tensor(seconds).to(known)
     parameters = known[:, :3]
@@ -177,20 +174,6 @@ def scanned(
     noise = level * torch.view_as_complex(torch.randn(*clean.shape, 2, generator=generator))
     k = clean + physics.mask * noise.to(clean)
     return Batch(k, physics, times, parameters, images, known[:, 3:] > 0.5)
-
-
-def lines(config: ScanConfig, count: int, generator: torch.Generator, acceleration: float | None = None) -> Tensor:
-    """``(count, H)``: 1 where a line is taken."""
-    n, centre = config.size, config.centre
-    wanted = max(round(n / (config.acceleration if acceleration is None else acceleration)), centre)
-    middle = torch.arange(n) - n // 2
-    inner = (middle >= -(centre // 2)) & (middle < centre - centre // 2)
-    density = torch.exp(-2.5 * (middle / (n / 2)) ** 2) + 1 / 16
-    # The largest of random numbers to the power of 1 / density: without replacement, by the density.
-    keys = torch.rand(count, n, generator=generator).clamp(min=1e-12).log() / density
-    keys = torch.where(inner, torch.inf, keys)
-    mask = torch.zeros(count, n)
-    return mask.scatter_(1, keys.topk(wanted, dim=1).indices, 1.0)
 
 
 def turned_coils(config: ScanConfig) -> Tensor:

@@ -3,12 +3,16 @@
 >>> scan = pyrecon.io.read("meas.dat")
 >>> images, report = reconstruct_mri(scan, CGSense())
 
+Scans of several contrasts become maps of T1 by :func:`reconstruct_maps` and the methods in ``MAPPING``.
+
 The methods work on whitened data, so every weight is in units of the noise: 1 is the standard deviation of a k-space
 sample, and of a pixel of a fully sampled image.
 """
 
 from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table, scan_of_images
 from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI
+from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
+from pyrecon.models.mri.map_reconstruct import reconstruct_maps
 from pyrecon.models.mri.methods import METHODS, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri
 
@@ -18,17 +22,23 @@ LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI, "luser": LUSERMRI}
 __all__ = [
     "LEARNED",
     "LUSERMRI",
+    "MAPPING",
     "METHODS",
+    "PINQIMRI",
     "CGSense",
     "DEProxMRI",
     "Evaluation",
+    "Fitted",
     "MRIMethod",
+    "MapMethod",
+    "SenseFit",
     "TVSense",
     "WaveletSense",
     "ZeroFilled",
     "default_method",
     "evaluate_mri",
     "evaluation_table",
+    "reconstruct_maps",
     "reconstruct_mri",
     "scan_of_images",
 ]

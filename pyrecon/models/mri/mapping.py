@@ -190,16 +190,20 @@ def fit_series(
         parts[0].units,
     )
     report = run.report()
+    count_voxels(report, maps, KINDS[kind].time, _range(first))
+    return maps, report
+
+
+def count_voxels(report: Report, maps: Maps, time: str, ends: tuple[float, float]) -> None:
+    """How the voxels ended; ``ends`` are those of the rate, 1/s, whose inverse is called ``time``."""
+    inside = maps.inside
     report.samples, report.counted = int(inside.sum()), "voxels"
     counts = {status.name: int((maps.status[inside] == int(status)).sum()) for status in Status}
     report.status = {name: number for name, number in counts.items() if number}
-    low, high = _range(first)
     if maps.at_bound.any():
         report.details["at a bound"] = (
-            f"{int(maps.at_bound.sum())} voxels, whose {KINDS[kind].time} is {1 / high:.4g} or {1 / low:.4g} s, or "
-            "beyond"
+            f"{int(maps.at_bound.sum())} voxels, whose {time} is {1 / ends[1]:.4g} or {1 / ends[0]:.4g} s, or beyond"
         )
-    return maps, report
 
 
 def regions(maps: Maps, labels: NDArray[Any], name: str) -> Iterator[Region]:
