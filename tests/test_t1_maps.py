@@ -343,8 +343,8 @@ def test_lines_are_those_that_were_asked_for() -> None:
 
 def test_methods_are_compared_with_the_truth(tmp_path: Path) -> None:
     methods = [("fit", SenseFit()), ("network", PINQIMRI(saved(tmp_path)))]
-    options: dict[str, Any] = {"times": FIVE, "size": SIZE, "coils": 4, "test": 2}
-    rows, maps, brains = evaluate_t1(methods, accelerations=(1.0, 4.0), **options)
+    brains = unseen_brains(2, SIZE)
+    rows, maps = evaluate_t1(methods, brains, times=FIVE, accelerations=(1.0, 4.0), coils=4)
     assert [(row.method, row.acceleration) for row in rows] == [(n, a) for a in (1.0, 4.0) for n in ("fit", "network")]
     assert float(rows[0].errors["nrmse"].mean()) < float(rows[2].errors["nrmse"].mean())
     truth, inside = torch.from_numpy(brains.t1), torch.from_numpy(brains.inside)
@@ -424,6 +424,8 @@ def test_the_commands_say_what_is_wrong(tmp_path: Path) -> None:
         (["evaluate", "t1", "-m", "cg-sense"], "expected one of sense-fit, pinqi"),
         (["evaluate", "t1", "-a", "0.5"], "is below 1"),
         (["evaluate", "t1", "--centre", 100], "the images have 96"),
+        (["evaluate", "t1", "--mni", "--brainweb", "."], "give one of them"),
+        (["evaluate", "t1", "--brainweb", "nowhere"], "nowhere"),
     ):
         found = run(*arguments)
         assert isinstance(found.exception, DataError), (arguments, found.output)

@@ -9,7 +9,7 @@ finds images and maps together.
 
 # %%
 # A generated brain whose T1 is known, and its scan: six coils, lines of their
-# own for every image, noise. The brain is none that the weights were trained on.
+# own for every image, noise. It is none that the weights were trained on.
 import numpy as np
 import torch
 

@@ -215,19 +215,29 @@ def t1(
     centre: Annotated[int, typer.Option(min=0, help="Lines that are always taken.")] = 10,
     noise: Annotated[float, typer.Option(min=0, help="In real and imaginary part of k-space; M0 is about 1.")] = 0.01,
     test: Annotated[int, typer.Option(min=1, help="Brains.")] = 16,
+    brainweb: Annotated[
+        Path | None,
+        typer.Option(help="A folder of BrainWeb's segmentations: brains of its test subjects.", show_default=False),
+    ] = None,
+    mni: Annotated[
+        bool, typer.Option("--mni", help="Slices of the average brain of 152 people (needs nilearn).")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of brains, coils, lines and noise.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw T1 of the first brain by every method.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute, e.g. cpu or cuda.")] = "cpu",
 ) -> None:
-    """Maps of T1 from simulated scans of generated brains, compared with what the brains are; none of them is one that
-    trainings draw."""
+    """Maps of T1 from simulated scans, compared with what the brains are: generated ones that no training draws, or
+    those of --brainweb or --mni."""
     from pyrecon import io, plotting
     from pyrecon.cli import _settings
     from pyrecon.cli._jobs import check_device
     from pyrecon.cli._maps import saturation_times
+    from pyrecon.data.brainweb import brainweb as read_brains
+    from pyrecon.data.mni import mni_brains
     from pyrecon.experiments.t1 import evaluate_t1, evaluation_table
     from pyrecon.models.mri import MAPPING
+    from pyrecon.physics.t1 import unseen_brains
 
     check_device(device)
     seconds, rates = saturation_times(times), acceleration or [4.0]
@@ -241,16 +251,24 @@ def t1(
         made = _settings.make(MAPPING, name, [f"weights={weights}"] if given else [])
         several = sum(other.partition("=")[0] == name for other in method or ()) > 1
         chosen.append((f"{made.title} ({weights})" if several else made.title, made))
+    if mni and brainweb is not None:
+        raise DataError("--mni: is one source of brains, --brainweb another; give one of them")
+    if mni:
+        known, source = mni_brains((size, size), test, seed=seed), "slices of MNI152"
+    elif brainweb is not None:
+        known, source = read_brains(brainweb, test, (size, size), seed=seed, split="test"), "slices of BrainWeb"
+    else:
+        known, source = unseen_brains(test, size, seed), "brains"
     with _console.progress() as bar:
         task = bar.add_task("scanning")
-        rows, maps, known = evaluate_t1(
-            chosen, times=seconds, accelerations=rates, size=size, coils=coils, centre=centre, noise=noise, test=test,
-            seed=seed, device=device,
+        rows, maps = evaluate_t1(
+            chosen, known, times=seconds, accelerations=rates, coils=coils, centre=centre, noise=noise, seed=seed,
+            device=device,
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )  # fmt: skip
     table = evaluation_table(rows)
     if output is not None:
-        told = f"{test} brains of {size} x {size} pixels, {coils} coils, saturation times "
+        told = f"{test} {source} of {size} x {size} pixels, {coils} coils, saturation times "
         told += f"{', '.join(f'{t:g}' for t in seconds)} s, noise {noise:g}, seed {seed}; means and standard deviations"
         with io.written_whole(output) as temporary:
             temporary.write_text(f"# T1 from undersampled k-space\n\n{told}.\n\n{table}\n")

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrecon.data.brains import Brains
 from pyrecon.experiments.maps import TISSUES, map_errors, tissue_errors
 from pyrecon.models.mri import MapMethod, reconstruct_maps
-from pyrecon.physics.t1 import scan_brains, unseen_brains
+from pyrecon.physics.t1 import scan_brains
 
 __all__ = ["Evaluation", "evaluate_t1", "evaluation_table"]
 
@@ -35,19 +35,18 @@ class Evaluation:
 
 def evaluate_t1(
     methods: Sequence[tuple[str, MapMethod]],
+    known: Brains,
     *,
     times: Sequence[float],
     accelerations: Sequence[float] = (4.0,),
-    size: int = 96,
     coils: int = 6,
     centre: int = 10,
     noise: float = 0.01,
-    test: int = 16,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
-) -> tuple[list[Evaluation], dict[tuple[str, float], NDArray[np.float32]], Brains]:
-    """Scan ``test`` brains that no training has seen at every acceleration, and compare every method with the truth.
+) -> tuple[list[Evaluation], dict[tuple[str, float], NDArray[np.float32]]]:
+    """Scan brains at every acceleration, and compare every method with the truth.
 
     Coil maps are estimated from each scan, as of any other file. All methods get the same scans.
 
@@ -55,15 +54,16 @@ def evaluate_t1(
     ----------
     methods
         With the names that tables call them.
-    times, accelerations, size, coils, centre, noise, seed
+    known
+        The brains: :func:`pyrecon.physics.t1.unseen_brains`, or others.
+    times, accelerations, coils, centre, noise, seed
         Of the scans: :func:`pyrecon.physics.t1.scan_brains`.
 
     Returns
     -------
-    rows, maps, brains
-        One :class:`Evaluation` each, T1 ``(B, H, W)`` by (name, acceleration), and the truth.
+    rows, maps
+        One :class:`Evaluation` each, and T1 ``(B, H, W)`` by (name, acceleration).
     """
-    known = unseen_brains(test, size, seed)
     truth, inside, labels = (torch.from_numpy(v) for v in (known.t1, known.inside, known.labels))
     rows, maps = list[Evaluation](), dict[tuple[str, float], NDArray[np.float32]]()
     total = len(accelerations) * len(methods)
@@ -84,7 +84,7 @@ def evaluate_t1(
                     report.seconds,
                 )
             )
-    return rows, maps, known
+    return rows, maps
 
 
 def evaluation_table(rows: Sequence[Evaluation]) -> str:
