@@ -143,7 +143,9 @@ def fit_voxels(
     if start is None:
         _enough(model, settings)
     table = model.table(settings)
-    shape = torch.broadcast_shapes(table.shape[1:], (1, images, *[1] * len(space)))
+    shape = table.shape[1:]
+    if shape != settings.shape:  # the model has maps
+        shape = torch.broadcast_shapes(shape, (1, images, *[1] * len(space)))
     if shape[1] != images or any(n not in (1, m) for n, m in zip((shape[0], *shape[2:]), (batch, *space), strict=True)):
         raise ValueError(f"model: its maps of shape {tuple(shape)} do not fit the data {tuple(data.shape)}")
     table = table.expand(ROWS, *shape)
@@ -336,9 +338,8 @@ def _read(times: Tensor) -> bool:
 def _enough(model: SignalModel, settings: Tensor) -> None:
     if not _read(settings):
         return
-    flat = settings.detach()[..., None].flatten(2)
-    series = (flat[b, :, i] for b in range(flat.shape[0]) for i in range(flat.shape[2]))
-    fewest = min((len(torch.unique(times)) for times in series), default=1 + model.linear)
+    series = settings.detach()[..., None].flatten(2).movedim(1, 2).flatten(0, 1).tolist()
+    fewest = min((len(set(times)) for times in series), default=1 + model.linear)
     if fewest < 1 + model.linear:
         raise ValueError(
             f"times: {fewest} different {model.setting}, but {type(model).__name__} has {1 + model.linear} parameters; "
