@@ -355,6 +355,14 @@ def test_methods_are_compared_with_the_truth(tmp_path: Path) -> None:
     assert {line.count("|") for line in lines} == {11}
 
 
+def test_shipped_weights_beat_a_fit_on_brains_they_never_saw() -> None:
+    methods = [("fit", SenseFit()), ("network", PINQIMRI("pinqi-t1"))]
+    rows, _ = evaluate_t1(methods, unseen_brains(4, 96, seed=3), times=FIVE)
+    for name in ("nrmse", "mae", "r1_nrmse", "median"):
+        assert float((rows[1].errors[name] / rows[0].errors[name]).max()) < 0.95, name
+        assert float((rows[1].errors[name] / rows[0].errors[name]).mean()) < 0.85, name
+
+
 # --- the commands ----------------------------------------------------------------------------------------------------
 def run(*arguments: Any) -> Any:
     return CliRunner().invoke(app, [*map(str, arguments)])

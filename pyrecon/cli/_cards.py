@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyrecon import plotting
-from pyrecon.models import DEQMPI, deq, luser
+from pyrecon.models import DEQMPI, deq, luser, map_rivals
 from pyrecon.models.weights import Card, read_header, shipped_weights
 from pyrecon.nn import BallConsistency, ExactConsistency
 
 _HEADS = ("name", "for", "SNR, dB", "voxels", "data step", "penalty", "steps x batch", "validation, dB", "began with")
 _OTHER_HEADS = ("name", "network", "weights", "trained on", "pixels", "steps x batch", "validation", "began with")
+_LOADERS: dict[str, Callable[..., Any]] = {"luser": luser.load, "pinqi": map_rivals.load}
 _KINDS = {BallConsistency: "l2-ball", ExactConsistency: "y itself"}
 
 
@@ -48,7 +49,7 @@ def _others() -> str:
         system = read_header(path).model
         if system == DEQMPI.system:
             continue
-        model = luser.load(path) if system == "luser" else deq.load(path)
+        model: Any = _LOADERS.get(system, deq.load)(path)
         card = model.card
         assert card is not None
         data, ways = card.data, [card.training, *_ancestors(card.training)]
@@ -60,7 +61,7 @@ def _others() -> str:
             f"{data['task']}: {data['images']}{arc}, noise {data['noise_std']:g}",
             " x ".join(map(str, card.shape)),
             _stages(ways[0]),
-            ", ".join(_qualities(card.training)),
+            ", ".join(_qualities(card)),
             "; ".join(_stages(facts) for facts in ways[1:]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -74,8 +75,11 @@ def _network(card: Card) -> str:
     return str(card.data.get("network", card.model)) + ("" if loss == "supervised" else f", {loss}: no ground truth")
 
 
-def _qualities(facts: dict[str, Any]) -> list[str]:
-    """dB, or the loss of measurements where there was no ground truth."""
+def _qualities(card: Card) -> list[str]:
+    """dB, nRMSE of maps, or the loss of measurements where there was no ground truth."""
+    facts = card.training
+    if card.role == "maps":
+        return [f"nRMSE {value:.3f}" for value in _reached(facts).values()]
     blind = facts["config"].get("loss", "supervised") != "supervised"
     return [f"loss {value:.2g}" if blind else f"{value:.2f}" for value in _reached(facts).values()]
 
