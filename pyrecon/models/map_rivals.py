@@ -128,6 +128,8 @@ class DeepT1(MapNetwork):
         Of the recurrent network.
     widths
         Of the U-Net.
+    start
+        (rate in 1/s, M0) that it begins with.
     weight
         First l, for every iteration the same; learned, positive.
     """
@@ -144,6 +146,7 @@ class DeepT1(MapNetwork):
         layers: int = 5,
         width: int = 64,
         widths: tuple[int, ...] = (64, 128, 256, 512, 512),
+        start: tuple[float, float] = (0.8, 0.9),
         weight: float = 1.0,
         rtol: float = 1e-4,
         max_iter: int = 50,
@@ -155,6 +158,7 @@ class DeepT1(MapNetwork):
         self.iterations = check_count("iterations", iterations)
         self.image_net = RecurrentNet(width, layers)
         self.parameter_net = PlainUNet(images, 2, widths)
+        _begin_at(self.parameter_net.last, start)
         self.consistency = DataConsistency(rtol=rtol, max_iter=max_iter)
         check_number("weight", weight, above=True)
         self.raw_weights = nn.Parameter(unweighted(torch.full((iterations,), weight)))
@@ -222,12 +226,8 @@ class MANTIS(MapNetwork):
     ) -> None:
         super().__init__(images, model, {"widths": list(widths)})
         self.parameter_net = StridedUNet(images, 2, widths)
-        last = self.parameter_net.last
-        assert last.bias is not None
-        if not last.weight.is_meta:
-            with torch.no_grad():
-                last.bias.copy_(torch.tensor(numbers_of(start, 2)))
-                last.weight.normal_(0, 1e-6)
+        _begin_at(self.parameter_net.last, start)
+        nn.init.normal_(self.parameter_net.last.weight, 0, 1e-6)
 
     def forward(self, k: Tensor, physics: LinearOperator, times: Tensor) -> Iterates:
         """As of :class:`PINQI`."""
@@ -298,9 +298,7 @@ class DOPAMINE(MapNetwork):
             nn.init.zeros_(net.last.weight)
             if net.last.bias is not None:
                 nn.init.zeros_(net.last.bias)
-        if self.start_net.last.bias is not None and not self.start_net.last.bias.is_meta:
-            with torch.no_grad():
-                self.start_net.last.bias.copy_(torch.tensor(numbers_of(start, 3)))
+        _begin_at(self.start_net.last, start)
         pair = [check_number("weights", w, above=True) for w in weights]
         self.raw_weights = nn.Parameter(unweighted(torch.tensor([pair] * iterations)))
 
@@ -341,6 +339,14 @@ class DOPAMINE(MapNetwork):
             options[name] = whole_number(options[name])
         options["bounds"] = numbers_of(options["bounds"], 2)
         return options
+
+
+def _begin_at(layer: nn.Conv2d | nn.ConvTranspose2d, start: tuple[float, ...]) -> None:
+    """With a bias that says so."""
+    assert layer.bias is not None
+    if not layer.bias.is_meta:
+        with torch.no_grad():
+            layer.bias.copy_(torch.tensor(numbers_of(start, len(layer.bias))))
 
 
 NETWORKS: dict[str, type[MapNetwork]] = {kind.network: kind for kind in (PINQI, UnrolledMaps, DeepT1, MANTIS, DOPAMINE)}
