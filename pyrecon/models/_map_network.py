@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -149,12 +149,18 @@ def as_channels(images: Tensor) -> Tensor:
     return torch.view_as_real(images.resolve_conj()).movedim(-1, 1).flatten(1, 2)
 
 
-def widths_of(value: Any) -> tuple[int, ...]:
-    """Channels of several resolutions, from a header."""
-    found = tuple(whole_number(n) for n in value)
-    if not 2 <= len(found) <= _MOST_LEVELS:
-        raise ValueError(f"widths: {len(found)} resolutions")
-    return found
+def options_of(
+    config: dict[str, Any], *, counts: Sequence[str] = (), widths: Sequence[str] = (), numbers: Mapping[str, int] = {}
+) -> dict[str, Any]:
+    """A header's configuration with whole numbers, channels of several resolutions and tuples of so many numbers."""
+    options = dict(config)
+    for name in counts:
+        options[name] = whole_number(options[name], 0)
+    for name in widths:
+        options[name] = tuple(whole_number(n) for n in options[name])
+        if not 2 <= len(options[name]) <= _MOST_LEVELS:
+            raise ValueError(f"{name}: {len(options[name])} resolutions")
+    return options | {name: numbers_of(options[name], count) for name, count in numbers.items()}
 
 
 def numbers_of(value: Any, count: int) -> tuple[float, ...]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from pyrecon._check import check_count, check_number
 from pyrecon.linops import LinearOperator
-from pyrecon.models._map_network import Iterates, MapNetwork, as_channels, numbers_of, widths_of
+from pyrecon.models._map_network import Iterates, MapNetwork, as_channels, numbers_of, options_of
 from pyrecon.models.data_consistency import DataConsistency
 from pyrecon.models.pinqi import PINQI, image_unet, improved_by, ranged, unweighted, weighted
-from pyrecon.models.weights import find_weights, read_header, whole_number
+from pyrecon.models.weights import find_weights, read_header
 from pyrecon.nn import ConditionedUNet
 from pyrecon.nn.mapping import InstanceNet, PlainUNet, RecurrentNet, StridedUNet
 from pyrecon.ops import SignalModel, fit_voxels
@@ -24,7 +24,33 @@ from pyrecon.ops import SignalModel, fit_voxels
 Regression = Literal["network", "fit"]
 
 
-class UnrolledMaps(MapNetwork):
+class _Unrolled(MapNetwork):
+    """Images by ``iterations`` of ``y <- argmin |A y - k|^2 + l |y - y'|^2``, each with a learned l of its own."""
+
+    def __init__(
+        self,
+        images: int,
+        model: SignalModel | None,
+        options: dict[str, Any],
+        iterations: int,
+        weight: float,
+        rtol: float,
+        max_iter: int,
+    ) -> None:
+        options = options | {"iterations": iterations, "rtol": rtol, "max_iter": max_iter}
+        super().__init__(images, model, options)
+        self.iterations = check_count("iterations", iterations)
+        self.consistency = DataConsistency(rtol=rtol, max_iter=max_iter)
+        check_number("weight", weight, above=True)
+        self.raw_weights = nn.Parameter(unweighted(torch.full((iterations,), weight)))
+
+    @property
+    def weights(self) -> Tensor:
+        """``(iterations,)``: l."""
+        return weighted(self.raw_weights)
+
+
+class UnrolledMaps(_Unrolled):
     """Images first, maps at the end: ``iterations`` of ``y <- argmin |A y - k|^2 + l |y - Y(y)|^2`` with one network Y
     on images, then parameters by a network P or by a fit of the signal.
 
@@ -60,28 +86,20 @@ class UnrolledMaps(MapNetwork):
         rtol: float = 1e-4,
         max_iter: int = 50,
     ) -> None:
-        super().__init__(images, model, {
-            "regression": regression, "iterations": iterations, "widths": list(widths),
-            "image_widths": list(image_widths), "start": list(start), "scale": list(scale), "bounds": list(bounds),
-            "rtol": rtol, "max_iter": max_iter,
-        })  # fmt: skip
+        options = {
+            "regression": regression, "widths": list(widths), "image_widths": list(image_widths), "start": list(start),
+            "scale": list(scale), "bounds": list(bounds),
+        }  # fmt: skip
+        super().__init__(images, model, options, iterations, weight, rtol, max_iter)
         if regression not in ("network", "fit"):
             raise ValueError(f"regression: {regression!r}, expected network or fit")
-        self.iterations, self.bounds = check_count("iterations", iterations), bounds
+        self.bounds = bounds
         self.image_net = image_unet(image_widths)
         self.parameter_net: ConditionedUNet | None = None
         if regression == "network":
             self.parameter_net = ConditionedUNet(2 * images, 3, widths, groups=max(1, widths[0] // 2))
         for name, three in (("start", start), ("scale", scale)):
             self.register_buffer(name, torch.tensor(numbers_of(three, 3)).view(1, 3, 1, 1))
-        self.consistency = DataConsistency(rtol=rtol, max_iter=max_iter)
-        check_number("weight", weight, above=True)
-        self.raw_weights = nn.Parameter(unweighted(torch.full((iterations,), weight)))
-
-    @property
-    def weights(self) -> Tensor:
-        """``(iterations,)``: l."""
-        return weighted(self.raw_weights)
 
     def forward(self, k: Tensor, physics: LinearOperator, times: Tensor) -> Iterates:
         """As of :class:`PINQI`."""
@@ -102,17 +120,13 @@ class UnrolledMaps(MapNetwork):
 
     @classmethod
     def _configured(cls, config: dict[str, Any]) -> dict[str, Any]:
-        options = dict(config)
-        for name in ("iterations", "max_iter"):
-            options[name] = whole_number(options[name])
-        for name in ("widths", "image_widths"):
-            options[name] = widths_of(options[name])
-        for name, count in (("start", 3), ("scale", 3), ("bounds", 2)):
-            options[name] = numbers_of(options[name], count)
-        return options
+        return options_of(
+            config, counts=("iterations", "max_iter"), widths=("widths", "image_widths"),
+            numbers={"start": 3, "scale": 3, "bounds": 2},
+        )  # fmt: skip
 
 
-class DeepT1(MapNetwork):
+class DeepT1(_Unrolled):
     """Images by an unrolled recurrent network, maps by a U-Net on their magnitudes: ``y <- argmin |A y - k|^2 +
     l |y - y - R(y)|^2`` from ``A^H k``, with R of :class:`pyrecon.nn.mapping.RecurrentNet`.
 
@@ -151,22 +165,11 @@ class DeepT1(MapNetwork):
         rtol: float = 1e-4,
         max_iter: int = 50,
     ) -> None:
-        super().__init__(images, model, {
-            "iterations": iterations, "layers": layers, "width": width, "widths": list(widths), "rtol": rtol,
-            "max_iter": max_iter,
-        })  # fmt: skip
-        self.iterations = check_count("iterations", iterations)
+        options = {"layers": layers, "width": width, "widths": list(widths)}
+        super().__init__(images, model, options, iterations, weight, rtol, max_iter)
         self.image_net = RecurrentNet(width, layers)
         self.parameter_net = PlainUNet(images, 2, widths)
         _begin_at(self.parameter_net.last, start)
-        self.consistency = DataConsistency(rtol=rtol, max_iter=max_iter)
-        check_number("weight", weight, above=True)
-        self.raw_weights = nn.Parameter(unweighted(torch.full((iterations,), weight)))
-
-    @property
-    def weights(self) -> Tensor:
-        """``(iterations,)``: l."""
-        return weighted(self.raw_weights)
 
     def forward(self, k: Tensor, physics: LinearOperator, times: Tensor) -> Iterates:
         """As of :class:`PINQI`; no gradient flows from the maps to the images."""
@@ -190,11 +193,7 @@ class DeepT1(MapNetwork):
 
     @classmethod
     def _configured(cls, config: dict[str, Any]) -> dict[str, Any]:
-        options = dict(config)
-        for name in ("iterations", "layers", "width", "max_iter"):
-            options[name] = whole_number(options[name])
-        options["widths"] = widths_of(options["widths"])
-        return options
+        return options_of(config, counts=("iterations", "layers", "width", "max_iter"), widths=("widths",))
 
 
 class MANTIS(MapNetwork):
@@ -237,8 +236,7 @@ class MANTIS(MapNetwork):
 
     @classmethod
     def _configured(cls, config: dict[str, Any]) -> dict[str, Any]:
-        (name,) = config
-        return {name: widths_of(config[name])}
+        return options_of(config, widths=("widths",))
 
 
 class DOPAMINE(MapNetwork):
@@ -334,11 +332,7 @@ class DOPAMINE(MapNetwork):
 
     @classmethod
     def _configured(cls, config: dict[str, Any]) -> dict[str, Any]:
-        options = dict(config)
-        for name in ("iterations", "width", "layers"):
-            options[name] = whole_number(options[name])
-        options["bounds"] = numbers_of(options["bounds"], 2)
-        return options
+        return options_of(config, counts=("iterations", "width", "layers"), numbers={"bounds": 2})
 
 
 def _begin_at(layer: nn.Conv2d | nn.ConvTranspose2d, start: tuple[float, ...]) -> None:

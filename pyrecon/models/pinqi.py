@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from pyrecon._check import check_count, check_flag, check_number
 from pyrecon.linops import LinearOperator
-from pyrecon.models._map_network import Iterates, MapNetwork, as_channels, numbers_of, widths_of
+from pyrecon.models._map_network import Iterates, MapNetwork, as_channels, options_of
 from pyrecon.models.data_consistency import DataConsistency
-from pyrecon.models.weights import whole_number
 from pyrecon.nn import ConditionedUNet
 from pyrecon.ops import SignalModel, fit_voxels
 
@@ -175,14 +174,10 @@ class PINQI(MapNetwork):
 
     @classmethod
     def _configured(cls, config: dict[str, Any]) -> dict[str, Any]:
-        options = dict(config)
-        for name in ("iterations", "max_iter", "first_iterations"):
-            options[name] = whole_number(options[name], 0 if name == "first_iterations" else 1)
-        for name in ("widths", "image_widths"):
-            options[name] = widths_of(options[name])
-        for name, count in (("start", 3), ("scale", 3), ("bounds", 2)):
-            options[name] = numbers_of(options[name], count)
-        return options
+        return options_of(
+            config, counts=("iterations", "max_iter", "first_iterations"), widths=("widths", "image_widths"),
+            numbers={"start": 3, "scale": 3, "bounds": 2},
+        )  # fmt: skip
 
 
 # --- what the unrolled rivals have of it -----------------------------------------------------------------------------
