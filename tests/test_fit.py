@@ -387,3 +387,20 @@ def test_osipi_brain_voxels() -> None:
         fit = fit_voxels(SpoiledGradientEcho(float(row["TR"].split()[0])), data, angles, bounds=(0.02, 20.0))
         known = float(row["R1"])
         assert abs(float(fit.rate) - known) < 0.001 * (0.05 + 0.05 * known), row["label"]
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_rates_that_leave_no_signal_are_not_looked_at(maps: bool) -> None:
+    """At the largest rates nothing but the first image has a signal, and its square underflows: such a quotient looked
+    better than the truth. Times as maps and single voxels take another way through the kernel."""
+    times = torch.tensor([0.5, 1.0, 1.5, 2.0, 8.0])
+    generator = torch.Generator().manual_seed(0)
+    t1 = 0.5 + 1.5 * torch.rand(1, 1, 500, generator=generator)
+    factor = 15 * torch.polar(*(s + 6 * torch.rand(1, 1, 500, generator=generator) for s in (6.0, 0.0)))
+    data = factor * (1 - 1.9 * torch.exp(-times.view(1, -1, 1) / t1))
+    given = times.view(1, -1, 1).expand(1, 5, 500) if maps else times
+    fit = fit_voxels(InversionRecovery(), data, given)
+    assert fit.counts() == {"CONVERGED": 500}
+    torch.testing.assert_close(1 / fit.value[:, 0], t1[:, 0], rtol=2e-3, atol=0.0)
+    alone = fit_voxels(InversionRecovery(), data[..., 7:8], times)
+    torch.testing.assert_close(alone.value, fit.value[..., 7:8], rtol=1e-4, atol=1e-4)

@@ -12,6 +12,11 @@ namespace {
 
 constexpr int grid_points = 16;
 
+// The least sum of squares of phi on the grid. Where phi itself is about to underflow, late after a decay, its squares
+// have few bits left, and a quotient of two of them may look better than the best fit there is.
+template <class T>
+constexpr T least_power = sizeof(T) == 4 ? T(1e-32) : T(1e-280);
+
 // What a thread works on: `lanes` voxels of a sample. Memory of the caller.
 template <class T, int K, int Linear>
 struct Block : Curves<T> {
@@ -107,7 +112,10 @@ template <class T, int K, int Linear>
 PYRECON_INLINE Vec<T> on_grid(const Block<T, K, Linear>& block, const Grid<T>& grid, int g) {
   typedef Vec<T> V;
   const V rate = splat(T(grid.rates[g]));
-  if (!grid.shared) return block.template at<false>(rate).below;
+  if (!grid.shared) {
+    const auto at = block.template at<false>(rate);
+    return at.norm < least_power<T> ? splat(T(__builtin_inf())) : at.below;
+  }
   V b[K] = {}, fitted = {}, constant = {};
   const T* phi = grid.phi + g * block.images;
   for (int64_t t = 0; t < block.images; ++t)
@@ -144,7 +152,7 @@ template <class T, int K, int Linear>
 PYRECON_INLINE Found<T, K, Linear> minimum(const Block<T, K, Linear>& block, const Grid<T>& grid, T tol, int max_iter) {
   typedef Vec<T> V;
   constexpr T infinite = T(__builtin_inf()), eased = T(1e-3);
-  V least = splat(infinite), rate = {}, lower = {}, upper = {};
+  V least = splat(infinite), rate = splat(T(grid.rates[0])), lower = rate, upper = splat(T(grid.rates[1]));
   V last_value = splat(infinite), before = splat(infinite), after = splat(infinite);  // on either side of the least
   Ints<T> least_was_last = {};
   for (int g = 0; g < grid_points; ++g) {
@@ -283,7 +291,7 @@ struct Worker {
         grid.phi[g * n + t] -= grid.mean[g];
         power += grid.phi[g * n + t] * grid.phi[g * n + t];
       }
-      grid.power[g] = power, grid.inverse[g] = T(1) / power;
+      grid.power[g] = power, grid.inverse[g] = power < least_power<T> ? T(__builtin_nan("")) : T(1) / power;
     }
   }
 
