@@ -237,7 +237,7 @@ def _norm_on_grid(series, points, g, rate, prior, LINEAR: tl.constexpr, SHARED: 
 def _on_grid(
     series, points, g, rate, negative, mean, prior, LINEAR: tl.constexpr, SIGNS: tl.constexpr, SHARED: tl.constexpr
 ):
-    """Half the objective less a constant at rate g."""
+    """Half the objective less a constant at rate g; infinite where phi has no numbers left (csrc/cpu/fit.cpp)."""
     if SHARED:
         centre, n, off = _norm_on_grid(series, points, g, rate, prior, LINEAR, SHARED)
         b = prior.weight * prior.c
@@ -249,12 +249,14 @@ def _on_grid(
             if LINEAR == 2:
                 s -= mean
             b += phi * s
-        value = 0.5 * (prior.weight * (rate - prior.rate) * (rate - prior.rate) - _energy(b) * _inverse(n))
+        inverse = _inverse(n)
+        value = 0.5 * (prior.weight * (rate - prior.rate) * (rate - prior.rate) - _energy(b) * inverse)
         if LINEAR == 2:
             value -= 0.5 * (prior.weight + series.images) * _energy(mean)
     else:
-        value, _, _, _, _, _, _, _, _ = _at(series, rate, negative, mean, mean, mean, prior, LINEAR, SIGNS)
-    return value
+        value, _, _, _, _, _, inverse, _, _ = _at(series, rate, negative, mean, mean, mean, prior, LINEAR, SIGNS)
+    most = 1e280 if rate.dtype == tl.float64 else 1e32
+    return tl.where(inverse < most, value, float("inf"))
 
 
 @triton.jit
