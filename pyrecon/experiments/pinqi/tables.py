@@ -72,12 +72,13 @@ def phantom(study: PINQIStudy) -> tuple[Listing, Pictures]:
         (a, b), (c, d) = theirs["reference"][i], theirs["PINQI"][i]
         lines.append([*row, f"{a:g} ± {b:g}", f"{c:g} ± {d:g}", f"{100 * (c - a) / a:+.0f}"])
     config = study.config_of("pinqi")
+    many = f"mean of {len(found)} models" if len(found) > 1 else "one model"
     rms = f"{1000 * float(np.sqrt(np.mean(np.square(errors)))):.0f}" if errors else "-"
     notes = [
         f"Root mean square of the differences: {rms} ms here, {published.TUBES_RMS} ms published.",
         f"Here: generated tubes of the published T1, {config.size} x {config.size} pixels, 32 coils, PINQI with "
         f"{len(config.seconds)} delays and one line of {config.acceleration:g}, the reference with 18 and all lines; "
-        f"pixels that touch a tube's border are left out; mean of {len(found)} models, "
+        f"pixels that touch a tube's border are left out; {many}, "
         "± the deviation over a tube. Published: scans of a phantom.",
     ]
     return Listing("Table 1: nine tubes", heads, lines, notes), Pictures()
