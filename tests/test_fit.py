@@ -404,3 +404,5 @@ def test_rates_that_leave_no_signal_are_not_looked_at(maps: bool) -> None:
     torch.testing.assert_close(1 / fit.value[:, 0], t1[:, 0], rtol=2e-3, atol=0.0)
     alone = fit_voxels(InversionRecovery(), data[..., 7:8], times)
     torch.testing.assert_close(alone.value, fit.value[..., 7:8], rtol=1e-4, atol=1e-4)
+    idle = fit_voxels(InversionRecovery(), data, given, prior=torch.zeros_like(fit.value), weight=0.0)
+    torch.testing.assert_close(idle.value, fit.value, rtol=1e-4, atol=1e-4)

@@ -10,9 +10,11 @@ import torch
 
 from pyrecon._errors import DataError
 from pyrecon.models.map_rivals import load
+from pyrecon.train.config import Cosine
 from pyrecon.train.map_data import Data, held_back, scanned
-from pyrecon.train.pinqi import Config, PINQITraining, error, new_model
+from pyrecon.train.pinqi import Config, Everything, PINQITraining, error, new_model
 from pyrecon.train.run import train
+from pyrecon.train.task import Interrupted
 
 SMALL: dict[str, Any] = {
     "size": 24, "coils": 3, "acceleration": 2.0, "centre": 6, "pool": 12, "validation": 3, "iterations": 2, "width": 4,
@@ -90,6 +92,22 @@ def test_a_run_learns_and_its_weights_come_back(tmp_path: Path, options: dict[st
         assert torch.equal(one, other), name
 
 
+def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    """In the middle of a stage with two groups of parameters."""
+    settings = config(network="unrolled", save_every=1000)
+    whole = train(PINQITraining, tmp_path / "whole", None, settings)
+    seen = []
+
+    def stop() -> bool:
+        return len(seen) >= 14  # after four steps of the last stage
+
+    with pytest.raises(Interrupted, match="mapping"):
+        train(PINQITraining, tmp_path / "cut", None, settings, report=seen.append, stop=stop)
+    resumed = train(PINQITraining, tmp_path / "cut", resume=True)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def test_stages_train_what_they_say(tmp_path: Path) -> None:
     """After every stage, of which networks the weights have moved."""
     expected = {
@@ -111,6 +129,33 @@ def test_stages_train_what_they_say(tmp_path: Path) -> None:
         assert moved <= parts, (network, stage)
         # The best weights are kept, which may be the first; others have moved together.
         assert moved in (set(), parts), (network, stage)
+
+
+def test_the_rate_rises_and_falls_along_a_cosine() -> None:
+    stage = Cosine(120, rate=0.5, warm_up=20)
+    shares = [stage.rate_at(step) for step in range(121)]
+    assert shares[0] == pytest.approx(1 / 21)
+    assert max(shares) == shares[20] == 1.0
+    assert shares[70] == pytest.approx(0.505)  # half way down to a hundredth
+    assert shares[120] == pytest.approx(0.01)
+    assert sorted(shares[20:], reverse=True) == shares[20:]
+    longer = stage.of_length(1200)
+    assert (longer.steps, longer.warm_up, longer.rate_at(700)) == (1200, 200, pytest.approx(0.505))
+    for wrong in ({"halve": 5}, {"warm_up": -1}, {"decay": -0.1}):
+        with pytest.raises(DataError, match="stage: halve"):
+            Cosine(10, **wrong)
+
+
+def test_learned_weights_have_a_rate_of_their_own_and_do_not_decay(tmp_path: Path) -> None:
+    known = data(tmp_path, weight_rate=2.0)
+    model = new_model(config(weight_rate=2.0))
+    task = Everything(model, known, Cosine(5, batch=2, rate=1e-3, decay=0.1))
+    optimizer = task.stage.optimizer(task.groups)
+    networks, weights = optimizer.param_groups
+    assert (networks["lr"], networks["weight_decay"]) == (1e-3, 0.1)
+    assert (weights["lr"], weights["weight_decay"]) == (2e-3, 0.0)
+    assert weights["params"] == [model.raw_weights]
+    assert len(networks["params"]) + 1 == len(list(model.parameters()))
 
 
 def test_all_models_see_as_many_samples() -> None:
@@ -149,6 +194,10 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
         data(tmp_path, noise_low=0.5)
     with pytest.raises(DataError, match="centre: 30 lines, the images have 24"):
         data(tmp_path, centre=30)
+    with pytest.raises(DataError, match="repeat: false, which is an ablation of pinqi; this is mantis"):
+        data(tmp_path, network="mantis", repeat=False)
+    with pytest.raises(DataError, match="regression: fit, which is for unrolled; this is pinqi"):
+        data(tmp_path, regression="fit")
     train(PINQITraining, tmp_path / "a", None, config())
     with pytest.raises(DataError, match="others than the configuration says"):
         train(PINQITraining, tmp_path / "b", None, config(width=6), initial=tmp_path / "a" / "weights.safetensors")

@@ -139,7 +139,8 @@ PYRECON_INLINE Vec<T> on_grid(const Block<T, K, Linear>& block, const Grid<T>& g
     for (int k = 0; k < K; ++k) b[k] += block.weight * block.factor0[0][k];
   }
   for (int k = 0; k < K; ++k) fitted += b[k] * b[k];
-  return T(0.5) * (pulled - fitted / n - constant);
+  const V value = T(0.5) * (pulled - fitted / n - constant);
+  return n < least_power<T> ? splat(T(__builtin_inf())) : value;  // a prior may weigh nothing
 }
 
 template <class T, int K, int Linear>

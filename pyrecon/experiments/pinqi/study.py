@@ -97,9 +97,6 @@ class PINQIStudy(Study):
 
     def test_set(self, times: str) -> tuple[Batch, Tensor]:
         """The same brains, masks and noise for every model of some times; and the classes of their pixels."""
-        return self._test_sets(times)
-
-    def _test_sets(self, times: str) -> tuple[Batch, Tensor]:
         if times not in self._known:
             kind = "pinqi" if times == "five" else "pinqi-8"
             config = replace(self.config_of(kind), seed=_TEST_SEED + self.seed)
