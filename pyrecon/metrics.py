@@ -123,6 +123,50 @@ def matthews(x: Tensor, reference: Tensor) -> Tensor:
     return torch.where(spread > 0, (n * both - positive * true) / spread.clamp(min=1).sqrt(), 0.0)
 
 
+def t1_errors(t1: Tensor, truth: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Errors of maps of T1 within a mask, per sample.
+
+    Parameters
+    ----------
+    t1, truth
+        ``(B, H, W)`` in seconds. A pixel where no T1 was found (not finite, or not above 0) counts as T1 = 0 and
+        R1 = 0, an error of all of it; the truth is above 0.
+    inside
+        ``(B, H, W)`` bool.
+
+    Returns
+    -------
+    dict
+        ``(B,)`` float64 each, NaN of a sample without a pixel inside: ``"nrmse"`` is ``|T1 - ref| / |ref|``, ``"mae"``
+        the mean of ``|T1 - ref|`` in seconds, ``"r1_nrmse"`` that of ``R1 = 1 / T1``, ``"median"`` the median of
+        ``|T1 - ref| / ref``.
+    """
+    for name, tensor in (("truth", truth), ("inside", inside)):
+        if tensor.shape != t1.shape or t1.dim() != 3:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, t1 has {tuple(t1.shape)}, expected (B, H, W)")
+    if inside.dtype != torch.bool:
+        raise TypeError(f"inside: {inside.dtype}, expected bool")
+    rows = [_t1_errors(*pair) for pair in zip(t1.double(), truth.double(), inside, strict=True)]
+    names = ("nrmse", "mae", "r1_nrmse", "median")
+    stacked = torch.stack(rows, 1) if rows else t1.new_zeros(len(names), 0, dtype=torch.float64)
+    return dict(zip(names, stacked, strict=True))
+
+
+def _t1_errors(t1: Tensor, truth: Tensor, inside: Tensor) -> Tensor:
+    """``(4,)`` of one sample."""
+    found, known = t1[inside], truth[inside]
+    there = torch.isfinite(found) & (found > 0)
+    found = torch.where(there, found, 0.0)
+    rate, known_rate = torch.where(there, 1 / found, 0.0), 1 / known
+    change = (found - known).abs()
+    if not len(known):
+        return truth.new_full((4,), torch.nan)
+    return torch.stack(
+        (change.norm() / known.norm(), change.mean(), (rate - known_rate).norm() / known_rate.norm(),
+         (change / known).median())
+    )  # fmt: skip
+
+
 def _pair(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (B, n) in double precision."""
     for name, tensor in (("x", x), ("reference", reference)):

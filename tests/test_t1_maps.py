@@ -20,11 +20,12 @@ from pyrecon.data.brains import CLASSES, Brains
 from pyrecon.data.contrasts import contrasts_of
 from pyrecon.data.mri import some_entries
 from pyrecon.data.raw import MRIScan
-from pyrecon.experiments.maps import map_errors, tissue_errors
+from pyrecon.experiments.maps import tissue_errors
 from pyrecon.experiments.t1 import evaluate_t1, evaluation_table
 from pyrecon.io import read_result
 from pyrecon.io._cartesian import Readout, assemble
 from pyrecon.io.ismrmrd import read_ismrmrd, write_ismrmrd
+from pyrecon.metrics import t1_errors
 from pyrecon.models import LUSER, PINQI
 from pyrecon.models.mri import PINQIMRI, CGSense, SenseFit, reconstruct_maps, reconstruct_mri
 from pyrecon.models.weights import Card
@@ -309,17 +310,17 @@ def test_errors_of_maps_are_what_they_say() -> None:
     truth = torch.tensor([[[1.0, 2.0, 4.0]], [[1.0, 2.0, 4.0]]])
     t1 = torch.tensor([[[1.5, 2.0, torch.nan]], [[1.0, 2.0, torch.inf]]])
     inside = torch.tensor([[[True, True, False]], [[False, False, True]]])
-    found = map_errors(t1, truth, inside)
+    found = t1_errors(t1, truth, inside)
     assert float(found["nrmse"][0]) == pytest.approx(0.5 / 5**0.5)
     assert float(found["mae"][0]) == pytest.approx(0.25)
     assert float(found["r1_nrmse"][0]) == pytest.approx((1 / 3) / 1.25**0.5)
     assert float(found["median"][0]) == 0.0  # the lower of two
     assert [float(found[name][1]) for name in found] == [1.0, 4.0, 1.0, 1.0]  # nothing found: all of it
-    assert torch.isnan(map_errors(t1, truth, torch.zeros_like(inside))["mae"]).all()
+    assert torch.isnan(t1_errors(t1, truth, torch.zeros_like(inside))["mae"]).all()
     with pytest.raises(ValueError, match="expected \\(B, H, W\\)"):
-        map_errors(t1, truth[:1], inside)
+        t1_errors(t1, truth[:1], inside)
     with pytest.raises(TypeError, match="expected bool"):
-        map_errors(t1, truth, inside.float())
+        t1_errors(t1, truth, inside.float())
     names = [c.name for c in CLASSES]
     labels = torch.tensor([[[names.index("grey matter"), names.index("fluid"), names.index("white matter")]]]).expand(
         2, 1, 3
@@ -348,7 +349,7 @@ def test_methods_are_compared_with_the_truth(tmp_path: Path) -> None:
     assert [(row.method, row.acceleration) for row in rows] == [(n, a) for a in (1.0, 4.0) for n in ("fit", "network")]
     assert float(rows[0].errors["nrmse"].mean()) < float(rows[2].errors["nrmse"].mean())
     truth, inside = torch.from_numpy(brains.t1), torch.from_numpy(brains.inside)
-    again = map_errors(torch.from_numpy(maps["fit", 4.0]), truth, inside)
+    again = t1_errors(torch.from_numpy(maps["fit", 4.0]), truth, inside)
     torch.testing.assert_close(rows[2].errors, again)
     lines = evaluation_table(rows).splitlines()
     assert len(lines) == 6

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon.data.brains import Brains
-from pyrecon.experiments.maps import TISSUES, map_errors, tissue_errors
+from pyrecon.experiments.maps import TISSUES, tissue_errors
+from pyrecon.metrics import t1_errors
 from pyrecon.models.mri import MapMethod, reconstruct_maps
 from pyrecon.physics.t1 import scan_brains
 
@@ -22,7 +23,7 @@ __all__ = ["Evaluation", "evaluate_t1", "evaluation_table"]
 class Evaluation:
     """How one method did at one acceleration.
 
-    ``errors`` are those of :func:`~pyrecon.experiments.maps.map_errors` inside the brains by name, ``tissues`` the
+    ``errors`` are those of :func:`~pyrecon.metrics.t1_errors` inside the brains by name, ``tissues`` the
     nRMSE of T1 by tissue, ``(B,)`` each, a number for every brain. ``seconds`` is the reconstruction of all of them.
     """
 
@@ -79,7 +80,7 @@ def evaluate_t1(
                 Evaluation(
                     name,
                     rate,
-                    map_errors(t1, truth, inside),
+                    t1_errors(t1, truth, inside),
                     {k: v["nrmse"] for k, v in tissues.items()},
                     report.seconds,
                 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyrecon._errors import DataError
 from pyrecon._plain import plain
 from pyrecon.io.brainweb import read_brainweb
+from pyrecon.metrics import t1_errors
 from pyrecon.models._map_network import Iterates, MapNetwork
 from pyrecon.models.map_rivals import DOPAMINE, MANTIS, DeepT1, Regression, UnrolledMaps, load
 from pyrecon.models.pinqi import PINQI
@@ -169,7 +170,8 @@ class _Stage(Task):
         return found
 
     def errors(self, parameters: Tensor, batch: Batch) -> float:
-        return float(error(parameters, batch.parameters, batch.inside).mean())
+        truth, inside = 1 / batch.parameters[:, 0], batch.inside[:, 0]
+        return float(t1_errors(t1_of(parameters), truth, inside)["nrmse"].mean())
 
 
 class Improvement(_Stage):
@@ -314,13 +316,6 @@ class Everything(_Stage):
 def t1_of(parameters: Tensor) -> Tensor:
     """``(B, H, W)`` in seconds, from 0.05 to 20 s: what a network says may be no rate at all."""
     return 1 / parameters[:, 0].clamp(*_RATE_BOUNDS)
-
-
-def error(parameters: Tensor, truth: Tensor, inside: Tensor) -> Tensor:
-    """nRMSE of T1 over the brain, ``|T1 - ref| / |ref|``, per sample."""
-    t1, known, inside = t1_of(parameters), 1 / truth[:, 0], inside[:, 0]
-    square = torch.where(inside, (t1 - known).square(), 0.0).flatten(1).sum(1)
-    return (square / torch.where(inside, known.square(), 0.0).flatten(1).sum(1)).sqrt()
 
 
 def _distance(images: Tensor, known: Tensor) -> float:

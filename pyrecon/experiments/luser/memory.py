@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from pyrecon.losses import supervised
 from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.luser import LUSER
 from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
+from pyrecon.solvers import ConvergenceWarning
 from pyrecon.train.luser import Config, new_model, physics_of
 from pyrecon.train.problem import Batch, Problem
 
@@ -42,8 +44,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | None = None) -> in
     watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _silence():
         watched.start()
-    run()
-    with _silence():
+        run()
         watched.stop()
     assert watched.profiler is not None
     results: Any = watched.profiler.kineto_results
@@ -56,7 +57,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | None = None) -> in
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without what the profiler's library writes past Python when it starts and stops."""
+    """Without what the profiler's library writes past Python, and the allocator of blocks that it did not see made."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -80,13 +81,15 @@ def training_bytes(model: Reconstructor, batch: Batch) -> int:
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
-    model.solves = []
-    gc.collect()  # what is released while it is watched, and was there before, would not be told
-    kept: list[torch.Tensor | None] = [*model.parameters(), *model.buffers(), batch.y, batch.images]
-    kept += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    held = sum(tensor.nbytes for tensor in kept if tensor is not None)
-    return held + peak_bytes(step, batch.y.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # solves of a fixed number of steps do not converge
+        step()
+        model.solves = []
+        gc.collect()  # what is released while it is watched, and was there before, would not be told
+        kept: list[torch.Tensor | None] = [*model.parameters(), *model.buffers(), batch.y, batch.images]
+        kept += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+        held = sum(tensor.nbytes for tensor in kept if tensor is not None)
+        return held + peak_bytes(step, batch.y.device)
 
 
 @dataclass(frozen=True)

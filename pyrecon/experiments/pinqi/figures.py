@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from pyrecon import plotting
-from pyrecon.experiments.maps import map_errors
 from pyrecon.experiments.pinqi.study import ABLATIONS, METHODS, PINQIStudy
 from pyrecon.experiments.study import Drawing, Pictures
+from pyrecon.metrics import t1_errors
 
 _LONGEST = 3.0  # s, of the maps' colours
 
@@ -25,7 +25,7 @@ def picture(pictures: Pictures) -> Any:
                 continue
             last = name == "truth"
             t1 = np.where(inside[i], maps[i], np.nan)
-            found = map_errors(maps[i : i + 1], truth[i : i + 1], inside[i : i + 1])
+            found = t1_errors(maps[i : i + 1], truth[i : i + 1], inside[i : i + 1])
             note = "" if last else f"nRMSE {float(found['nrmse'][0]):.3f}"
             bar = "s" if last else ""
             shown.append(plotting.Panel(t1, name if not i else "", note, (0.0, _LONGEST), "viridis", bar))

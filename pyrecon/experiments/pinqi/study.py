@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyrecon.data.tubes import TUBES, tubes
 from pyrecon.experiments.ledger import Numbers
-from pyrecon.experiments.maps import map_errors, tissue_errors
+from pyrecon.experiments.maps import tissue_errors
 from pyrecon.experiments.study import Recipe, Scale, Sizes, Study
+from pyrecon.metrics import t1_errors
 from pyrecon.models._map_network import MapNetwork
 from pyrecon.models.map_rivals import load
 from pyrecon.ops import SaturationRecovery, fit_voxels
@@ -118,7 +119,7 @@ class PINQIStudy(Study):
             return None
 
     def numbers(self, kind: str, seed: int) -> Numbers:
-        """:func:`~pyrecon.experiments.maps.map_errors` of every test brain by name, those of tissues as ``"grey
+        """:func:`~pyrecon.metrics.t1_errors` of every test brain by name, those of tissues as ``"grey
         mae"``, ``"steps"`` and ``"curve"`` of validation in the last stage. Empty where training diverged."""
         name = name_of(kind, seed)
 
@@ -158,14 +159,14 @@ class PINQIStudy(Study):
         tuning, _ = held_back(config, self.amounts.validation)
 
         def cost(iterations: int) -> float:
-            return float(map_errors(sense_fit(tuning, iterations), *_truth(tuning))["nrmse"].mean())
+            return float(t1_errors(sense_fit(tuning, iterations), *_truth(tuning))["nrmse"].mean())
 
         return sense_fit(self.test_set(times)[0], min(_FIT_ITERATIONS, key=cost))
 
     def _errors(self, t1: Tensor, times: str) -> Numbers:
         batch, labels = self.test_set(times)
         truth, inside = _truth(batch)
-        found = {name: values.tolist() for name, values in map_errors(t1, truth, inside).items()}
+        found = {name: values.tolist() for name, values in t1_errors(t1, truth, inside).items()}
         for tissue, errors in tissue_errors(t1, truth, inside, labels).items():
             found |= {f"{tissue} {name}": values.tolist() for name, values in errors.items()}
         return found
