@@ -58,7 +58,7 @@ def check_scan(scan: MRIScan) -> None:
             )
         if not np.isfinite(scan.calibration).all():
             raise DataError("calibration: NaN or Inf in the separate reference lines; leave them out")
-    for name, along in {**scan.settings, "slices": scan.slices}.items():
+    for name, along in {**scan.settings, "slices": scan.slices, "places": scan.places}.items():
         if along is not None and along.shape != (slices,):
             raise DataError(f"{name}: shape {along.shape} does not fit {slices} entries of k-space")
     if not 0 < scan.noise_ratio < np.inf:
@@ -97,6 +97,7 @@ def some_entries(scan: MRIScan, chosen: NDArray[np.int64]) -> MRIScan:
         calibration=calibration,
         labels=tuple(scan.labels[i] for i in chosen if i < len(scan.labels)),
         slices=None if scan.slices is None else scan.slices[chosen],
+        places=None if scan.places is None else scan.places[chosen],
         settings={name: values[chosen] for name, values in scan.settings.items()},
     )
 
@@ -312,12 +313,38 @@ def calibration_data(scan: MRIScan, size: int = 24) -> Tensor:
     From the scan's separate reference lines if it has some, each for S / S' slices in a row, else from its own fully
     sampled centre. Raises DataError if the centre is not sampled.
     """
+    return _central_block(*_reference_lines(scan), size)
+
+
+def averaged_calibration(scan: MRIScan, size: int = 24) -> tuple[Tensor, NDArray[np.int64]]:
+    """The centre of k-space of the average over time, and ``(S,)`` which of them each entry of the scan belongs to.
+
+    Where lines are left out in turn (TSENSE, Kellman et al., Magn Reson Med 45:846, 2001), or a repetition was broken
+    off, the average over phases and repetitions has them all. Raises DataError if it does not.
+    """
     check_scan(scan)
-    _, _, height, width = scan.kspace.shape
+    count, height = len(scan.kspace), scan.kspace.shape[2]
+    places = np.arange(count) if scan.places is None else np.unique(scan.places, return_inverse=True)[1]
+    number = int(places.max()) + 1
+    mask = np.broadcast_to(scan.mask, (count, 1, height, scan.mask.shape[3]))
+    total = np.zeros((number, *scan.kspace.shape[1:]), np.complex64)
+    times = np.zeros((number, *mask.shape[1:]), np.float32)
+    for entry, place in enumerate(places):
+        total[place] += scan.kspace[entry]
+        times[place] += mask[entry]
+    mean = (total / np.maximum(times, 1)).astype(np.complex64)
+    return _central_block(mean, times > 0, size), places
+
+
+def _reference_lines(scan: MRIScan) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
+    check_scan(scan)
     if scan.calibration is not None:
-        source, sampled = scan.calibration, (scan.calibration != 0).any(axis=1, keepdims=True)
-    else:
-        source, sampled = scan.kspace, scan.mask
+        return scan.calibration, (scan.calibration != 0).any(axis=1, keepdims=True)
+    return scan.kspace, scan.mask
+
+
+def _central_block(source: NDArray[np.complex64], sampled: NDArray[np.bool_], size: int) -> Tensor:
+    height, width = source.shape[2:]
     region = calibration_region(sampled, (height, width))
     h, w = (min(size, r.stop - r.start) for r in region)
     if h == 0 or w == 0:

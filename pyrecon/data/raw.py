@@ -137,10 +137,15 @@ class MRIScan:
     slices
         ``(S,)``: entries of the same number show the same slice (of the same repetition, phase and set) in another
         contrast; None: each shows another.
+    places
+        ``(S,)``: entries of the same number show the same thing at another time; None: each shows another.
     settings
         ``(S,)`` of every entry by name, of those that are known, as :class:`pyrecon.data.series.ImageSeries` has them:
         ``"inversion time"`` (a saturation time is one too), ``"echo time"``, ``"repetition time"`` in seconds,
         ``"flip angle"`` in radians. ``metadata["settings_left_out"]`` says by name why one is not known.
+    metadata
+        Plain facts for reports; ``"notes"``, a list of what a reader left out or guessed, become warnings of a
+        reconstruction.
     """
 
     kspace: Complex
@@ -152,5 +157,6 @@ class MRIScan:
     labels: tuple[str, ...] = ()
     noise_ratio: float = 1.0
     slices: NDArray[np.int64] | None = None
+    places: NDArray[np.int64] | None = None
     settings: dict[str, Real] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""From single readouts to the k-space of an :class:`~pyrecon.data.raw.MRIScan`: what all MRI formats share."""
+"""From chosen readouts to the k-space of an :class:`~pyrecon.data.raw.MRIScan`: what all MRI formats share."""
 
 from __future__ import annotations
 
@@ -11,29 +11,25 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.raw import Complex
 from pyrecon.io._files import PathLike, check_memory, listing
+from pyrecon.io._readouts import Readout
 
 # A k-space matrix this much larger than the samples measured comes from a damaged counter, not from undersampling.
 _MOST_UNDERSAMPLING = 64
 
 
-class Readout(NamedTuple):
-    """One readout and where it belongs."""
-
-    data: Complex  # (C, n)
-    row: int  # phase encoding, 0 .. H - 1
-    partition: int  # second phase encoding, 0 .. P - 1
-    column: int  # where its first sample belongs, 0 .. W - 1
-    entry: tuple[int, ...]  # slice, contrast, ...: one entry along S for each different value
-
-
 class Assembled(NamedTuple):
-    """Entries along S with mask and labels; ``slices`` as of a scan, ``contrasts`` ``(S,)`` their counters."""
+    """Entries along S with mask and labels; ``slices`` and ``places`` as of a scan.
+
+    ``contrasts`` ``(S,)`` are their counters, ``where`` ``(S, 2)`` the counter of the slice and the partition.
+    """
 
     kspace: Complex
     mask: NDArray[np.bool_]
     labels: tuple[str, ...]
     slices: NDArray[np.int64]
+    places: NDArray[np.int64]
     contrasts: NDArray[np.int64]
+    where: NDArray[np.int64]
 
 
 def assemble(
@@ -90,12 +86,38 @@ def assemble(
         mask = mask[..., :1]
     if (mask == mask[:1]).all():
         mask = mask[:1]
-    return Assembled(kspace, mask, labels, *_contrasts(entries, names.index("contrast"), partitions))
+    contrasts = np.array([entry[names.index("contrast")] for entry in entries for _ in range(partitions)], np.int64)
+    where = np.array([(entry[0], p) for entry in entries for p in range(partitions)], np.int64)
+    same_slice = _numbered(entries, names, partitions, "contrast")
+    same_thing = _numbered(entries, names, partitions, "phase", "repetition")
+    return Assembled(kspace, mask, labels, same_slice, same_thing, contrasts, where)
 
 
 def averages(readouts: Sequence[Readout]) -> float:
     """Readouts per place, on average: how often noise was averaged."""
     return len(readouts) / len({(r.row, r.partition, r.entry) for r in readouts})
+
+
+def calibration_of(reference: Assembled, image: Assembled, notes: list[str]) -> Complex:
+    """The reference lines ``(S', C, H, W)`` of a scan of its own, as a scan has them: each for S / S' entries in a row.
+
+    Entries of the image go with the first reference of the same slice and partition; a slice that has none, with the
+    nearest one that has.
+    """
+    places = [tuple(place) for place in reference.where.tolist()]
+    nearest = [
+        min(range(len(places)), key=lambda i: (abs(places[i][0] - slice_), abs(places[i][1] - partition), i))
+        for slice_, partition in image.where.tolist()
+    ]
+    lacking = sorted({s for (s, p), i in zip(image.where.tolist(), nearest, strict=True) if places[i] != (s, p)})
+    if lacking:
+        notes.append(f"no reference lines of {listing('slice', lacking)}: those of the nearest slice serve")
+    chosen = np.array(nearest)
+    count = len(np.unique(chosen))
+    each = len(chosen) // count
+    if len(chosen) == each * count and (chosen.reshape(-1, each) == chosen[::each, None]).all():
+        chosen = chosen[::each]
+    return np.asarray(reference.kspace[chosen])
 
 
 def _slices(path: PathLike, kspace: Complex, sampled: NDArray[np.bool_]) -> tuple[Complex, NDArray[np.bool_]]:
@@ -115,14 +137,14 @@ def _slices(path: PathLike, kspace: Complex, sampled: NDArray[np.bool_]) -> tupl
     return np.ascontiguousarray(kspace), sampled.reshape(entries * partitions, 1, *sampled.shape[2:])
 
 
-def _contrasts(
-    entries: Sequence[tuple[int, ...]], which: int, partitions: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which slice each entry of S shows, numbered in their order, and its contrast."""
-    places = [(*entry[:which], *entry[which + 1 :], p) for entry in entries for p in range(partitions)]
-    number = {place: i for i, place in enumerate(sorted(set(places)))}
-    contrasts = np.array([entry[which] for entry in entries], np.int64)
-    return np.array([number[place] for place in places], np.int64), contrasts.repeat(partitions)
+def _numbered(
+    entries: Sequence[tuple[int, ...]], names: Sequence[str], partitions: int, *without: str
+) -> NDArray[np.int64]:
+    """``(S,)``: the same number where no counter but ``without`` differs, numbers in the order of the rest."""
+    rest = [i for i, name in enumerate(names) if name not in without]
+    keys = [(*(entry[i] for i in rest), p) for entry in entries for p in range(partitions)]
+    number = {key: i for i, key in enumerate(sorted(set(keys)))}
+    return np.array([number[key] for key in keys], np.int64)
 
 
 def _labels(entries: Sequence[tuple[int, ...]], names: Sequence[str], partitions: int) -> tuple[str, ...]:

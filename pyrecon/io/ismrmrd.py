@@ -7,9 +7,7 @@ for each readout and believes every count in it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,18 +17,28 @@ from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import Readout, assemble, averages
-from pyrecon.io._files import PathLike, check_finite, one_line, written_whole
+from pyrecon.io._cartesian import assemble, averages, calibration_of
+from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
+from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
+from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
 __all__ = ["read_ismrmrd", "write_ismrmrd"]
 
 _NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 _COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
+_OTHER_COUNTERS = ("segment", *(f"user {i}" for i in range(8)))
 
-_NOISE, _CALIBRATION, _CALIBRATION_AND_IMAGE, _REVERSE = (1 << (bit - 1) for bit in (19, 20, 21, 22))
-# Navigator, phase correction, feedback, dummy, surface-coil correction and phase stabilisation.
-_NOT_IMAGE = sum(1 << (bit - 1) for bit in (23, 24, 26, 27, 28, 29, 30, 31))
+_NOISE, _CALIBRATION, _CALIBRATION_AND_IMAGE, _REVERSE, _PHASE_CORRECTION = (
+    1 << (bit - 1) for bit in (19, 20, 21, 22, 24)
+)
+# Readouts that no image is made of, by the flag's bit; bits 1 to 18 and 25 mark firsts and lasts.
+_OTHER_KINDS = {
+    23: "navigator", 26: "feedback", 27: "dummy", 28: "feedback", 29: "surface-coil correction",
+    30: "phase stabilisation", 31: "phase stabilisation",
+}  # fmt: skip
+_NOT_IMAGE = _PHASE_CORRECTION | sum(1 << (bit - 1) for bit in _OTHER_KINDS)
+_COMPRESSED = sum(1 << (bit - 1) for bit in (53, 54, 55, 56))
 
 _INDEX = np.dtype(
     [(name, "<u2") for name in ("kspace_encode_step_1", "kspace_encode_step_2", "average", *_COUNTERS[:3])]
@@ -69,49 +77,141 @@ _NEEDED = (
 
 
 def read_ismrmrd(path: PathLike) -> MRIScan:
-    """Read the first Cartesian encoding of an ISMRMRD file.
+    """Read a Cartesian encoding of an ISMRMRD file: the first that has image data.
 
     Lines are laid on the encoded matrix with the centre of k-space at ``n // 2``, zeros where nothing was measured;
-    averages are averaged; slices, contrasts, phases, repetitions and sets follow each other along S. Noise scans and
-    separate calibration lines go into ``noise`` and ``calibration``; navigator, phase-correction and dummy lines are
-    left out. Raises DataError naming what is missing or does not fit.
+    averages are averaged; slices, contrasts, phases, repetitions and sets follow each other along S. Reference lines
+    of parallel imaging in the gaps of the image's are image data too; a scan of its own, of the same or another
+    encoding space, goes into ``calibration``, noise into ``noise``. Lines of both directions get the phases of one from
+    the file's navigators. ``metadata["notes"]`` tells what is left out or guessed, ``metadata["readouts"]`` counts the
+    kinds. Raises DataError naming what is missing or does not fit.
     """
     with Hdf5(path) as file:
         group = _group(file)
-        header = _header(file, f"{group}/xml")
+        header = read_header(file, f"{group}/xml")
         heads, data = _records(file, f"{group}/data")
-    flags = heads["flags"]
-    other = (flags & (_NOISE | _NOT_IMAGE) != 0) | (heads["encoding_space_ref"] != 0)
-    only_calibration = (flags & _CALIBRATION != 0) & (flags & _CALIBRATION_AND_IMAGE == 0)
+        kinds = _kinds(file, f"{group}/data", heads)
+    notes: list[str] = []
+    space = _space(heads, kinds, notes)
+    encoding = header.encodings[space] if space < len(header.encodings) else None
+    if encoding is None:
+        raise DataError(
+            f"{path}: the image's encoding space {space} is not in the header, which has {len(header.encodings)}"
+        )
+    if isinstance(encoding, DataError):
+        raise encoding
 
     def readouts(chosen: NDArray[np.bool_]) -> list[Readout]:
-        return [_readout(path, int(i), heads[i], data[i], header) for i in np.flatnonzero(chosen)]
+        return [_readout(heads[i], data[i], encoding) for i in np.flatnonzero(chosen)]
 
-    if not (~other & ~only_calibration).any():
-        raise DataError(f"{path}: {group}/data: {len(heads)} readouts, none of them image data; expected some")
-    image = readouts(~other & ~only_calibration)
-    found = assemble(path, image, header.shape, _COUNTERS)
+    here = heads["encoding_space_ref"] == space
+    image, references = readouts(kinds["image"] & here), readouts(kinds["reference"] & here)
+    if integrated(image, references):
+        image, references = image + references, []
+    references += _elsewhere(header, encoding, heads, data, kinds["reference"] & ~here, notes)
+    chosen = choose(path, image, _COUNTERS, _OTHER_COUNTERS, header.channels)
+    notes += chosen.notes
+    navigators = readouts(kinds["phase correction"] & here)
+    lines, navigated = one_direction(chosen.readouts, navigators, encoding.shape[2], notes)
+    found = assemble(path, lines, encoding.shape, chosen.names)
     calibration = None
-    if (only_calibration & ~other).any():
-        calibration = assemble(path, readouts(only_calibration & ~other), header.shape, _COUNTERS).kspace
-    chosen = [i for i in np.flatnonzero(flags & _NOISE != 0) if len(data[i]) == found.kspace.shape[1]]
-    noise = [data[i] for i in chosen]
-    for block in noise:
-        check_finite(path, "the noise scan", block, "channel")
-    known, left_out = _settings(header.sequence, found.contrasts)
+    if references:
+        usable = choose(path, references, _COUNTERS, _OTHER_COUNTERS, found.kspace.shape[1])
+        notes += usable.notes
+        calibration = calibration_of(assemble(path, usable.readouts, encoding.shape, usable.names), found, notes)
+    noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
+    known, left_out = settings_of(header.sequence, found.contrasts)
+    facts = header.facts | phase_correction(navigated)
+    facts |= {"readouts": {kind: int(which.sum()) for kind, which in kinds.items() if which.any()}}
     return MRIScan(
         kspace=found.kspace,
         mask=found.mask,
-        noise=np.concatenate(noise, axis=1) if noise else None,
+        noise=noise,
         calibration=calibration,
-        readout_oversampling=header.oversampling,
-        field_of_view=header.field_of_view,
+        readout_oversampling=encoding.oversampling,
+        field_of_view=encoding.field_of_view,
         labels=found.labels,
-        noise_ratio=_dwell_ratio(heads, chosen, ~other) / (header.noise_bandwidth * averages(image)) if noise else 1.0,
+        noise_ratio=ratio / (header.noise_bandwidth * averages(lines)) if noise is not None else 1.0,
         slices=found.slices,
+        places=found.places,
         settings=known,
-        metadata=header.facts | ({"settings_left_out": left_out} if left_out else {}),
+        metadata=facts
+        | ({"notes": notes + encoding.notes} if notes or encoding.notes else {})
+        | ({"settings_left_out": left_out} if left_out else {}),
     )
+
+
+def _kinds(file: Hdf5, field: str, heads: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+    """Which readouts are what; each is of one kind."""
+    flags = heads["flags"]
+    if (flags & _COMPRESSED != 0).any():
+        raise file.fail(field, "readouts with compressed samples", "samples as they are")
+    kinds: dict[str, NDArray[np.bool_]] = {}
+    rest = np.ones(len(heads), bool)
+    named = [("noise", _NOISE), *((name, 1 << (bit - 1)) for bit, name in _OTHER_KINDS.items())]
+    for name, bits in [*named, ("phase correction", _PHASE_CORRECTION)]:
+        kinds[name] = kinds.get(name, np.zeros(len(heads), bool)) | (rest & (flags & bits != 0))
+        rest = rest & ~kinds[name]
+    kinds["reference"] = rest & (flags & _CALIBRATION != 0) & (flags & _CALIBRATION_AND_IMAGE == 0)
+    kinds["image"] = rest & ~kinds["reference"]
+    if not kinds["image"].any():
+        raise file.fail(field, f"{len(heads)} readouts, none of them image data", "some")
+    return kinds
+
+
+def _space(heads: NDArray[Any], kinds: dict[str, NDArray[np.bool_]], notes: list[str]) -> int:
+    """The encoding space of the image: the first that has image data; others are told of."""
+    spaces = np.unique(heads["encoding_space_ref"][kinds["image"]]).tolist()
+    if len(spaces) > 1:
+        others = ", ".join(map(str, spaces[1:]))
+        count = int((heads["encoding_space_ref"][kinds["image"]] != spaces[0]).sum())
+        notes.append(f"{count} image readouts of encoding space {others} are left out: space {spaces[0]} is read")
+    return int(spaces[0])
+
+
+def _elsewhere(
+    header: Header,
+    encoding: Encoding,
+    heads: NDArray[Any],
+    data: list[Complex],
+    which: NDArray[np.bool_],
+    notes: list[str],
+) -> list[Readout]:
+    """Reference lines of other encoding spaces, laid on the image's matrix."""
+    found: list[Readout] = []
+    for space in np.unique(heads["encoding_space_ref"][which]).tolist():
+        lines = np.flatnonzero(which & (heads["encoding_space_ref"] == space))
+        own = header.encodings[space] if space < len(header.encodings) else None
+        problem = own.differs_from(encoding) if isinstance(own, Encoding) else "the header does not describe it"
+        if not isinstance(own, Encoding) or problem:
+            notes.append(f"{len(lines)} reference lines of encoding space {space} are left out: {problem}")
+            continue
+        for i in lines:
+            found.append(encoding.moved(_readout(heads[i], data[i], own), own))
+    return found
+
+
+def _noise(
+    path: PathLike,
+    heads: NDArray[Any],
+    data: list[Complex],
+    kinds: dict[str, NDArray[np.bool_]],
+    channels: int,
+    notes: list[str],
+) -> tuple[Complex | None, float]:
+    """The noise scan, and the noise power of a sample of the image over that of one of it."""
+    there = np.flatnonzero(kinds["noise"])
+    chosen = [i for i in there if len(data[i]) == channels]
+    if len(chosen) < len(there):
+        others = ", ".join(str(n) for n in sorted({len(data[i]) for i in there} - {channels}))
+        notes.append(
+            f"{len(there) - len(chosen)} noise readouts of {others} channels are left out: the image has {channels}"
+        )
+    if not chosen:
+        return None, 1.0
+    for i in chosen:
+        check_finite(path, "the noise scan", data[i], "channel")
+    return np.concatenate([data[i] for i in chosen], axis=1), _dwell_ratio(heads, chosen, kinds["image"])
 
 
 def _dwell_ratio(heads: NDArray[Any], noise: list[Any], image: NDArray[np.bool_]) -> float:
@@ -123,20 +223,7 @@ def _dwell_ratio(heads: NDArray[Any], noise: list[Any], image: NDArray[np.bool_]
     return first / second if known else 1.0
 
 
-# ---- header
-
-
-@dataclass(frozen=True)
-class _Header:
-    shape: tuple[int, int, int]  # P, H, W
-    center: tuple[int, int]  # of partitions and rows, in counter values
-    oversampling: float
-    field_of_view: tuple[float, float, float]
-    noise_bandwidth: (
-        float  # the receiver filter's, relative to an ideal one: what is missing in the noise scan's margins
-    )
-    sequence: dict[str, list[str]]  # by name of the setting, a text for each contrast
-    facts: dict[str, Any]
+# ---- readouts
 
 
 def _group(file: Hdf5) -> str:
@@ -147,139 +234,6 @@ def _group(file: Hdf5) -> str:
             return f"/{name}"
     shown = ", ".join(names[:8]) or "nothing"
     raise DataError(f"{file.path}: holds {shown}; expected a group with xml and data, as ISMRMRD has")
-
-
-def _header(file: Hdf5, field: str) -> _Header:
-    text = file.text(field)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise file.fail(field, "a document type or entity declaration", "plain XML")
-    try:
-        root = ElementTree.fromstring(text.strip("\0 \r\n\t"))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{file.path}: {field} is no XML ({one_line(error)}); it is corrupted") from error
-    for element in root.iter():
-        element.tag = str(element.tag).rpartition("}")[2]
-    encoding = root.find("encoding")
-    if encoding is None:
-        raise file.fail(field, "no encoding", "one with encodedSpace and reconSpace")
-
-    def number(path: str, default: float | None = None) -> float:
-        found = encoding.findtext(path)
-        if found is None and default is not None:
-            return default
-        try:
-            value = float(found or "")
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not 0 <= value < 2**24:
-            raise file.fail(f"{field}: encoding/{path}", repr(found), "a number from 0")
-        return value
-
-    def size(path: str) -> int:
-        value = number(path)
-        if value != int(value) or not 1 <= value <= 65536:
-            raise file.fail(f"{field}: encoding/{path}", f"{value:g}", "a whole number from 1 to 65536")
-        return int(value)
-
-    trajectory = (encoding.findtext("trajectory") or "").strip().lower()
-    if trajectory != "cartesian":
-        raise file.fail(f"{field}: encoding/trajectory", repr(trajectory), "'cartesian'")
-    columns, rows, partitions = (size(f"encodedSpace/matrixSize/{axis}") for axis in "xyz")
-    extent = [number(f"encodedSpace/fieldOfView_mm/{axis}") / 1e3 for axis in "xyz"]
-    readout = number("reconSpace/fieldOfView_mm/x", extent[0] * 1e3) / 1e3
-    if min(*extent, readout) <= 0 or not 1 - 1e-3 <= extent[0] / readout <= 16:
-        raise file.fail(
-            f"{field}: encoding/encodedSpace/fieldOfView_mm", f"{extent} m for an image of {readout:g} m along x",
-            "positive lengths and an oversampling of 1 to 16",
-        )  # fmt: skip
-    limits = "encodingLimits/kspace_encoding_step_"
-    return _Header(
-        shape=(partitions, rows, columns),
-        center=(int(number(f"{limits}2/center", partitions // 2)), int(number(f"{limits}1/center", rows // 2))),
-        oversampling=max(1.0, extent[0] / readout),
-        field_of_view=(extent[1], readout, extent[2] / partitions),
-        noise_bandwidth=_noise_bandwidth(root),
-        sequence=_sequence(root),
-        facts=_facts(root),
-    )
-
-
-def _noise_bandwidth(root: ElementTree.Element) -> float:
-    try:
-        value = float(root.findtext("acquisitionSystemInformation/relativeReceiverNoiseBandwidth") or 1.0)
-    except ValueError:
-        return 1.0
-    return value if 0.1 <= value <= 1 else 1.0
-
-
-def _facts(root: ElementTree.Element) -> dict[str, Any]:
-    """A few plain facts for reports; nothing that names the patient."""
-    wanted = {
-        "protocol": ("measurementInformation/protocolName", str, 1.0),
-        "scanner": ("acquisitionSystemInformation/systemModel", str, 1.0),
-        "field_strength_t": ("acquisitionSystemInformation/systemFieldStrength_T", float, 1.0),
-        "repetition_time_s": ("sequenceParameters/TR", float, 1e-3),
-        "echo_time_s": ("sequenceParameters/TE", float, 1e-3),
-        "inversion_time_s": ("sequenceParameters/TI", float, 1e-3),
-        "flip_angle_deg": ("sequenceParameters/flipAngle_deg", float, 1.0),
-    }
-    facts: dict[str, Any] = {}
-    for name, (place, kind, scale) in wanted.items():
-        found = [element.text or "" for element in root.findall(place)]
-        if kind is str and found:
-            facts[name] = found[0].strip()[:200]
-        elif found:
-            try:
-                values = [float(text) * scale for text in found]
-            except ValueError:
-                continue
-            facts[name] = values[0] if len(values) == 1 else values
-    return facts
-
-
-# Names of settings, of the header's elements, and what one of their units is.
-_SEQUENCE = {
-    "repetition time": ("TR", 1e3),
-    "echo time": ("TE", 1e3),
-    "inversion time": ("TI", 1e3),
-    "flip angle": ("flipAngle_deg", 180 / math.pi),
-}
-
-
-def _sequence(root: ElementTree.Element) -> dict[str, list[str]]:
-    found = {
-        name: [element.text or "" for element in root.findall(f"sequenceParameters/{tag}")]
-        for name, (tag, _) in _SEQUENCE.items()
-    }
-    return {name: texts for name, texts in found.items() if texts}
-
-
-def _settings(
-    sequence: dict[str, list[str]], contrasts: NDArray[np.int64]
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, str]]:
-    """Of every entry, and why others are left out. The i-th value of the header is that of contrast i, one alone
-    everybody's. Foreign headers list times that nothing was measured at: whether that matters, who uses them knows."""
-    known, left_out = {}, {}
-    there = len(np.unique(contrasts))
-    for name, texts in sequence.items():
-        tag, unit = _SEQUENCE[name]
-        try:
-            values = np.array([float(text) for text in texts]) / unit
-        except ValueError:
-            values = np.full(1, np.nan)
-        if not (np.isfinite(values).all() and (values >= 0).all()):
-            left_out[name] = f"the header's {tag} are {', '.join(texts)[:80]}, expected numbers from 0"
-        elif len(values) == 1:
-            known[name] = values.repeat(len(contrasts))
-        elif len(values) == there == int(contrasts.max()) + 1:
-            known[name] = values[contrasts]
-        else:
-            last = f", the last of them number {int(contrasts.max())}" if len(values) == there else ""
-            left_out[name] = f"the header has {len(values)} values ({tag}), the file {there} contrasts{last}"
-    return known, left_out
-
-
-# ---- readouts
 
 
 def _records(file: Hdf5, field: str) -> tuple[NDArray[Any], list[Complex]]:
@@ -321,20 +275,25 @@ def _samples(file: Hdf5, field: str, number: int, head: Any, values: NDArray[np.
     return np.ascontiguousarray(data[:, ::-1] if int(head["flags"]) & _REVERSE else data)
 
 
-def _readout(path: PathLike, number: int, head: Any, data: Complex, header: _Header) -> Readout:
-    partitions, rows, columns = header.shape
+def _readout(head: Any, data: Complex, encoding: Encoding) -> Readout:
+    partitions, rows, columns = encoding.shape
     index = head["idx"]
-    turned = bool(int(head["flags"]) & _REVERSE)
-    first = int(head["discard_post"] if turned else head["discard_pre"])
+    backwards = bool(int(head["flags"]) & _REVERSE)
+    first = int(head["discard_post"] if backwards else head["discard_pre"])
     # A full readout can lie in one place only; converters differ about its centre, or leave it 0.
     full = int(head["number_of_samples"]) == columns
     center = columns // 2 if full else int(head["center_sample"])
+    names = index.dtype.names or ()
+    user = [int(v) for v in np.atleast_1d(index["user"])] if "user" in names else []
     return Readout(
         data,
-        int(index["kspace_encode_step_1"]) - header.center[1] + rows // 2,
-        int(index["kspace_encode_step_2"]) - header.center[0] + partitions // 2,
+        int(index["kspace_encode_step_1"]) - encoding.center[1] + rows // 2,
+        int(index["kspace_encode_step_2"]) - encoding.center[0] + partitions // 2,
         first - center + columns // 2,
         tuple(int(index[name]) for name in _COUNTERS),
+        average=int(index["average"]) if "average" in names else 0,
+        others=tuple([int(index["segment"]) if "segment" in names else 0, *(user + [0] * 8)[:8]]),
+        backwards=backwards,
     )
 
 
@@ -406,8 +365,8 @@ def _listed(scan: MRIScan) -> dict[str, NDArray[np.float64]]:
     contrasts = _places(scan)[:, 1]
     found = {}
     for name, values in scan.settings.items():
-        if name not in _SEQUENCE:
-            raise ValueError(f"settings: {name!r}, ISMRMRD has {', '.join(_SEQUENCE)}")
+        if name not in SEQUENCE:
+            raise ValueError(f"settings: {name!r}, ISMRMRD has {', '.join(SEQUENCE)}")
         listed = np.array([values[contrasts == c][0] for c in range(int(contrasts.max()) + 1)])
         if (values != listed[contrasts]).any():
             raise ValueError(f"settings: the {name} differs between slices, ISMRMRD has one for each contrast")
@@ -443,7 +402,7 @@ def _xml(scan: MRIScan) -> str:
             add(encoding, f"encodingLimits/{name}/{key}", value)
     add(encoding, "trajectory", "cartesian")
     listed = _listed(scan)
-    for name, (tag, unit) in _SEQUENCE.items():
+    for name, (tag, unit) in SEQUENCE.items():
         for value in listed.get(name, ()):
             add(root, f"sequenceParameters/{tag}", repr(float(unit * value)))
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")

@@ -25,17 +25,24 @@ from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import Readout, assemble, averages
+from pyrecon.io._cartesian import assemble, averages, calibration_of
 from pyrecon.io._files import PathLike, check_finite, existing_file
+from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
 __all__ = ["read_twix"]
 
 _COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
 _MDH_NAMES = ("Sli", "Eco", "Phs", "Rep", "Set")
-_NOT_IMAGE = (
-    "RTFEEDBACK", "HPFEEDBACK", "SYNCDATA", "REFPHASESTABSCAN", "PHASESTABSCAN", "PHASCOR", "NOISEADJSCAN",
-    "RETRO_DUMMYSCAN", "B1_CONTROLLOOP", "noname60",
-)  # fmt: skip
+_OTHER_COUNTERS = ("Ida", "Idb", "Idc", "Idd", "Ide", "Seg")
+# Readouts that no image is made of, by the flags they have.
+_OTHER_KINDS = {
+    "noise": ("NOISEADJSCAN",),
+    "multi-slice reference": ("SLICE_ACCEL_REFSCAN", "SLICE_ACCEL_PHASCOR"),
+    "phase correction": ("PHASCOR",),
+    "feedback": ("RTFEEDBACK", "HPFEEDBACK", "noname60"),
+    "phase stabilisation": ("REFPHASESTABSCAN", "PHASESTABSCAN"),
+    "dummy": ("RETRO_DUMMYSCAN", "B1_CONTROLLOOP"),
+}
 _MOST_HEADER = 64 * 2**20
 _DMA_BITS = 2**25
 
@@ -44,9 +51,11 @@ def read_twix(path: PathLike) -> MRIScan:
     """Read the last measurement of a twix file; noise comes from any measurement with the same number of channels.
 
     Rows are phase-encoding lines and columns the readout, both with the centre of k-space at ``n // 2``; partial
-    Fourier and partial echo leave zeros that ``mask`` marks. Separate reference lines of parallel imaging are returned
-    as ``calibration``. Slices are numbered as acquired. Raises DataError naming what does not fit, MissingDependency
-    without twixtools.
+    Fourier and partial echo leave zeros that ``mask`` marks. Reference lines of parallel imaging in the gaps of the
+    image's are image data too; a scan of its own is returned as ``calibration``. Lines of both directions get the
+    phases of one from the file's navigators. Slices are numbered as acquired. ``metadata["notes"]`` tells what is left
+    out or guessed, ``metadata["readouts"]`` counts the kinds. Raises DataError naming what does not fit,
+    MissingDependency without twixtools.
     """
     path = existing_file(path)
     layout = _layout()
@@ -55,18 +64,27 @@ def read_twix(path: PathLike) -> MRIScan:
     scan = measurements[-1]
     protocol = scan.protocol()
     lines = list(scan.lines())
-    image = [line for line in lines if line.is_image]
-    if not image:
+    kinds = _kinds(lines)
+    if not kinds.get("image"):
         raise DataError(f"{path}: {len(lines)} readouts, none of them image data; expected an imaging measurement")
-    geometry = _geometry(path, protocol, image)
-    readouts = [geometry.place(line) for line in image]
-    found = assemble(path, readouts, geometry.shape, _COUNTERS)
-    noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1])
-    reference = [line for line in lines if line.is_reference]
+    references = kinds.get("reference", [])
+    geometry = _geometry(path, protocol, kinds["image"] + references)
+    notes: list[str] = []
+    image, reference = ([geometry.place(line) for line in some] for some in (kinds["image"], references))
+    if integrated(image, reference):
+        image, reference = image + reference, []
+    chosen = choose(path, image, _COUNTERS, _OTHER_COUNTERS)
+    notes += chosen.notes
+    navigators = [geometry.place(line) for line in kinds.get("phase correction", [])]
+    readouts, navigated = one_direction(chosen.readouts, navigators, geometry.shape[2], notes)
+    found = assemble(path, readouts, geometry.shape, chosen.names)
+    channels = found.kspace.shape[1]
+    noise, noise_ratio = _noise(path, measurements, channels, notes)
     calibration = None
     if reference:
-        placed = [geometry.place(line) for line in reference]
-        calibration = assemble(path, placed, geometry.shape, _COUNTERS).kspace
+        usable = choose(path, reference, _COUNTERS, _OTHER_COUNTERS, channels)
+        notes += usable.notes
+        calibration = calibration_of(assemble(path, usable.readouts, geometry.shape, usable.names), found, notes)
     return MRIScan(
         kspace=geometry.turned(found.kspace),
         mask=geometry.turned(found.mask),
@@ -77,8 +95,23 @@ def read_twix(path: PathLike) -> MRIScan:
         labels=found.labels,
         noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
         slices=found.slices,
-        metadata=protocol.summary() | ({"orientation": geometry.orientation} if geometry.orientation else {}),
+        places=found.places,
+        metadata=protocol.summary()
+        | ({"orientation": geometry.orientation} if geometry.orientation else {})
+        | {"readouts": {kind: len(of_kind) for kind, of_kind in kinds.items()}}
+        | phase_correction(navigated)
+        | ({"notes": notes} if notes else {}),
     )
+
+
+def _kinds(lines: list[_Line]) -> dict[str, list[_Line]]:
+    """Which readouts are what; each is of one kind."""
+    kinds: dict[str, list[_Line]] = {}
+    for line in lines:
+        other = next((kind for kind, flags in _OTHER_KINDS.items() if line.has(*flags)), None)
+        alone = line.has("PATREFSCAN") and not line.has("PATREFANDIMASCAN")
+        kinds.setdefault(other or ("reference" if alone else "image"), []).append(line)
+    return kinds
 
 
 # ---- the file's outline
@@ -143,14 +176,6 @@ class _Line:
     @property
     def is_noise(self) -> bool:
         return self.has("NOISEADJSCAN")
-
-    @property
-    def is_reference(self) -> bool:
-        return self.has("PATREFSCAN") and not self.has("PATREFANDIMASCAN", *_NOT_IMAGE)
-
-    @property
-    def is_image(self) -> bool:
-        return not self.has(*_NOT_IMAGE) and not self.is_reference
 
 
 @dataclass(frozen=True)
@@ -310,6 +335,9 @@ class _Geometry:
             int(counter["Par"]) - int(line.header["CenterPar"]) + partitions // 2 if partitions > 1 else 0,
             line.start - center + columns // 2,
             tuple(int(counter[name]) for name in _MDH_NAMES),
+            average=int(counter["Ave"]),
+            others=tuple(int(counter[name]) for name in _OTHER_COUNTERS),
+            backwards=line.has("REFLECT"),
         )
 
     def turned(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -324,7 +352,8 @@ class _Geometry:
 def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
     if protocol.number("sKSpace.ucTrajectory") not in (None, 1.0):
         raise DataError(f"{path}: protocol sKSpace.ucTrajectory: not Cartesian, expected a Cartesian trajectory")
-    if (protocol.number("alRegridMode", "Meas") or 1) > 1:
+    modes = re.findall(r"\d+", protocol.text("alRegridMode", "Meas") or "")  # one for each kind of readout
+    if any(int(mode) > 1 for mode in modes):
         raise DataError(f"{path}: protocol alRegridMode: readouts sampled on gradient ramps, expected uniform sampling")
     base = protocol.number("sKSpace.lBaseResolution")
     columns = max(int(line.header["SamplesInScan"]) for line in image)
@@ -387,12 +416,19 @@ def _extent(image: list[_Line], counter: str, center: str, planned: float | None
 _NOISE_BANDWIDTH = 0.79
 
 
-def _noise(path: Path, measurements: list[_Measurement], channels: int) -> tuple[Complex | None, float]:
+def _noise(
+    path: Path, measurements: list[_Measurement], channels: int, notes: list[str]
+) -> tuple[Complex | None, float]:
     """The noise scan, and the noise power of an image sample over that of one of its samples.
 
     Noise goes as 1 / dwell time; the dwell times are known if the noise was measured apart.
     """
-    found = [[line.data for line in m.lines() if line.is_noise and len(line.data) == channels] for m in measurements]
+    all_noise = [[line.data for line in m.lines() if line.is_noise] for m in measurements]
+    found = [[data for data in part if len(data) == channels] for part in all_noise]
+    others = [len(data) for part in all_noise for data in part if len(data) != channels]
+    if others:
+        counts = ", ".join(map(str, sorted(set(others))))
+        notes.append(f"{len(others)} noise readouts of {counts} channels are left out: the image has {channels}")
     if not any(found):
         return None, 1.0
     noise = np.concatenate([data for part in found for data in part], axis=1)

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon._errors import DataError
@@ -17,6 +18,7 @@ from pyrecon.data.fourier import ifft_centered
 from pyrecon.data.mri import (
     COIL_TRANSFORM,
     WHITENED,
+    averaged_calibration,
     calibration_data,
     check_scan,
     compress_coils,
@@ -158,6 +160,8 @@ def _of(values: Any, part: slice) -> Any:
 def prepare(scan: MRIScan, maps: Tensor | None, whiten: bool, coils: int | None, details: dict[str, Any]) -> Prepared:
     """Whitened and compressed, with the given maps taken along."""
     check_scan(scan)
+    for note in [*scan.metadata.get("notes", ()), *_incomplete(scan)]:
+        warnings.warn(note, stacklevel=4)
     before = scan.metadata.get(COIL_TRANSFORM, np.eye(scan.kspace.shape[1]))
     scan = remove_oversampling(scan)
     if maps is not None:
@@ -186,6 +190,8 @@ def prepare(scan: MRIScan, maps: Tensor | None, whiten: bool, coils: int | None,
             calibration=None if scan.calibration is None else scan.calibration * np.float32(scale),
         )
     details["noise"] = scan.metadata[WHITENED] if known else "unknown: 1 % of the brightest pixel"
+    if "phase_correction" in scan.metadata:
+        details["phase_correction"] = scan.metadata["phase_correction"]
     details["image_unit"] = "noise" if known and maps is None else "data"
     data = Prepared(scan, known, scale)
     if maps is None:
@@ -197,6 +203,17 @@ def prepare(scan: MRIScan, maps: Tensor | None, whiten: bool, coils: int | None,
     return replace(data, maps=torch.where(gain[:, None] > 0, moved / gain[:, None], 0), gain=gain)
 
 
+def _incomplete(scan: MRIScan) -> Iterator[str]:
+    """Entries with far fewer samples than most: a repetition that was broken off."""
+    counts = scan.mask.sum(axis=(1, 2, 3))
+    usual = float(np.median(counts))
+    few = np.flatnonzero(counts < 0.6 * usual).tolist()
+    if few:
+        names = ", ".join(slice_name(scan, entry) for entry in few[:8]) + (", ..." if len(few) > 8 else "")
+        least = 100 * counts[few].min() / usual
+        yield f"{names}: only {least:.0f} % of the samples that others have, perhaps broken off; the image is doubtful"
+
+
 def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, details: dict[str, Any]) -> Prepared:
     """With maps estimated unless they are there."""
     if data.maps is not None:
@@ -205,8 +222,8 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
     if coils == 1:
         details["maps"] = "1 (single coil)"
         return replace(data, maps=torch.ones(1, 1, height, width, dtype=torch.complex64))
-    block = calibration_data(data.scan, size)
-    details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples"
+    block, owner, over_time = _calibration(data.scan, size)
+    details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples{over_time}"
     block = block.to(device)
     if kind == "espirit":
         # Of 10 lines a kernel of 6 took 155 of 3,000 pixels of a brain for empty, and its maps of the others were off
@@ -216,7 +233,7 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
         maps = espirit_maps(block, (height, width), noise_std=1.0, kernel=kernel)[0]
     else:
         maps = walsh_maps(block, (height, width))
-    maps = maps.cpu().repeat_interleave(slices // len(maps), dim=0)
+    maps = maps.cpu()[torch.from_numpy(owner)]
     empty = (maps == 0).flatten(1).all(dim=1).nonzero()[:, 0].tolist()
     if len(empty) == slices:
         raise DataError("kspace: no signal rises above the noise in the centre of any slice; nothing to reconstruct")
@@ -224,6 +241,18 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
         names = ", ".join(slice_name(data.scan, s) for s in empty[:8]) + (", ..." if len(empty) > 8 else "")
         warnings.warn(f"no signal rises above the noise in {names}: the image is zero there", stacklevel=4)
     return replace(data, maps=maps)
+
+
+def _calibration(scan: MRIScan, size: int) -> tuple[Tensor, NDArray[np.int64], str]:
+    """The centre of k-space, which of them each entry belongs to, and whether it is an average over time."""
+    try:
+        block = calibration_data(scan, size)
+    except DataError:
+        if scan.places is None or scan.calibration is not None:
+            raise
+        return *averaged_calibration(scan, size), ", averaged over time"
+    slices = len(scan.kspace)
+    return block, np.arange(slices) // (slices // len(block)), ""
 
 
 def _check_maps(maps: Tensor, scan: MRIScan) -> None:

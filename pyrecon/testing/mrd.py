@@ -1,0 +1,76 @@
+"""Small ISMRMRD files, sound or not, for tests of the reader and of what is built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_SPACE = (
+    "<matrixSize><x>{0}</x><y>{1}</y><z>{2}</z></matrixSize>"
+    "<fieldOfView_mm><x>{3}</x><y>{4}</y><z>{5}</z></fieldOfView_mm>"
+)
+_LIMITS = (
+    "<kspace_encoding_step_{0}><minimum>0</minimum><maximum>{1}</maximum><center>{2}</center>"
+    "</kspace_encoding_step_{0}>"
+)
+
+
+def mrd_encoding(
+    matrix: tuple[int, int, int] = (8, 6, 1),
+    extent: tuple[float, float, float] = (400.0, 300.0, 40.0),
+    *,
+    oversampling: float = 2.0,
+    center: tuple[int, int] | None = None,
+    trajectory: str = "cartesian",
+) -> str:
+    """An encoding: encoded matrix and field of view in mm along x, y, z, counters of the centre along y and z."""
+    kept = round(matrix[0] / oversampling)
+    center = (matrix[1] // 2, matrix[2] // 2) if center is None else center
+    encoded = _SPACE.format(*matrix, *extent)
+    image = _SPACE.format(kept, *matrix[1:], extent[0] / oversampling, *extent[1:])
+    limits = "".join(_LIMITS.format(i + 1, matrix[i + 1] - 1, center[i]) for i in range(2))
+    return (
+        f"<encoding><encodedSpace>{encoded}</encodedSpace><reconSpace>{image}</reconSpace>"
+        f"<encodingLimits>{limits}</encodingLimits><trajectory>{trajectory}</trajectory></encoding>"
+    )
+
+
+def mrd_header(*encodings: str, channels: int | None = None, more: str = "") -> str:
+    """The whole header."""
+    count = "" if channels is None else f"<receiverChannels>{channels}</receiverChannels>"
+    return (
+        '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">'
+        f"<acquisitionSystemInformation>{count}</acquisitionSystemInformation>"
+        f"{''.join(encodings or (mrd_encoding(),))}{more}</ismrmrdHeader>"
+    )
+
+
+def mrd_file(path: Path, lines: Sequence[dict[str, Any]], header: str | None = None) -> Path:
+    """A file that the reference package ``ismrmrd`` writes.
+
+    Each line is a dict: ``data`` (channels, samples); optionally ``flags`` (names without ``ACQ_``), ``at`` (counters),
+    ``center``, ``position`` and directions as the format names them, and the header's other fields.
+    """
+    import ismrmrd
+
+    with ismrmrd.Dataset(str(path), mode="w") as file:
+        file.write_xml_header((mrd_header() if header is None else header).encode())
+        for line in lines:
+            acquisition = ismrmrd.Acquisition.from_array(line["data"])
+            acquisition.center_sample = line.get("center", line["data"].shape[1] // 2)
+            for flag in line.get("flags", ()):
+                acquisition.setFlag(getattr(ismrmrd, f"ACQ_{flag}"))
+            for name in ("discard_pre", "discard_post", "encoding_space_ref", "sample_time_us"):
+                setattr(acquisition, name, line.get(name, 0))
+            for name in ("position", "read_dir", "phase_dir", "slice_dir"):
+                for i, value in enumerate(line.get(name, ())):
+                    getattr(acquisition, name)[i] = value
+            for name, value in line.get("at", {}).items():
+                if name == "user":
+                    for i, number in enumerate(value):
+                        acquisition.idx.user[i] = number
+                else:
+                    setattr(acquisition.idx, name, value)
+            file.append_acquisition(acquisition)
+    return path
