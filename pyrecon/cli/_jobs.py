@@ -13,6 +13,7 @@ import torch
 from pyrecon._errors import DataError
 from pyrecon.cli import _settings
 from pyrecon.cli._maps import draw_maps, maps_result
+from pyrecon.data.placement import Stack, Volumes, volumes
 from pyrecon.data.raw import Grid, MPIScan, MRIScan
 from pyrecon.io.results import Result
 from pyrecon.report import Report
@@ -73,13 +74,41 @@ class Job:
         plotting.save(plotting.figure(rows, spacing=spacing, heading=heading, panel_size=size), path)
 
 
+@dataclasses.dataclass(frozen=True)
+class ScanJob(Job):
+    """A reconstruction of a scan's images, written as volumes: ``(V, Z, H, W)``, or ``(Z, H, W)`` if it is one."""
+
+    volumes: Volumes
+
+    def result(self, found: Any, report: Report) -> Result:
+        told = report.to_dict()
+        told["details"]["geometry"] = self.volumes.note
+        order = self.volumes.order
+        images = found.cpu().numpy()[order]
+        labels = self.volumes.labels
+        if len(order) == 1:
+            images, labels = images[0], ()
+        grid = placed_grid(self.grid, order.shape[1], self.volumes)
+        return Result(
+            images, grid, report.method, told["parameters"], told, labels, affine=self.volumes.affine, placed=False
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class MapsJob(Job):
     """A reconstruction of maps: ``images`` counts slices."""
 
     counted: ClassVar[str] = "slices"
+    volumes: Volumes
 
     def result(self, found: Maps, report: Report) -> Result:
-        return maps_result(found, report, self.grid)
+        order = self.volumes.order
+        if len(order) > 1:  # slices at several times, one after another: no volume that lies anywhere
+            return dataclasses.replace(maps_result(found, report, self.grid), placed=False)
+        grid = placed_grid(self.grid, order.shape[1], self.volumes)
+        report.details["geometry"] = self.volumes.note
+        result = maps_result(found.of_slices(order[0]), report, grid, self.volumes.affine)
+        return dataclasses.replace(result, placed=False)
 
     def draw(self, path: Path, found: Maps, heading: str, most: int = 4) -> None:
         assert self.grid is not None
@@ -87,6 +116,22 @@ class MapsJob(Job):
         spacing = (self.grid.spacing[-2], self.grid.spacing[-1])
         image = (f"|{factor}|", found.values[factor])
         draw_maps(path, found, "T1", heading, image=image, spacing=spacing, labels=self.labels, most=most)
+
+
+def placed_grid(grid: Grid | None, slices: int, volumes: Volumes) -> Grid:
+    """That of a volume, with the distance between its slices where it is known."""
+    assert grid is not None
+    thickness = grid.spacing[0] if volumes.affine is None else 1e-3 * float(np.linalg.norm(volumes.affine[:3, 2]))
+    return Grid((slices, *grid.shape[-2:]), (thickness, *grid.spacing[-2:]), (0.0, 0.0, 0.0))
+
+
+def volumes_of(scan: MRIScan, entries: Any, shape: tuple[int, int]) -> Volumes:
+    """Of the scan's entries of these numbers."""
+    y, x, thickness = scan.field_of_view
+    count = len(entries)
+    stack = Stack(np.zeros(count, np.int64), np.arange(count)) if scan.stack is None else scan.stack.some(entries)
+    placement = None if scan.placement is None else scan.placement.some(entries)
+    return volumes(placement, stack, shape, (y / shape[0], x / shape[1], thickness))
 
 
 def mpi_job(
@@ -157,15 +202,16 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
     width = readout_width(scan)
-    y, x, _ = scan.field_of_view
-    grid = Grid((height, width), (y / height, x / width), (0.0, 0.0))
+    y, x, thickness = scan.field_of_view
+    grid = Grid((count, height, width), (thickness, y / height, x / width), (0.0, 0.0, 0.0))
     # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.
     memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         return reconstruct_mri(scan if first is None else first_slices(scan, first), chosen, device=device)
 
-    return Job(facts, chosen, count, memory, run, False, grid, scan.labels)
+    arranged = volumes_of(scan, np.arange(count), (height, width))
+    return ScanJob(facts, chosen, count, memory, run, False, grid, scan.labels, arranged)
 
 
 def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) -> Job:
@@ -195,7 +241,8 @@ def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) ->
         part = scan if first is None else some_entries(scan, series.entries[:first].ravel())
         return reconstruct_maps(part, chosen, device=device, progress=progress)
 
-    return MapsJob(facts, chosen, slices, memory, run, True, grid, series.labels)
+    arranged = volumes_of(scan, series.entries[:, 0], (height, width))
+    return MapsJob(facts, chosen, slices, memory, run, True, grid, series.labels, arranged)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,6 +98,8 @@ def some_entries(scan: MRIScan, chosen: NDArray[np.int64]) -> MRIScan:
         labels=tuple(scan.labels[i] for i in chosen if i < len(scan.labels)),
         slices=None if scan.slices is None else scan.slices[chosen],
         places=None if scan.places is None else scan.places[chosen],
+        placement=None if scan.placement is None else scan.placement.some(chosen),
+        stack=None if scan.stack is None else scan.stack.some(chosen),
         settings={name: values[chosen] for name, values in scan.settings.items()},
     )
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrecon.data.placement import Placement, Stack
+
 Complex = NDArray[np.complex64]
 Real = NDArray[np.float64]
 
@@ -139,6 +141,10 @@ class MRIScan:
         contrast; None: each shows another.
     places
         ``(S,)``: entries of the same number show the same thing at another time; None: each shows another.
+    placement
+        Where the images lie in the patient; None where the file does not say.
+    stack
+        Which entries are slices of one volume; None: all are.
     settings
         ``(S,)`` of every entry by name, of those that are known, as :class:`pyrecon.data.series.ImageSeries` has them:
         ``"inversion time"`` (a saturation time is one too), ``"echo time"``, ``"repetition time"`` in seconds,
@@ -158,5 +164,7 @@ class MRIScan:
     noise_ratio: float = 1.0
     slices: NDArray[np.int64] | None = None
     places: NDArray[np.int64] | None = None
+    placement: Placement | None = None
+    stack: Stack | None = None
     settings: dict[str, Real] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.placement import Frame, Placement, Stack, placed, turned
 from pyrecon.data.raw import Complex
 from pyrecon.io._files import PathLike, check_memory, listing
 from pyrecon.io._readouts import Readout
@@ -20,7 +21,8 @@ _MOST_UNDERSAMPLING = 64
 class Assembled(NamedTuple):
     """Entries along S with mask and labels; ``slices`` and ``places`` as of a scan.
 
-    ``contrasts`` ``(S,)`` are their counters, ``where`` ``(S, 2)`` the counter of the slice and the partition.
+    ``contrasts`` ``(S,)`` are their counters, ``where`` ``(S, 2)`` the counter of the slice and the partition,
+    ``frames`` where the slices lie if all say it.
     """
 
     kspace: Complex
@@ -30,6 +32,8 @@ class Assembled(NamedTuple):
     places: NDArray[np.int64]
     contrasts: NDArray[np.int64]
     where: NDArray[np.int64]
+    stack: Stack
+    frames: list[Frame] | None
 
 
 def assemble(
@@ -90,7 +94,29 @@ def assemble(
     where = np.array([(entry[0], p) for entry in entries for p in range(partitions)], np.int64)
     same_slice = _numbered(entries, names, partitions, "contrast")
     same_thing = _numbered(entries, names, partitions, "phase", "repetition")
-    return Assembled(kspace, mask, labels, same_slice, same_thing, contrasts, where)
+    stack = _stack(entries, names, partitions)
+    frames = _frames(entries, readouts, partitions)
+    return Assembled(kspace, mask, labels, same_slice, same_thing, contrasts, where, stack, frames)
+
+
+def oriented(
+    found: Assembled, calibration: Complex | None, thickness: float, *, against: bool
+) -> tuple[Complex, NDArray[np.bool_], Complex | None, Placement | None]:
+    """K-space, mask and calibration of images that look as radiologists expect, and where they lie; as they are where
+    the file does not say it. ``thickness`` of a partition in metres, ``against`` as of
+    :func:`~pyrecon.data.placement.placed`."""
+    if found.frames is None:
+        return found.kspace, found.mask, calibration, None
+    partition = found.where[:, 1]
+    distances = (partition - (int(partition.max()) + 1) // 2) * thickness
+    turn, placement = placed(found.frames, distances.astype(float), against=against)
+    kspace, mask = turned(found.kspace, turn), turned(found.mask, turn)
+    if calibration is not None:
+        each = len(turn) // len(calibration)
+        if (turn.reshape(-1, each, 2) != turn[::each, None]).any():
+            calibration, each = calibration.repeat(each, axis=0), 1
+        calibration = turned(calibration, turn[::each])
+    return kspace, mask, calibration, placement
 
 
 def averages(readouts: Sequence[Readout]) -> float:
@@ -145,6 +171,24 @@ def _numbered(
     keys = [(*(entry[i] for i in rest), p) for entry in entries for p in range(partitions)]
     number = {key: i for i, key in enumerate(sorted(set(keys)))}
     return np.array([number[key] for key in keys], np.int64)
+
+
+def _stack(entries: Sequence[tuple[int, ...]], names: Sequence[str], partitions: int) -> Stack:
+    """Volumes are entries that differ in their slice alone."""
+    rest = [(0, *entry[1:]) for entry in entries]
+    times = sorted(set(rest))
+    volume = np.array([times.index(entry) for entry in rest], np.int64).repeat(partitions)
+    counters = sorted({entry[0] for entry in entries})
+    number = [counters.index(entry[0]) * partitions + p for entry in entries for p in range(partitions)]
+    return Stack(volume, np.array(number, np.int64), _labels(times, names, 1))
+
+
+def _frames(entries: Sequence[tuple[int, ...]], readouts: Sequence[Readout], partitions: int) -> list[Frame] | None:
+    first: dict[tuple[int, ...], Frame | None] = {}
+    for r in readouts:
+        first.setdefault(r.entry, r.frame)
+    frames = [frame for entry in entries if (frame := first[entry]) is not None and frame.is_sound]
+    return [f for f in frames for _ in range(partitions)] if len(frames) == len(entries) else None
 
 
 def _labels(entries: Sequence[tuple[int, ...]], names: Sequence[str], partitions: int) -> tuple[str, ...]:

@@ -173,6 +173,7 @@ def _facts(root: ElementTree.Element) -> dict[str, Any]:
     """A few plain facts for reports; nothing that names the patient."""
     wanted = {
         "protocol": ("measurementInformation/protocolName", str, 1.0),
+        "vendor": ("acquisitionSystemInformation/systemVendor", str, 1.0),
         "scanner": ("acquisitionSystemInformation/systemModel", str, 1.0),
         "field_strength_t": ("acquisitionSystemInformation/systemFieldStrength_T", float, 1.0),
         "repetition_time_s": ("sequenceParameters/TR", float, 1e-3),

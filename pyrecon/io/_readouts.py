@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyrecon._errors import DataError
+from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex
 from pyrecon.io._files import PathLike
 
@@ -29,6 +30,7 @@ class Readout(NamedTuple):
     entry: tuple[int, ...]  # slice, contrast, ...: one entry along S for each different value
     average: int = 0
     others: tuple[int, ...] = ()  # counters that images have no axis for: segment, those of the user
+    frame: Frame | None = None  # where its slice lies
     backwards: bool = False  # sampled from right to left; ``data`` runs from left to right
 
     @property

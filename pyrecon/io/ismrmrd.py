@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, calibration_of
+from pyrecon.io._cartesian import assemble, averages, calibration_of, oriented
 from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
@@ -123,9 +124,14 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     known, left_out = settings_of(header.sequence, found.contrasts)
     facts = header.facts | phase_correction(navigated)
     facts |= {"readouts": {kind: int(which.sum()) for kind, which in kinds.items() if which.any()}}
+    against, frames = _axes(header, found.frames, notes)
+    found = found._replace(frames=frames)
+    kspace, mask, calibration, placement = oriented(found, calibration, encoding.field_of_view[2], against=against)
+    if placement is not None:
+        facts["orientation"] = placement.letters
     return MRIScan(
-        kspace=found.kspace,
-        mask=found.mask,
+        kspace=kspace,
+        mask=mask,
         noise=noise,
         calibration=calibration,
         readout_oversampling=encoding.oversampling,
@@ -134,11 +140,31 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
         noise_ratio=ratio / (header.noise_bandwidth * averages(lines)) if noise is not None else 1.0,
         slices=found.slices,
         places=found.places,
+        placement=placement,
+        stack=found.stack,
         settings=known,
         metadata=facts
         | ({"notes": notes + encoding.notes} if notes or encoding.notes else {})
         | ({"settings_left_out": left_out} if left_out else {}),
     )
+
+
+def _axes(header: Header, frames: list[Frame] | None, notes: list[str]) -> tuple[bool, list[Frame] | None]:
+    """Whether images run against the directions of the readouts' headers, and these if they say anything.
+
+    The format does not say which sign its Fourier transform has. Files that were converted from Siemens' have theirs:
+    images run against the directions; those of other vendors run along them. Where no vendor is named, the converted
+    are by far the most; the scanner's own axes, with no vendor and no position, are what writers put who know none.
+    """
+    if frames is None:
+        return False, None
+    vendor = header.facts.get("vendor", "")
+    untouched = Frame((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
+    if not vendor and all(frame == untouched for frame in frames):
+        return False, None
+    if not vendor:
+        notes.append("the header names no vendor: directions are taken as those of files converted from Siemens'")
+    return not vendor or "siemens" in vendor.lower(), frames
 
 
 def _kinds(file: Hdf5, field: str, heads: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
@@ -293,8 +319,19 @@ def _readout(head: Any, data: Complex, encoding: Encoding) -> Readout:
         tuple(int(index[name]) for name in _COUNTERS),
         average=int(index["average"]) if "average" in names else 0,
         others=tuple([int(index["segment"]) if "segment" in names else 0, *(user + [0] * 8)[:8]]),
+        frame=_frame(head),
         backwards=backwards,
     )
+
+
+def _frame(head: Any) -> Frame | None:
+    """Where the slice lies, if the header says so: in millimetres and patient coordinates."""
+    if not {"position", "read_dir", "phase_dir", "slice_dir"} <= set(head.dtype.names or ()):
+        return None
+    phase, read, normal, position = (
+        tuple(map(float, head[name])) for name in ("phase_dir", "read_dir", "slice_dir", "position")
+    )
+    return Frame(phase, read, normal, tuple(v / 1e3 for v in position))  # type: ignore[arg-type]  # three each
 
 
 # ---- writing

@@ -59,6 +59,8 @@ class Result:
     affine
         ``(4, 4)``: from voxel numbers (x, y, z), the trailing axes backwards, to millimetres towards right, anterior
         and superior; None where only the grid is known.
+    placed
+        Whether the centre of ``grid`` and its axes mean anything. If not, NIfTI says so (``sform_code`` 0).
     """
 
     image: NDArray[Any]
@@ -69,6 +71,7 @@ class Result:
     labels: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     affine: NDArray[np.float64] | None = None
+    placed: bool = True
 
 
 def write_result(path: PathLike, result: Result, *, window: tuple[float, float] | None = None) -> None:
@@ -100,7 +103,7 @@ def write_result(path: PathLike, result: Result, *, window: tuple[float, float] 
         story["stored"] = "magnitude"
     with written_whole(path) as temporary:
         if kind in (".nii", ".nii.gz"):
-            _write_nifti(temporary, image, axes, result.grid, result.affine, story)
+            _write_nifti(temporary, image, axes, result, story)
         elif kind == ".npz":
             np.savez_compressed(temporary, image=image, **{_KEY: _json_array(story)})  # type: ignore[arg-type]
         elif kind == ".png":
@@ -168,6 +171,7 @@ def _story(result: Result, image: NDArray[Any]) -> dict[str, Any]:
         "method": result.method,
         "grid": None if result.grid is None else asdict(result.grid),
         "affine": None if result.affine is None else np.asarray(result.affine).tolist(),
+        "placed": result.placed,
         "shape": list(image.shape),
         "parameters": plain(result.parameters),
         "report": plain(result.report),
@@ -234,6 +238,7 @@ def _result(
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
         versions=texts(story.get("versions")),
         affine=affine,
+        placed=story.get("placed") is not False,
     )
 
 
@@ -269,11 +274,12 @@ def _write_nifti(
     path: Path,
     image: NDArray[Any],
     axes: int,
-    grid: Grid | None,
-    affine: NDArray[np.float64] | None,
+    result: Result,
     story: dict[str, Any],
 ) -> None:
     nib = _nibabel()
+    grid, affine = result.grid, result.affine
+    known = affine is not None or (grid is not None and result.placed)
     if axes > 3 or image.ndim - axes > 4:
         raise ValueError(f"image: shape {image.shape}, NIfTI holds three spatial axes and up to four others")
     if image.dtype == bool:
@@ -293,8 +299,8 @@ def _write_nifti(
             affine[column, 3] = 1e3 * grid.center[axis] - step * (grid.shape[axis] - 1) / 2
     stored = nib.Nifti1Image(np.ascontiguousarray(data), affine)
     stored.header.set_xyzt_units("mm", "unknown")
-    stored.set_sform(affine, code="scanner")
-    stored.set_qform(affine, code="scanner")
+    stored.set_sform(affine, code="scanner" if known else "unknown")
+    stored.set_qform(affine, code="scanner" if known else "unknown")
     stored.header["descrip"] = f"pyrecon {story['method']}".encode("ascii", "replace")[:79]
     stored.header.extensions.append(nib.nifti1.Nifti1Extension("comment", json.dumps({_KEY: story}).encode()))
     nib.save(stored, path)

@@ -7,8 +7,8 @@ an array index in the protocol makes its parser ask for any amount of memory.
 **Orientation.** The image of a Siemens k-space (centred inverse transform) runs against the readout and phase-encoding
 directions of the header. Both axes are turned here where needed, by reversing k-space, so that an image shown with row
 0 on top looks as radiologists expect: anterior and head on top, the patient's right (for sagittal slices: anterior) on
-the left. Rows stay phase encoding and columns readout; ``metadata["orientation"]`` says where they lead, for example
-``"PL"``: rows to posterior, columns to left.
+the left. Rows stay phase encoding and columns readout; the scan's ``placement`` says where they lie, and
+``metadata["orientation"]`` where they lead, for example ``"PL"``: rows to posterior, columns to left.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
+from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, calibration_of
+from pyrecon.io._cartesian import assemble, averages, calibration_of, oriented
 from pyrecon.io._files import PathLike, check_finite, existing_file
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
@@ -85,19 +86,22 @@ def read_twix(path: PathLike) -> MRIScan:
         usable = choose(path, reference, _COUNTERS, _OTHER_COUNTERS, channels)
         notes += usable.notes
         calibration = calibration_of(assemble(path, usable.readouts, geometry.shape, usable.names), found, notes)
+    kspace, mask, calibration, placement = oriented(found, calibration, geometry.field_of_view[2], against=True)
     return MRIScan(
-        kspace=geometry.turned(found.kspace),
-        mask=geometry.turned(found.mask),
+        kspace=kspace,
+        mask=mask,
         noise=noise,
-        calibration=None if calibration is None else geometry.turned(calibration),
+        calibration=calibration,
         readout_oversampling=geometry.oversampling,
         field_of_view=geometry.field_of_view,
         labels=found.labels,
         noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
         slices=found.slices,
         places=found.places,
+        placement=placement,
+        stack=found.stack,
         metadata=protocol.summary()
-        | ({"orientation": geometry.orientation} if geometry.orientation else {})
+        | ({"orientation": placement.letters} if placement else {})
         | {"readouts": {kind: len(of_kind) for kind, of_kind in kinds.items()}}
         | phase_correction(navigated)
         | ({"notes": notes} if notes else {}),
@@ -320,9 +324,6 @@ class _Geometry:
     oversampling: float
     field_of_view: tuple[float, float, float]
 
-    turn: tuple[bool, bool]  # whether rows and columns are to be reversed
-    orientation: str
-
     def place(self, line: _Line) -> Readout:
         partitions, rows, columns = self.shape
         counter = line.header["Counter"]
@@ -337,16 +338,9 @@ class _Geometry:
             tuple(int(counter[name]) for name in _MDH_NAMES),
             average=int(counter["Ave"]),
             others=tuple(int(counter[name]) for name in _OTHER_COUNTERS),
+            frame=_frame(line.header),
             backwards=line.has("REFLECT"),
         )
-
-    def turned(self, values: NDArray[Any]) -> NDArray[Any]:
-        """``values`` (..., H, W) with the frequencies' signs reversed along the axes that are to be turned."""
-        for axis, turn in ((-2, self.turn[0]), (-1, self.turn[1])):
-            n = values.shape[axis]
-            if turn and n > 1:  # k = -n/2 is its own mirror image if n is even
-                values = np.roll(np.flip(values, axis), 1 - n % 2, axis)
-        return np.ascontiguousarray(values)
 
 
 def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
@@ -376,31 +370,20 @@ def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
     thickness = (protocol.number(f"{first}.dThickness") or 1e3) / partitions
     if min(readout, phase, thickness) <= 0:
         raise DataError(f"{path}: protocol: a field of view of {phase:g} x {readout:g} x {thickness:g} mm")
-    turn, orientation = _orientation(image[0].header)
-    return _Geometry(
-        (partitions, rows, columns),
-        oversampling,
-        (phase / 1e3, readout / 1e3, thickness / 1e3),
-        turn,
-        orientation,
-    )
+    return _Geometry((partitions, rows, columns), oversampling, (phase / 1e3, readout / 1e3, thickness / 1e3))
 
 
-def _orientation(header: Any) -> tuple[tuple[bool, bool], str]:
-    """Which of rows and columns to turn, and where they then lead, from the slice's rotation (a unit quaternion)."""
+def _frame(header: Any) -> Frame | None:
+    """Where a slice lies, from its rotation (a unit quaternion) and position in millimetres."""
     a, b, c, d = (float(v) for v in header["SliceData"]["Quaternion"])
     if not abs(a * a + b * b + c * c + d * d - 1) < 1e-2:
-        return (False, False), ""
+        return None
     # Patient coordinates: sagittal to left, coronal to posterior, transversal to head.
     phase = (1 - 2 * (c * c + d * d), 2 * (b * c + d * a), 2 * (b * d - c * a))
     read = (2 * (b * c - d * a), 1 - 2 * (b * b + d * d), 2 * (c * d + b * a))
-    turn, letters = [], ""
-    for direction in (phase, read):
-        axis = int(np.argmax(np.abs(direction)))
-        wanted = 1 if axis < 2 else -1  # to left, to posterior, to feet
-        turn.append(-direction[axis] * wanted < 0)  # the image runs against the direction
-        letters += "LPF"[axis]
-    return (turn[0], turn[1]), letters
+    normal = np.cross(phase, read)
+    x, y, z = (float(header["SliceData"]["SlicePos"][name]) / 1e3 for name in ("Sag", "Cor", "Tra"))
+    return Frame(phase, read, (float(normal[0]), float(normal[1]), float(normal[2])), (x, y, z))
 
 
 def _extent(image: list[_Line], counter: str, center: str, planned: float | None) -> int:

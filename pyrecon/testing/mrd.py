@@ -36,12 +36,13 @@ def mrd_encoding(
     )
 
 
-def mrd_header(*encodings: str, channels: int | None = None, more: str = "") -> str:
+def mrd_header(*encodings: str, channels: int | None = None, vendor: str = "", more: str = "") -> str:
     """The whole header."""
-    count = "" if channels is None else f"<receiverChannels>{channels}</receiverChannels>"
+    system = f"<systemVendor>{vendor}</systemVendor>" if vendor else ""
+    system += "" if channels is None else f"<receiverChannels>{channels}</receiverChannels>"
     return (
         '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">'
-        f"<acquisitionSystemInformation>{count}</acquisitionSystemInformation>"
+        f"<acquisitionSystemInformation>{system}</acquisitionSystemInformation>"
         f"{''.join(encodings or (mrd_encoding(),))}{more}</ismrmrdHeader>"
     )
 

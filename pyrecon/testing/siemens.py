@@ -19,9 +19,10 @@ def twix_bytes(
     """The content of a raw-data file with one measurement.
 
     Each line is a dict: ``data`` (channels, samples); optionally ``flags`` (names of twixtools), ``at`` (counters),
-    ``center``, ``center_line``, ``center_partition``, ``cut`` (samples to drop at both ends), ``rotation`` (quaternion)
-    and ``length`` (what the header claims). ``protocol`` is the text of MeasYaps, ``parts`` further parts by name.
-    ``ve`` chooses the layout of VD and later scanners, else that of VB; ``count`` repeats the table's entry.
+    ``center``, ``center_line``, ``center_partition``, ``cut`` (samples to drop at both ends), ``rotation``
+    (quaternion), ``position`` (mm) and ``length`` (what the header claims). ``protocol`` is the text of MeasYaps,
+    ``parts`` further parts by name. ``ve`` chooses the layout of VD and later scanners, else that of VB; ``count``
+    repeats the table's entry.
     """
     from twixtools import mdh_def
 
@@ -45,6 +46,8 @@ def twix_bytes(
             setattr(header.Counter, name, value)
         for i, value in enumerate(line.get("rotation", (0, 0, 0, 0))):
             header.SliceData.Quaternion[i] = value
+        for name, value in zip(("Sag", "Cor", "Tra"), line.get("position", (0, 0, 0)), strict=True):
+            setattr(header.SliceData.SlicePos, name, value)
         for flag in line.get("flags", ()):
             mdh_def.add_flag(header, flag)
         channel = ctypes.sizeof(mdh_def.Channel_header if ve else mdh_def.VB17_header)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,18 @@ class Maps:
     at_bound: NDArray[np.bool_]
     inside: NDArray[np.bool_]
     units: dict[str, str] = field(default_factory=dict)
+
+    def of_slices(self, chosen: NDArray[np.int64]) -> Maps:
+        """The maps of these slices, in this order."""
+        return replace(
+            self,
+            values={name: values[chosen] for name, values in self.values.items()},
+            errors={name: values[chosen] for name, values in self.errors.items()},
+            residual=self.residual[chosen],
+            status=self.status[chosen],
+            at_bound=self.at_bound[chosen],
+            inside=self.inside[chosen],
+        )
 
 
 @dataclass(frozen=True)
