@@ -27,6 +27,7 @@ from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io.ismrmrd import write_ismrmrd
 from pyrecon.io.sinogram import write_sinogram
 from pyrecon.physics.ct import scanner
+from pyrecon.testing.mrd import fastmri_file
 from pyrecon.testing.siemens import twix_bytes
 
 SIEMENS = Path(__file__).parents[2] / "shared/data/siemens_gre_2coils.dat"
@@ -54,6 +55,12 @@ def system_matrix(path: Path) -> None:
         snr=np.ones((2, 2, 5)),
     )
     mdf.write_system_matrix(path, calibration)
+
+
+def fastmri(path: Path) -> None:
+    rng = np.random.default_rng(5)
+    kspace = (rng.standard_normal((2, 3, 12, 8)) + 1j * rng.standard_normal((2, 3, 12, 8))).astype(np.complex64)
+    fastmri_file(path, kspace, mask=np.ones(8, np.float32), reconstruction_rss=np.ones((2, 8, 8), np.float32))
 
 
 def ismrmrd(path: Path) -> None:
@@ -161,6 +168,7 @@ FEW_AND_ALL = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pyt
         (sinogram(".npz"), 200),
         (htc, 700),
         (exchange, 300),
+        (fastmri, 300),
     ],
     ids=[
         "mdf",
@@ -176,6 +184,7 @@ FEW_AND_ALL = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pyt
         "sinogram.npz",
         "htc",
         "data-exchange",
+        "fastmri",
     ],
 )
 def test_damaged_bytes(tmp_path: Path, write: Callable[[Path], None], count: int, share: float) -> None:
@@ -244,8 +253,8 @@ def fields_of(path: Path) -> list[str]:
 @FEW_AND_ALL
 @pytest.mark.parametrize(
     "write",
-    [measurement, system_matrix, ismrmrd, sinogram(".h5"), exchange],
-    ids=["mdf", "mdf-system-matrix", "ismrmrd", "sinogram", "data-exchange"],
+    [measurement, system_matrix, ismrmrd, sinogram(".h5"), exchange, fastmri],
+    ids=["mdf", "mdf-system-matrix", "ismrmrd", "sinogram", "data-exchange", "fastmri"],
 )
 def test_fields_deleted_and_retyped(tmp_path: Path, write: Callable[[Path], None], share: float) -> None:
     write(tmp_path / "sound")

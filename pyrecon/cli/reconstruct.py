@@ -13,7 +13,7 @@ from pyrecon._errors import DataError
 from pyrecon.cli import _console
 from pyrecon.cli._jobs import CTOptions, Job, check_device, ct_job, mpi_job, mri_job, silent
 
-MRI_FORMATS = ("twix", "ismrmrd")
+MRI_FORMATS = ("twix", "ismrmrd", "fastmri")
 CT_FORMATS = ("htc", "data-exchange", "sinogram")
 
 

@@ -17,7 +17,8 @@ from pyrecon.io._npz import damage
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LOOKED_FOR = (
-    "HDF5 (MDF, ISMRMRD, Data Exchange, pyrecon sinogram or image), Siemens twix, MATLAB 5, NIfTI, NPZ, PNG, DICOM"
+    "HDF5 (MDF, ISMRMRD, fastMRI, Data Exchange, pyrecon sinogram or image), Siemens twix, MATLAB 5, NIfTI, NPZ, PNG, "
+    "DICOM"
 )
 
 
@@ -56,7 +57,8 @@ def _hdf5_kind(path: Path) -> str:
             return "mdf-measurement" if file.has("/measurement") else "mdf-reconstruction"
         if file.has("/pyrecon") and file.has("/image"):
             return "pyrecon-image"
-        if file.has("/kspace") and file.has("/ismrmrd_header"):
+        beside = ("ismrmrd_header", "mask", "reconstruction_rss", "reconstruction_esc")
+        if file.has("/kspace") and any(file.has(f"/{name}") for name in beside):
             return "fastmri"
         if file.has("/sinogram") and file.has("/beam"):
             return "sinogram"
@@ -68,8 +70,8 @@ def _hdf5_kind(path: Path) -> str:
         names = ", ".join(file.names("/")[:8]) or "nothing"
     raise DataError(
         f"{path}: an HDF5 file of unknown layout (it holds {names}); looked for MDF (/version and /measurement), "
-        "ISMRMRD (a group with xml and data), Data Exchange (/exchange/data), a pyrecon sinogram (/sinogram and /beam) "
-        "and a pyrecon image"
+        "ISMRMRD (a group with xml and data), fastMRI (/kspace and a header or a mask), Data Exchange "
+        "(/exchange/data), a pyrecon sinogram (/sinogram and /beam) and a pyrecon image"
     )
 
 

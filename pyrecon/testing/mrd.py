@@ -75,3 +75,21 @@ def mrd_file(path: Path, lines: Sequence[dict[str, Any]], header: str | None = N
                     setattr(acquisition.idx, name, value)
             file.append_acquisition(acquisition)
     return path
+
+
+def fastmri_file(path: Path, kspace: Any, *, mask: Any = None, header: str | None = "", **more: Any) -> Path:
+    """A fastMRI volume of k-space ``(S, [C,] readout, lines)``; ``header`` None leaves it out, ``more`` are datasets."""
+    import h5py
+
+    _, *_, samples, lines = kspace.shape
+    if header == "":
+        header = mrd_header(mrd_encoding((samples, lines, 1), (2.0 * samples, 1.0 * lines, 5.0)))
+    with h5py.File(path, "w") as file:
+        file["kspace"] = kspace
+        if mask is not None:
+            file["mask"] = mask
+        if header is not None:
+            file["ismrmrd_header"] = header
+        for name, values in more.items():
+            file[name] = values
+    return path
