@@ -49,7 +49,7 @@ def test_a_volume_becomes_a_scan(tmp_path: Path, coils: int | None) -> None:
 
 
 def test_a_mask_and_padding_say_what_was_measured(tmp_path: Path) -> None:
-    """Two lines of padding; every other line of the rest is left out by the mask (test sets) or by zeros (challenge)."""
+    """Two lines of padding; every other line of the rest is left out by the mask (test sets) or zeros (challenge)."""
     kspace, _ = volume()
     kspace[..., :2] = 0
     mask = np.arange(LINES) % 2 == 1

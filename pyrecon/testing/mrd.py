@@ -78,7 +78,7 @@ def mrd_file(path: Path, lines: Sequence[dict[str, Any]], header: str | None = N
 
 
 def fastmri_file(path: Path, kspace: Any, *, mask: Any = None, header: str | None = "", **more: Any) -> Path:
-    """A fastMRI volume of k-space ``(S, [C,] readout, lines)``; ``header`` None leaves it out, ``more`` are datasets."""
+    """A fastMRI volume of k-space ``(S, [C,] readout, lines)``; ``header`` None: none, ``more`` are datasets."""
     import h5py
 
     _, *_, samples, lines = kspace.shape
