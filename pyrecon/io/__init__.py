@@ -1,9 +1,9 @@
 """Reading raw data and writing images.
 
 ``detect`` tells what a file is, ``read`` reads whatever it is, and ``mdf``, ``ismrmrd``, ``twix``, ``fastmri``,
-``htc``, ``data_exchange``, ``sinogram`` and ``results`` have the readers and writers of each format. Everything a reader gets is
-taken for damaged or hostile until checked; every failure is one :class:`pyrecon._errors.DataError` that names the file,
-the field, what came and what was expected.
+``htc``, ``data_exchange``, ``sinogram`` and ``results`` have the readers and writers of each format. Everything a
+reader gets is taken for damaged or hostile until checked; every failure is one :class:`pyrecon._errors.DataError` that
+names the file, the field, what came and what was expected.
 """
 
 from __future__ import annotations
