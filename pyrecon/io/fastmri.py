@@ -34,15 +34,16 @@ def read_fastmri(path: PathLike) -> MRIScan:
         kspace = _transposed(stored)
         slices, _, lines, samples = kspace.shape
         given = file.array("/mask", (lines,)) != 0 if file.has("/mask") else None
-        encoding = None
+        encoding: Encoding | None = None
         notes: list[str] = []
         facts = {}
         if file.has("/ismrmrd_header"):
             header = read_header(file, "/ismrmrd_header")
-            encoding, facts = header.encodings[0], header.facts
-            if isinstance(encoding, DataError):
-                raise encoding
-            notes += encoding.notes
+            first, facts = header.encodings[0], header.facts
+            if isinstance(first, DataError):
+                raise first
+            encoding = first
+            notes += first.notes
         else:
             notes.append("the file has no header: pixels count as 1 mm, the readout as not oversampled")
     check_finite(path, "/kspace", kspace.reshape(slices, -1), "slice")
@@ -67,7 +68,7 @@ def _transposed(stored: NDArray[np.complexfloating]) -> Complex:
 
 def _measured(path: PathLike, kspace: Complex, given: NDArray[np.bool_] | None, notes: list[str]) -> NDArray[np.bool_]:
     """``(1, 1, H, 1)``, by the values and the file's mask."""
-    there = kspace.any(axis=(0, 1, 3))
+    there = np.asarray(kspace.any(axis=(0, 1, 3)))
     if not there.any():
         raise DataError(f"{path}: /kspace is zero everywhere, nothing to reconstruct")
     if given is not None:
@@ -77,8 +78,8 @@ def _measured(path: PathLike, kspace: Complex, given: NDArray[np.bool_] | None, 
             notes.append(
                 f"{int((there & ~given).sum())} lines that the file's mask leaves out have values; left out too"
             )
-        there = there & given
-    return np.asarray(there[None, None, :, None])
+        there = np.asarray(there & given)
+    return there.reshape(1, 1, -1, 1)
 
 
 def _sizes(encoding: Encoding | None, samples: int, lines: int) -> tuple[float, tuple[float, float, float]]:
