@@ -71,6 +71,9 @@ class Config(RunConfig):
         its visits before it counts in the loss. Those that a run begins with count at once.
     smoothing
         Standard deviation of the noise that is added to data.
+    score
+        Times ``mean |smoothing / T grad R(x + n) - n / smoothing|^2``, n the noise added to data: score matching, which
+        has the same minimum as the likelihood and looks near the data alone; 1 where R is constant.
     regulariser
         Times ``mean R(data)^2 + mean R(samples)^2``, which holds energies near 0.
     gradient_clip
@@ -95,6 +98,7 @@ class Config(RunConfig):
     renewed: float = setting(0.02, "", "Chance of a chain to begin anew.", least=0, most=1)
     patience: int = setting(5, "", "Visits of a new chain before it counts.", least=0, most=2**30)
     smoothing: float = setting(0.02, "", "Noise added to data.", least=0, most=10)
+    score: float = setting(0.0, "", "Weight of denoising score matching at the smoothing.", least=0, most=1e6)
     regulariser: float = setting(1.0, "", "Weight of the energies' squares.", least=0, most=1e6)
     gradient_clip: float = setting(0.5, "", "Bound on an image's gradient in a Langevin step.", least=0, most=1e9)
     energy: Halved = setting(
@@ -186,22 +190,28 @@ class Energy(Task):
         config, model, count = self.data.config, self.model, self.stage.batch
         generator = self.data.generator(_DATA, step)
         images = self._data(count, generator)
-        images = images + config.smoothing * torch.randn(images.shape, generator=generator).to(images.device)
+        noise = config.smoothing * torch.randn(images.shape, generator=generator).to(images.device)
+        images = images + noise
         samples, counted, facts = self._sampled(step)
         watching = step % _LOOK == 0
-        images.requires_grad_(watching)
+        images.requires_grad_(watching or bool(config.score))
         energies = model.energy(torch.cat((images, samples)))
         data, drawn = energies[:count], energies[count:]
         loss = data.mean() - (counted * drawn).sum()
         if config.regulariser:
             loss = loss + config.regulariser * (data.square().mean() + (counted * drawn.square()).sum())
+        if images.requires_grad:
+            (slope,) = torch.autograd.grad(data.sum(), images, create_graph=bool(config.score), retain_graph=True)
+            facts["gradient_data"] = slope.detach().flatten(1).norm(dim=1).mean()
+            if config.score:
+                error = (config.smoothing / model.temperature * slope - noise / config.smoothing).square().mean()
+                facts["score_error"] = error.detach()
+                loss = loss + config.score * error
         known, found = data.detach(), drawn.detach()
         gap = found.mean() - known.mean()
         facts |= {"energy_data": known.mean(), "energy_samples": found.mean()}
         facts["gap"] = gap / (known.var(correction=0) + found.var(correction=0)).sqrt().clamp(min=1e-12)
         if watching:
-            (slope,) = torch.autograd.grad(data.sum(), images, retain_graph=True)
-            facts["gradient_data"] = slope.flatten(1).norm(dim=1).mean()
             for text in self.signs.look({name: float(value) for name, value in facts.items()}):
                 warnings.warn(f"step {step}: {text}", DivergenceWarning, stacklevel=2)
         self._watched |= facts
