@@ -105,11 +105,6 @@ class Config(RunConfig):
         Halved(1000, batch=16, rate=3e-4, clip=1.0, at=(300, 500, 700, 850, 1000)), "--steps", "Updates."
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.energy.batch > self.buffer:
-            raise DataError(f"buffer: {self.buffer} chains, expected at least a batch, {self.energy.batch}")
-
     @classmethod
     def of_scale(cls, scale: Literal["quick", "full"], role: Any = None, **changes: Any) -> Self:
         """``"quick"``: 32 pixels in minutes on one core. ``"full"``: as published, for a GPU and weeks."""
@@ -381,6 +376,8 @@ class GenerativeTraining(FolderTraining):
 
     def data(self, drawn: Drawn) -> Data:
         config, folder = self.config, None
+        if config.energy.batch > config.buffer:
+            raise DataError(f"buffer: {config.buffer} chains, expected at least a batch, {config.energy.batch}")
         if (config.images == "folder") != (self.source is not None):
             said = "give --folder too" if self.source is None else f"give --images folder too, not {config.images}"
             raise DataError(f"images: {config.images} with{'out' if self.source is None else ''} a folder; {said}")
