@@ -121,7 +121,7 @@ def test_a_file_of_chains_makes_the_same_run_as_memory(tmp_path: Path, pool: byt
 
 CHANGES: dict[str, Any] = {
     "width": 3, "growth": 3.0, "absolute": True, "step": 1.0, "noise_std": 0.02, "langevin": 5, "ramp": 9.0,
-    "buffer": 9, "renewed": 0.9, "patience": 1, "smoothing": 0.2, "score": 0.5, "regulariser": 0.0,
+    "buffer": 9, "renewed": 0.9, "patience": 1, "smoothing": 0.2, "score": 0.5, "score_noise": 0.04, "regulariser": 0.0,
     "gradient_clip": 1e-4, "seed": 1,
 }  # fmt: skip
 
@@ -249,7 +249,7 @@ def _written(folder: Path, pool: bytes) -> Path:
 
 def test_the_loss_is_the_likelihood_s_gradient(task: Callable[..., Energy]) -> None:
     """Of chains after their Langevin steps, those of the step's own stream, with bounded gradients."""
-    one = task(regulariser=0.0, renewed=0.0, gradient_clip=0.01, langevin=2, ramp=1e-3, smoothing=0.0)
+    one = task(regulariser=0.0, renewed=0.0, gradient_clip=0.01, langevin=2, ramp=1e-3, smoothing=1e-9, score=0.0)
     config, model = one.data.config, one.model
     before = torch.from_numpy(one.replay._images.copy())
     loss = one.loss(4)
@@ -288,20 +288,29 @@ def test_half_of_the_chains_begin_as_data_and_new_ones_wait(task: Callable[..., 
     torch.testing.assert_close(quiet._sampled(5)[1], weight / weight.sum())
 
 
-def test_score_matching_is_least_at_the_score(task: Callable[..., Energy]) -> None:
-    """1 where the energy is constant, as the expectation of n^2 / smoothing^2."""
-    one = task(score=1.0, regulariser=0.0)
+def test_score_matching_asks_for_the_noise(task: Callable[..., Energy]) -> None:
+    """Where the energy is constant it is the mean of n^2; its largest noise and its weight do what they say."""
+    one = task(regulariser=0.0)
+    one.model.network.requires_grad_(False)
+    images, generator = torch.zeros(300, 12, 12), torch.Generator().manual_seed(2)
+    seen = []
+    one.model.network.register_forward_hook(lambda module, inputs, energy: seen.append(inputs[0].detach()))
+    for top in (0.5, 0.03):
+        other = task(regulariser=0.0, score_noise=top)
+        other.model = one.model
+        other._score_error(images, generator)
+    levels = [noisy.flatten(1).std(1) for noisy in seen]
+    # Of 144 numbers each: a standard deviation is within 6 % at one sigma.
+    assert float(levels[0].log().mean()) == pytest.approx(float(np.log(0.03 * 0.5) / 2), abs=0.15)
+    assert 0.02 < float(levels[0].min()) < 0.04 < 0.4 < float(levels[0].max()) < 0.65
+    torch.testing.assert_close(levels[1], torch.full((300,), 0.03), rtol=0.25, atol=0)
     with torch.no_grad():
         one.model.network.last.weight.zero_()
-    one.loss(0)
-    noise = torch.randn(3, 12, 12, generator=_after_choice(one))
-    assert float(one._watched["score_error"]) == pytest.approx(float(noise.square().mean()), rel=1e-6)
-
-
-def _after_choice(task: Energy) -> torch.Generator:
-    generator = task.data.generator(1, 0)
-    torch.randint(6, (3,), generator=generator)
-    return generator
+    assert one._score_error(images, generator).item() == pytest.approx(1.0, abs=0.03)
+    none, much = (task(score=weight, seed=1) for weight in (0.0, 3.0))
+    difference = much.loss(0) - none.loss(0)
+    torch.testing.assert_close(difference.detach(), 3 * much._watched["score_error"], rtol=1e-4, atol=1e-6)
+    assert "score_error" not in none._watched
 
 
 def test_permuted_pixels_keep_the_histogram_and_nothing_else() -> None:

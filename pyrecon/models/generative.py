@@ -237,7 +237,7 @@ class GenerativePrior(nn.Module):
             raise DataError(f"{path}: holds weights of {header.model!r}, expected {cls.system!r}")
         try:
             config = dict(header.config)
-            whole = {name: whole_number(config.pop(name)) for name in ("size", "width", "stages")}
+            whole: dict[str, Any] = {name: whole_number(config.pop(name)) for name in ("size", "width", "stages")}
             header.expect_count(1 + EnergyNet.tensors(whole["stages"]))
             if not 1 <= config["growth"] <= 4:  # 4^10 stages of any width are more channels than any file has
                 raise ValueError(f"growth: {config['growth']}, expected 1 to 4")

@@ -71,9 +71,11 @@ class Config(RunConfig):
         its visits before it counts in the loss. Those that a run begins with count at once.
     smoothing
         Standard deviation of the noise that is added to data.
-    score
-        Times ``mean |smoothing / T grad R(x + n) - n / smoothing|^2``, n the noise added to data: score matching, which
-        has the same minimum as the likelihood and looks near the data alone; 1 where R is constant.
+    score, score_noise
+        Times ``mean |smoothing / T grad R(x + s n) - n|^2``, n white and s from smoothing to ``score_noise``, as often
+        in every octave. At s = smoothing it is denoising score matching, whose minimum is that of the likelihood; from
+        further away the gradient points at the data as steeply, which chains from noise take long to teach, and
+        Langevin steps go there straight. Where R is constant it is 1. 0, as published: the likelihood alone.
     regulariser
         Times ``mean R(data)^2 + mean R(samples)^2``, which holds energies near 0.
     gradient_clip
@@ -89,20 +91,21 @@ class Config(RunConfig):
     images: Images = setting("mixed", "--images", "What the images show.")
     pool: int = setting(1024, "--pool", "Training images.", least=1)
     validation: int = setting(16, "--validation", "Validation images.", least=1, most=4096)
-    step: float = setting(2.0, "", "Of Langevin: u - step/2 grad R.", above=0, most=1e6)
-    noise_std: float = setting(7.5e-3, "", "Of its noise.", above=0, most=10)
+    step: float = setting(4.0, "", "Of Langevin: u - step/2 grad R.", above=0, most=1e6)
+    noise_std: float = setting(0.02, "", "Of its noise.", above=0, most=10)
     langevin: int = setting(20, "--langevin", "Langevin steps an update, in the end.", least=1, most=100_000)
-    ramp: float = setting(50.0, "", "Updates over which they grow to that.", above=0, most=1e9)
-    buffer: int = setting(512, "--buffer", "Chains that persist.", least=1, most=10_000_000)
+    ramp: float = setting(300.0, "", "Updates over which they grow to that.", above=0, most=1e9)
+    buffer: int = setting(256, "--buffer", "Chains that persist.", least=1, most=10_000_000)
     buffer_file: bool = setting(False, "", "Chains in a file, not in memory.")
     renewed: float = setting(0.02, "", "Chance of a chain to begin anew.", least=0, most=1)
     patience: int = setting(5, "", "Visits of a new chain before it counts.", least=0, most=2**30)
-    smoothing: float = setting(0.02, "", "Noise added to data.", least=0, most=10)
-    score: float = setting(0.0, "", "Weight of denoising score matching at the smoothing.", least=0, most=1e6)
+    smoothing: float = setting(0.03, "", "Noise added to data.", above=0, most=10)
+    score: float = setting(1.0, "--score", "Weight of denoising score matching.", least=0, most=1e6)
+    score_noise: float = setting(0.5, "", "Largest noise of score matching.", above=0, most=10)
     regulariser: float = setting(1.0, "", "Weight of the energies' squares.", least=0, most=1e6)
-    gradient_clip: float = setting(0.5, "", "Bound on an image's gradient in a Langevin step.", least=0, most=1e9)
+    gradient_clip: float = setting(1.0, "", "Bound on an image's gradient in a Langevin step.", least=0, most=1e9)
     energy: Halved = setting(
-        Halved(1000, batch=16, rate=3e-4, clip=1.0, at=(300, 500, 700, 850, 1000)), "--steps", "Updates."
+        Halved(1000, batch=16, rate=1e-3, clip=1.0, at=(300, 500, 700, 850, 1000)), "--steps", "Updates."
     )
 
     @classmethod
@@ -112,8 +115,9 @@ class Config(RunConfig):
         if scale == "full":
             own = {
                 "size": 320, "width": 48, "growth": 1.75, "absolute": True, "pool": 5324, "validation": 64,
-                "langevin": 500, "ramp": 1000.0, "buffer": 8000, "buffer_file": True, "renewed": 0.01, "patience": 0,
-                "smoothing": 0.015, "regulariser": 0.0, "gradient_clip": 0.0, "validate_every": 500,
+                "step": 2.0, "noise_std": 7.5e-3, "langevin": 500, "ramp": 1000.0, "buffer": 8000, "buffer_file": True,
+                "renewed": 0.01, "patience": 0, "smoothing": 0.015, "score": 0.0, "regulariser": 0.0,
+                "gradient_clip": 0.0, "validate_every": 500,
                 "energy": Halved(27_000, batch=50, rate=5e-4, method="adabelief"),
             }  # fmt: skip
         return super().of_scale(scale, role, **own | changes)
@@ -185,23 +189,23 @@ class Energy(Task):
         config, model, count = self.data.config, self.model, self.stage.batch
         generator = self.data.generator(_DATA, step)
         images = self._data(count, generator)
-        noise = config.smoothing * torch.randn(images.shape, generator=generator).to(images.device)
-        images = images + noise
+        clean = images
+        images = images + config.smoothing * torch.randn(images.shape, generator=generator).to(images.device)
         samples, counted, facts = self._sampled(step)
         watching = step % _LOOK == 0
-        images.requires_grad_(watching or bool(config.score))
-        energies = model.energy(torch.cat((images, samples)))
+        images.requires_grad_(watching)
+        energies: Tensor = model.energy(torch.cat((images, samples)))
         data, drawn = energies[:count], energies[count:]
         loss = data.mean() - (counted * drawn).sum()
         if config.regulariser:
             loss = loss + config.regulariser * (data.square().mean() + (counted * drawn.square()).sum())
-        if images.requires_grad:
-            (slope,) = torch.autograd.grad(data.sum(), images, create_graph=bool(config.score), retain_graph=True)
-            facts["gradient_data"] = slope.detach().flatten(1).norm(dim=1).mean()
-            if config.score:
-                error = (config.smoothing / model.temperature * slope - noise / config.smoothing).square().mean()
-                facts["score_error"] = error.detach()
-                loss = loss + config.score * error
+        if watching:
+            (slope,) = torch.autograd.grad(data.sum(), images, retain_graph=True)
+            facts["gradient_data"] = slope.flatten(1).norm(dim=1).mean()
+        if config.score:
+            error = self._score_error(clean, generator)
+            facts["score_error"] = error.detach()
+            loss = loss + config.score * error
         known, found = data.detach(), drawn.detach()
         gap = found.mean() - known.mean()
         facts |= {"energy_data": known.mean(), "energy_samples": found.mean()}
@@ -216,6 +220,16 @@ class Energy(Task):
     def watched(self) -> dict[str, Tensor]:
         slopes = [p.grad.norm() for p in self.part.parameters() if p.grad is not None]
         return self._watched | {"gradient_weights": torch.stack(slopes).norm()} if slopes else self._watched
+
+    def _score_error(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        config = self.data.config
+        share = torch.rand(len(images), 1, 1, generator=generator)
+        level = config.smoothing * max(config.score_noise / config.smoothing, 1.0) ** share
+        unit = torch.randn(images.shape, generator=generator)
+        noisy = (images + (level * unit).to(images.device)).requires_grad_()
+        (slope,) = torch.autograd.grad(self.model.energy(noisy).sum(), noisy, create_graph=True)
+        error: Tensor = config.smoothing / self.model.temperature * slope - unit.to(images.device)
+        return error.square().mean()
 
     def _data(self, count: int, generator: torch.Generator) -> Tensor:
         pool: Tensor = self.data.pool
@@ -276,7 +290,8 @@ def completed(
     known = torch.fft.fft2(truth)
 
     def projected(u: Tensor) -> Tensor:
-        return torch.fft.ifft2(torch.where(mask, known, torch.fft.fft2(u))).real
+        kept: Tensor = torch.fft.ifft2(torch.where(mask, known, torch.fft.fft2(u))).real
+        return kept
 
     start = u = projected(torch.zeros_like(truth))
     for _ in range(iterations):
