@@ -272,7 +272,7 @@ class Energy(Task):
     # --- validation --------------------------------------------------------------------------------------------------
     def quality(self) -> dict[str, float]:
         truth: Tensor = self.data.held_out
-        found, start = completed(self.model, truth, self.data.config, self.data.generator(_VALIDATION, 0))
+        found, start = completed(self.model, truth, self.data.generator(_VALIDATION, 0))
         values = {"quality": _psnr(found, truth), "zero_filled": _psnr(start, truth)}
         values["energy_held_out"] = float(self.model.energy(truth).mean())
         if self._step:  # before it there is nothing to see but what the run begins with
@@ -282,10 +282,14 @@ class Energy(Task):
 
 
 def completed(
-    model: GenerativePrior, truth: Tensor, config: Config, generator: torch.Generator, *, iterations: int = 60
+    model: GenerativePrior, truth: Tensor, generator: torch.Generator, *, iterations: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """The energy's minimum among real images with a third of the Fourier coefficients of ``truth`` ``(B, n, n)``, by
-    projected gradient steps as long as those of sampling; and the zero-filled images, where they begin."""
+    """The energy's minimum among real images with a third of the Fourier coefficients of ``truth`` ``(B, n, n)``, and
+    the zero-filled images, where it begins.
+
+    By projected subgradient steps whose lengths fall from a twentieth of the start's norm to 0. The energy is piecewise
+    linear: its gradient does not vanish towards a minimum, and steps of one length end where they began to circle.
+    """
     mask = third(truth.shape[-1], generator).to(truth.device)
     known = torch.fft.fft2(truth)
 
@@ -294,11 +298,11 @@ def completed(
         return kept
 
     start = u = projected(torch.zeros_like(truth))
-    for _ in range(iterations):
+    length = 0.05 * start.flatten(1).norm(dim=1)
+    for k in range(iterations):
         slope = model.gradient(u)
-        if config.gradient_clip:
-            slope *= (config.gradient_clip / slope.flatten(1).norm(dim=1).clamp(min=1e-30)).clamp(max=1)[:, None, None]
-        u = projected(u - 0.5 * config.step * slope)
+        norm = slope.flatten(1).norm(dim=1).clamp(min=1e-30)
+        u = projected(u - (length * (1 - k / iterations) / norm)[:, None, None] * slope)
     return u, start
 
 
