@@ -274,7 +274,7 @@ class Energy(Task):
         truth: Tensor = self.data.held_out
         found, start = completed(self.model, truth, self.data.generator(_VALIDATION, 0))
         values = {"quality": _psnr(found, truth), "zero_filled": _psnr(start, truth)}
-        values["energy_held_out"] = float(self.model.energy(truth).mean())
+        values["energy_held_out"] = float(self.model.energy(truth).detach().mean())
         if self._step:  # before it there is nothing to see but what the run begins with
             path = self.data.folder / self.name / f"samples-{self._step:06d}.png"
             _picture(path, self.replay.read(torch.arange(min(_SHOWN, self.replay.count))))
@@ -321,6 +321,12 @@ def permuted(images: Tensor, generator: torch.Generator) -> Tensor:
     flat = images.flatten(1)
     order = torch.rand(flat.shape, generator=generator).argsort(1)
     return flat.gather(1, order).view_as(images)
+
+
+def levels_of(images: Tensor) -> Tensor:
+    """The model's ``levels`` of images ``(P, n, n)``, evenly among them."""
+    chosen = images[torch.linspace(0, len(images) - 1, LEVELS[0]).long()].flatten(1).sort(1).values
+    return chosen[:, torch.linspace(0, chosen.shape[1] - 1, LEVELS[1]).long()]
 
 
 class Signs:
@@ -444,8 +450,7 @@ class GenerativeTraining(FolderTraining):
 
     def finish(self, model: GenerativePrior, data: Data, outcomes: dict[str, Outcome]) -> None:
         config = self.config
-        places = torch.linspace(0, data.pool.numel() - 1, LEVELS).long()
-        model.levels.copy_(data.pool.flatten().cpu().sort().values[places])
+        model.levels.copy_(levels_of(data.pool.cpu()))
         facts: dict[str, Any] = {"config": asdict(config)}
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
