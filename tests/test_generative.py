@@ -166,7 +166,7 @@ def test_noise_has_the_training_images_intensities_and_no_order() -> None:
     assert noise.shape == (40, 12, 12)
     torch.testing.assert_close(noise, prior.noise(40, seed=5), rtol=0, atol=0)
     assert not torch.equal(noise, prior.noise(40, seed=6))
-    assert set(noise.unique().tolist()) <= set(prior.levels.tolist())
+    assert set(noise.unique().tolist()) <= set(prior.levels.flatten().tolist())
     # 5,760 pixels: the mean of u^2 is 1/3 with a standard error of 0.3 / 76; a neighbour tells nothing.
     assert float(noise.mean()) == pytest.approx(1 / 3, abs=0.02)
     centred = noise - noise.mean()
