@@ -120,7 +120,7 @@ def test_a_file_of_chains_makes_the_same_run_as_memory(tmp_path: Path, pool: byt
 
 
 CHANGES: dict[str, Any] = {
-    "width": 3, "growth": 3.0, "absolute": True, "step": 1.0, "noise_std": 0.02, "langevin": 5, "ramp": 9.0,
+    "width": 3, "growth": 3.0, "absolute": True, "step": 1.0, "noise_std": 0.05, "langevin": 5, "ramp": 9.0,
     "buffer": 9, "renewed": 0.9, "patience": 1, "smoothing": 0.2, "score": 0.5, "score_noise": 0.04, "regulariser": 0.0,
     "gradient_clip": 1e-4, "seed": 1,
 }  # fmt: skip
