@@ -54,6 +54,11 @@ class GenerativePrior(nn.Module):
     levels
         ``(16, 256)``: quantiles of the intensities of training images, which samples from noise begin with.
 
+    R is piecewise linear, and homogeneous (R(t u) = t R(u), t > 0): its gradient does not vanish towards
+    a minimum and steps have to get shorter, by backtracking or by a schedule. It has no bound from below of its own;
+    a data term, or a bound on the number of steps, is what it is used with. In units of T it is a negative logarithm
+    of a density: ``D / sigma^2 + R / T`` beside a data term of noise sigma.
+
     The weights are parameters like any network's: freeze them (``prior.requires_grad_(False)``) in a reconstruction
     that records gradients of its own.
     """
