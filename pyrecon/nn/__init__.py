@@ -2,6 +2,7 @@
 
 from pyrecon.nn.conditioned import ConditionedUNet
 from pyrecon.nn.dncnn import DnCNN
+from pyrecon.nn.energy import EnergyNet
 from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
 from pyrecon.nn.shallow import ShallowBlock
@@ -12,6 +13,7 @@ __all__ = [
     "BallConsistency",
     "ConditionedUNet",
     "DnCNN",
+    "EnergyNet",
     "ExactConsistency",
     "LearnedConsistency",
     "ResidualUNet",
