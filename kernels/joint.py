@@ -139,9 +139,10 @@ def test_kernel(
     shrunk = before * old - after * new
     excess = shrunk * slope / tl.load(step + b) + turned * u * (tl.cast(bound, u.dtype) * u - s) * 0.5
     excess = tl.where((before == 0) | (after == 0), 0.0, excess)
-    at = partial + 2 * (b * blocks + tl.program_id(0))
+    at = partial + 3 * (b * blocks + tl.program_id(0))
     tl.store(at, tl.sum(tl.where(inside, distance, 0.0).to(tl.float64)))
     tl.store(at + 1, tl.sum(excess.to(tl.float64)))
+    tl.store(at + 2, tl.sum((turned * u * u).to(tl.float64)))
 
 
 def coils(image: Tensor, maps: Tensor, out: Tensor) -> None:
@@ -168,7 +169,7 @@ def maps_test(
 ) -> None:  # fmt: skip
     batch, coils_, rows, cols = maps.shape
     blocks = triton.cdiv(rows * cols, BLOCK)
-    partial = sums.new_empty((batch, blocks, 2), dtype=torch.float64)
+    partial = sums.new_empty((batch, blocks, 3), dtype=torch.float64)
     tensors = (_reals(t) for t in (proposal, maps, moved, step, image, along, data, unit, combined, partial))
     if maps.numel():
         test_kernel[(blocks, batch)](*tensors, coils_, rows * cols, blocks, bound, BLOCK=BLOCK)

@@ -142,7 +142,7 @@ void joint_step(const JointStep<T>& job) {
 template <class T>
 void joint_test(const JointTest<T>& job) {
   const int64_t per_sample = (job.pixels + block - 1) / block;
-  const Scratch<double> partial(2 * job.batch * per_sample);  // by block: the same sums for any number of threads
+  const Scratch<double> partial(3 * job.batch * per_sample);  // by block: the same sums for any number of threads
   each_block(job, [&](int64_t b, int64_t pixel, int64_t n, int64_t index) {
     alignas(64) T old_inv[reals], new_inv[reals], shrunk[reals], slope[reals], turned[reals], combined[reals];
     const int64_t plane = 2 * job.pixels, origin = b * job.coils * plane + 2 * pixel;
@@ -162,7 +162,7 @@ void joint_test(const JointTest<T>& job) {
         shrunk[i] += d * d;
       }
     }
-    double moved = 0, excess = 0;
+    double moved = 0, excess = 0, change = 0;
     for (int64_t i = 0; i < n; ++i) moved += shrunk[i];
     join(old_inv, n);
     join(new_inv, n);
@@ -199,15 +199,17 @@ void joint_test(const JointTest<T>& job) {
       const T pixel_excess = shrunk[2 * i] * rate * (slope[2 * i] + slope[2 * i + 1]) +
                              curved * (turned[2 * i] + turned[2 * i + 1]);
       excess += smooth ? pixel_excess : T(0);
+      change += u * u * (turned[2 * i] + turned[2 * i + 1]);
     }
-    partial[2 * index] = moved;
-    partial[2 * index + 1] = excess;
+    partial[3 * index] = moved;
+    partial[3 * index + 1] = excess;
+    partial[3 * index + 2] = change;
   });
   for (int64_t b = 0; b < job.batch; ++b)
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < 3; ++k) {
       double sum = 0;
-      for (int64_t i = 0; i < per_sample; ++i) sum += partial[2 * (b * per_sample + i) + k];
-      job.sums[2 * b + k] = static_cast<T>(sum);
+      for (int64_t i = 0; i < per_sample; ++i) sum += partial[3 * (b * per_sample + i) + k];
+      job.sums[3 * b + k] = static_cast<T>(sum);
     }
 }
 

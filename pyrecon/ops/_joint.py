@@ -7,8 +7,8 @@ z = F^H M k of the coils and w = F^H M^2 F (n u), per pixel::
     its adjoint       of g: s = Re sum_c conj(n_c) g_c  and  u (g_c - n_c s) / |S|
     joint_extrapolate S_bar = S + inertia (S - S_previous),  and v of S_bar
     joint_maps_step   y = S - step t, t the adjoint at g = w - z, which is the gradient of the data term D;  s
-    joint_maps_test   n' = S' / |S'|,  a = Re sum_c conj(n'_c) z_c,  and two sums over the pixels of a sample:
-                      |S' - S|^2  and  E = sum (|S| - |S'|) Re<t, e> + |e|^2 u (bound u - s) / 2,  e = n' - n
+    joint_maps_test   n' = S' / |S'|,  a = Re sum_c conj(n'_c) z_c,  and three sums over the pixels of a sample:
+                      |S' - S|^2,  E = sum (|S| - |S'|) Re<t, e> + |e|^2 u (bound u - s) / 2  and  |u e|^2,  e = n' - n
 
 E bounds how far the data term D(S') lies above its tangent at S: with d = S' - S,
 
@@ -83,9 +83,7 @@ def _extrapolate_reference(maps: Tensor, previous: Tensor, inertia: Tensor, imag
     return bar, _coils_reference(image, bar)
 
 
-def _step_reference(
-    maps: Tensor, response: Tensor, data: Tensor, image: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor]:
+def _step_reference(maps: Tensor, response: Tensor, data: Tensor, image: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     s, gradient = _backward_reference(response - data, image, maps)
     return maps - _per_sample(step) * gradient, s
 
@@ -109,7 +107,8 @@ def _test_reference(
     # Where there was no map, or is none, the data term has no derivative: no bound is claimed.
     excess = torch.where((before[:, 0] == 0) | (after[:, 0] == 0), 0, excess)
     d = proposal - maps
-    sums = torch.stack([v.flatten(1).sum(1, dtype=torch.float64) for v in (_along(d, d), excess)], dim=1)
+    each = (_along(d, d), excess, turned * image.square())
+    sums = torch.stack([v.flatten(1).sum(1, dtype=torch.float64) for v in each], dim=1)
     return unit, _along(unit, data), sums.to(step.dtype)
 
 
@@ -198,7 +197,7 @@ _test = Op(
     outputs=lambda proposal, maps, moved, step, image, *_: (
         torch.empty_like(maps),
         torch.empty_like(image),
-        image.new_empty((maps.shape[0], 2)),
+        image.new_empty((maps.shape[0], 3)),
     ),
     reference=_test_reference,
     kernels={"cpp": _test_cpp, "triton": _triton("maps_test")},
@@ -345,8 +344,8 @@ def joint_maps_test(
     Returns
     -------
     unit, combined, sums
-        ``proposal / |proposal|``; ``Re sum_c conj(unit_c) data_c``, ``(B, H, W)``; and ``(B, 2)``, of which the
-        step is good for L where ``sums[:, 1] <= L / 2 * sums[:, 0]``.
+        ``proposal / |proposal|``; ``Re sum_c conj(unit_c) data_c``, ``(B, H, W)``; and ``(B, 3)``: the step is
+        good for L where ``sums[:, 1] <= L / 2 * sums[:, 0]``, and changes the coil images by ``sums[:, 2].sqrt()``.
     """
     _check_maps("maps", maps)
     for name, value in (("proposal", proposal), ("moved", moved), ("data", data)):
@@ -360,7 +359,7 @@ def joint_maps_test(
         check_tuple("out", out, "unit", "combined", "sums")
         inputs = (maps, moved, image, along, data)
         check_out("out[1]", out[1], image.shape, image, inputs=(proposal, *inputs))
-        check_out("out[2]", out[2], (maps.shape[0], 2), image, inputs=(proposal, *inputs, out[1]))
+        check_out("out[2]", out[2], (maps.shape[0], 3), image, inputs=(proposal, *inputs, out[1]))
         given = (*inputs, *out[1:]) if _same(out[0], proposal) else (proposal, *inputs, *out[1:])
         check_out("out[0]", out[0], maps.shape, maps, inputs=given)
     inputs = (dense(proposal), dense(maps), dense(moved), rows, dense(image), dense(along), dense(data))
