@@ -155,9 +155,8 @@ def reconstruct(
         print(json.dumps(report.to_dict() | {"output": str(target)}, indent=2))
     else:
         _console.out.print(str(report), markup=False, soft_wrap=True)
-        _console.out.print(
-            f"written      {target}" + "".join(f", {p}" for p in (maps_out, figure) if p), markup=False, soft_wrap=True
-        )
+        written = ", ".join(str(path) for path in (target, maps_out, figure) if path is not None)
+        _console.out.print(f"written      {written}", markup=False, soft_wrap=True)
 
 
 def _print_plan(job: Job, target: Path, figure: Path | None, as_json: bool) -> None:

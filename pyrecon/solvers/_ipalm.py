@@ -126,8 +126,8 @@ def ipalm(
     max_iter
         Iterations at most.
     tol
-        A sample stops when an iteration's steps change its image and its coil images by at most ``tol``, relative to
-        them. 0: all iterations are made, and no warning is given.
+        A sample stops when, past the continuation, an iteration's steps change its image and its coil images by at most
+        ``tol``, relative to them. 0: all iterations are made, and no warning is given.
 
     Returns
     -------
@@ -278,7 +278,8 @@ class _Run:
                     steps.keep(kept)
                     verdict, change = verdict[kept], change[kept]
             change, held = steps.advance(k + 1)
-            now = torch.where(change <= self.tol, int(Status.CONVERGED), int(Status.MAX_ITER))
+            ended = self.fixed or self.continuation * self.decay ** (k + 1) <= 1  # the problem is the one asked for
+            now = torch.where((change <= self.tol) & ended, int(Status.CONVERGED), int(Status.MAX_ITER))
             now = torch.where(held, now, int(Status.DIVERGED))
             now = torch.where(change.isfinite(), now, int(Status.NONFINITE))
             verdict = torch.where(verdict == Status.MAX_ITER, now, verdict)

@@ -51,7 +51,8 @@ class JointMRI(MRIMethod):
     epsilon
         Of TV, in units of the brightest pixel.
     tol
-        Stops when a step changes image and coil images by less than ``tol`` relative to them.
+        Stops when a step changes image and coil images by less than ``tol`` relative to them. Without calibration lines
+        the way is long and flat: 1e-4 stopped 1 to 5 dB below the end on a measured scan.
     max_iter
         Iterations at most.
     """
@@ -71,8 +72,8 @@ class JointMRI(MRIMethod):
     decay: float = 0.95
     jitter: float = 0.0
     seed: int = 0
-    tol: float = 1e-4
-    max_iter: int = 300
+    tol: float = 1e-5
+    max_iter: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()

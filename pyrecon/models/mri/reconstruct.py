@@ -240,18 +240,10 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
         return replace(data, maps=torch.ones(1, 1, height, width, dtype=torch.complex64))
     try:
         block = calibration_data(data.scan, size)
+        details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples"
+        maps = _estimated(block.to(device), kind, (height, width))
     except DataError as error:
         raise DataError(f"{error}; the method joint (JointMRI) needs neither") from None
-    details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples"
-    block = block.to(device)
-    if kind == "espirit":
-        # Of 10 lines a kernel of 6 took 155 of 3,000 pixels of a brain for empty, and its maps of the others were off
-        # by 9 times as much as with 4; from 14 lines on 3 to 6 are equal. Fewer than 6 lines are too few for any.
-        side = min(block.shape[2:])
-        kernel = min(6, side // 2 - 1) if side >= 6 else 6
-        maps = espirit_maps(block, (height, width), noise_std=1.0, kernel=kernel)[0]
-    else:
-        maps = walsh_maps(block, (height, width))
     maps = maps.cpu().repeat_interleave(slices // len(maps), dim=0)
     empty = (maps == 0).flatten(1).all(dim=1).nonzero()[:, 0].tolist()
     if len(empty) == slices:
@@ -260,6 +252,16 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
         names = ", ".join(slice_name(data.scan, s) for s in empty[:8]) + (", ..." if len(empty) > 8 else "")
         warnings.warn(f"no signal rises above the noise in {names}: the image is zero there", stacklevel=4)
     return replace(data, maps=maps)
+
+
+def _estimated(block: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
+    if kind == "walsh":
+        return walsh_maps(block, shape)
+    # Of 10 lines a kernel of 6 took 155 of 3,000 pixels of a brain for empty, and its maps of the others were off
+    # by 9 times as much as with 4; from 14 lines on 3 to 6 are equal. Fewer than 6 lines are too few for any.
+    side = min(block.shape[2:])
+    kernel = min(6, side // 2 - 1) if side >= 6 else 6
+    return espirit_maps(block, shape, noise_std=1.0, kernel=kernel)[0]
 
 
 def _check_maps(maps: Tensor, scan: MRIScan) -> None:
