@@ -278,8 +278,9 @@ class _Run:
                     steps.keep(kept)
                     verdict, change = verdict[kept], change[kept]
             change, held = steps.advance(k + 1)
-            ended = self.fixed or self.continuation * self.decay ** (k + 1) <= 1  # the problem is the one asked for
-            now = torch.where((change <= self.tol) & ended, int(Status.CONVERGED), int(Status.MAX_ITER))
+            # The problem is the one asked for only when mu has come down.
+            tol = self.tol if self.fixed or self.continuation * self.decay ** (k + 1) <= 1 else -1.0
+            now = torch.where(change <= tol, int(Status.CONVERGED), int(Status.MAX_ITER))
             now = torch.where(held, now, int(Status.DIVERGED))
             now = torch.where(change.isfinite(), now, int(Status.NONFINITE))
             verdict = torch.where(verdict == Status.MAX_ITER, now, verdict)

@@ -11,7 +11,7 @@ sample, and of a pixel of a fully sampled image.
 """
 
 from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table, scan_of_images
-from pyrecon.models.mri.joint import JointMRI
+from pyrecon.models.mri.joint import CoilwiseTransform, JointMRI
 from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI
 from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
 from pyrecon.models.mri.map_reconstruct import reconstruct_maps
@@ -30,6 +30,7 @@ __all__ = [
     "METHODS",
     "PINQIMRI",
     "CGSense",
+    "CoilwiseTransform",
     "DEProxMRI",
     "Evaluation",
     "Fitted",

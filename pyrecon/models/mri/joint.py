@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_count, described
+from pyrecon.linops import NonCartesianSense
 from pyrecon.models.mri.methods import MRIMethod
 from pyrecon.models.weights import find_weights, which_weights
 from pyrecon.ops import sense_maps_adjoint
@@ -169,6 +171,43 @@ class JointMRI(MRIMethod):
         coils = sense_maps_adjoint(kspace, ones, mask)
         peak = torch.linalg.vector_norm(coils, dim=1).amax(dim=(1, 2))
         return torch.where((peak > 0) & peak.isfinite(), peak, 1.0)
+
+
+class CoilwiseTransform:
+    """A :class:`~pyrecon.linops.NonCartesianSense` with one map of ones as the transform of single coils: what
+    :func:`pyrecon.solvers.ipalm` takes in place of a mask.
+
+    ``bound`` is the largest eigenvalue of its ``gram`` by power iteration, with a margin of 5 %.
+
+    Parameters
+    ----------
+    operator
+        With maps ``(1, 1, H, W)`` of ones.
+    iterations
+        Of the power iteration.
+    """
+
+    def __init__(self, operator: NonCartesianSense, *, iterations: int = 30) -> None:
+        if not isinstance(operator, NonCartesianSense):
+            raise TypeError(f"operator: {described(operator)}, expected a NonCartesianSense")
+        if operator.maps.shape[:2] != (1, 1) or bool((operator.maps != 1).any()):
+            raise ValueError("operator: expected one map of ones, the maps are what is to be found")
+        self.operator = operator
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(operator.maps.shape[1:], dtype=operator.maps.dtype, generator=generator)
+        largest = torch.ones(())
+        for _ in range(check_count("iterations", iterations)):
+            x = operator.gram(x / torch.linalg.vector_norm(x))
+            largest = torch.linalg.vector_norm(x)
+        self.bound = 1.05 * float(largest)
+
+    def adjoint(self, kspace: Tensor) -> Tensor:
+        """Coil images ``(B, C, H, W)`` of data ``(B, C, K)``."""
+        return self.operator.adjoint(kspace.flatten(0, 1)[:, None]).view(*kspace.shape[:2], *self.operator.domain_shape)
+
+    def gram(self, coils: Tensor) -> Tensor:
+        """``F^H W^2 F`` of coil images ``(B, C, H, W)``."""
+        return self.operator.gram(coils.flatten(0, 1)).view_as(coils)
 
 
 def as_lines(mask: Tensor) -> Tensor:
