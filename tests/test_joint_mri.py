@@ -166,11 +166,12 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert found.image.shape == (1, 2, *image.image.shape[-2:])
     assert np.allclose((np.abs(found.image) ** 2).sum(1), 1, atol=1e-5)
     wrong = CliRunner().invoke(app, [*call[:-1], str(tmp_path / "maps.png")])
-    assert wrong.exit_code == 2
-    assert "expected .npz or .h5" in wrong.output
-    none = CliRunner().invoke(app, ["reconstruct", str(SIEMENS), "-m", "rss", *call[6:]])
-    assert none.exit_code != 0
-    assert "has no coil maps" in none.output
+    assert isinstance(wrong.exception, DataError)
+    assert "expected .npz or .h5" in str(wrong.exception)
+    none = CliRunner().invoke(app, ["reconstruct", str(SIEMENS), "-m", "rss", "-o", str(tmp_path / "x.npz"), *call[8:]])
+    assert isinstance(none.exception, DataError)
+    assert "has none" in str(none.exception)
+    assert not (tmp_path / "x.npz").exists()
     assert METHODS["joint"] is JointMRI
 
 

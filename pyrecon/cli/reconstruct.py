@@ -132,8 +132,8 @@ def reconstruct(
         advice = "; give it as --system-matrix along with a measurement" if kind == "mdf-system-matrix" else ""
         raise DataError(f"{file}: is {kind}, nothing to reconstruct; expected {expected}{advice}")
 
-    if maps_out is not None and not isinstance(job, MRIJob):
-        raise DataError(f"--maps-out: is for coil maps of MRI, {file} with this method has none")
+    if maps_out is not None and not (isinstance(job, MRIJob) and (job.method.needs_maps or job.method.finds_maps)):
+        raise DataError(f"--maps-out: is for coil maps of MRI, {job.facts['method']} has none")
     if dry_run:
         _print_plan(job, target, figure, as_json)
         return

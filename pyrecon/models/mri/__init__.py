@@ -15,10 +15,10 @@ from pyrecon.models.mri.joint import CoilwiseTransform, JointMRI
 from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI
 from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
 from pyrecon.models.mri.map_reconstruct import reconstruct_maps
-from pyrecon.models.mri.methods import METHODS, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
+from pyrecon.models.mri.methods import CLASSICAL, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri, reconstruct_with_maps
 
-METHODS["joint"] = JointMRI  # beside the others in one file it would be a circle of imports
+METHODS: dict[str, type[MRIMethod]] = {**CLASSICAL, "joint": JointMRI}
 
 # Those that need trained weights.
 LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI, "luser": LUSERMRI}

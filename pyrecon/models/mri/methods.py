@@ -209,7 +209,7 @@ class TVSense(MRIMethod):
         return _fista(self, kspace, given_maps(maps), mask, prox)
 
 
-METHODS: dict[str, type[MRIMethod]] = {
+CLASSICAL: dict[str, type[MRIMethod]] = {
     "rss": ZeroFilled,
     "cg-sense": CGSense,
     "l1-sense": WaveletSense,
