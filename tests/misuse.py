@@ -205,7 +205,10 @@ TARGETS: dict[str, Target] = {
         {"maps": randn(B, 5, 3, dtype=C), "weight": value(0.3), "dims": value((-2, -1))}
         | {"out": lambda: torch.empty(B, 5, 3, dtype=C)},
     ),
-    "ops.joint_coils": Target(ops.joint_coils, {"image": randn(B, 4, 4), "maps": KSPACE["kspace"], "out": KSPACE["kspace"]}),
+    "ops.joint_coils": Target(
+        ops.joint_coils,
+        {"image": randn(B, 4, 4), "maps": KSPACE["kspace"], "out": lambda: torch.empty(B, 2, 4, 4, dtype=C)},
+    ),
     "ops.kaczmarz": Target(ops.kaczmarz, KACZMARZ | {"out": lambda: torch.empty(B, N)}),
     "ops.kaczmarz, dual": Target(
         lambda **a: ops.kaczmarz(return_dual=True, **a),
