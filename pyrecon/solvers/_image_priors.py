@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import check_callable, check_number, check_size, described
-from pyrecon.solvers._batch import applied, dot
+from pyrecon.solvers._batch import applied, check_state, dot
 
 
 @runtime_checkable
@@ -95,6 +95,7 @@ class Denoised:
         self.denoiser = denoiser
 
     def energy_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        check_state("u", u)
         gradient = u - applied("denoiser", self.denoiser, u)
         return (dot(u, gradient) / 2).to(u.dtype), gradient
 
