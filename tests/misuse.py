@@ -205,6 +205,10 @@ TARGETS: dict[str, Target] = {
         {"maps": randn(B, 5, 3, dtype=C), "weight": value(0.3), "dims": value((-2, -1))}
         | {"out": lambda: torch.empty(B, 5, 3, dtype=C)},
     ),
+    "ops.joint_coils": Target(
+        ops.joint_coils,
+        {"image": randn(B, 4, 4), "maps": KSPACE["kspace"], "out": lambda: torch.empty(B, 2, 4, 4, dtype=C)},
+    ),
     "ops.kaczmarz": Target(ops.kaczmarz, KACZMARZ | {"out": lambda: torch.empty(B, N)}),
     "ops.kaczmarz, dual": Target(
         lambda **a: ops.kaczmarz(return_dual=True, **a),
@@ -269,6 +273,22 @@ TARGETS: dict[str, Target] = {
         {"gradient": map_(cg_matrix), "prox": map_(lambda v, step: v), "K": map_(lambda x: 0.5 * x), "x0": randn(B, N)}
         | {"K_adjoint": map_(lambda u: 0.5 * u), "dual_prox": map_(lambda u, step: u), "step": value(0.2)}
         | {"dual_step": value(0.2), "max_iter": value(9), "tol": value(1e-3)},
+    ),
+    "solvers.ipalm": Target(
+        solvers.ipalm,
+        {k: KSPACE[k] for k in ("kspace", "mask")}
+        | {"prior": solvers.Charbonnier, "lam": value(0.1), "mu": value(0.1), "continuation": value(2.0)}
+        | {"decay": value(0.9), "retraction": value(True), "inertia": value(True), "jitter": value(0.0)}
+        | {"seed": value(1), "max_iter": value(2), "tol": value(0.0), "maps": KSPACE["kspace"]}
+        | {"start": lambda: (torch.ones(B, 4, 4), torch.ones(B, 2, 4, 4, dtype=C))},
+    ),
+    "solvers.Charbonnier": Target(solvers.Charbonnier, {"epsilon": value(0.1)}),
+    "solvers.Denoised": Target(
+        lambda denoiser, u: solvers.Denoised(denoiser).energy_and_gradient(u),
+        {"denoiser": map_(lambda u: 0.5 * u), "u": randn(B, 4, 4)},
+    ),
+    "solvers.CenterCrop": Target(
+        solvers.CenterCrop, {"prior": solvers.Charbonnier, "shape": value((4, 4))}
     ),
     "solvers.langevin": Target(
         solvers.langevin,

@@ -75,23 +75,37 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScanJob(Job):
-    """A reconstruction of a scan's images, written as volumes: ``(V, Z, H, W)``, or ``(Z, H, W)`` if it is one."""
+class MRIJob(Job):
+    """A reconstruction of a scan's images, written as volumes: ``(V, Z, H, W)``, or ``(Z, H, W)`` if it is one.
+
+    ``run`` leaves the coil maps that it used or found in ``maps``, if there were any.
+    """
 
     volumes: Volumes
+    maps: list[torch.Tensor] = dataclasses.field(default_factory=list)
 
     def result(self, found: Any, report: Report) -> Result:
-        told = report.to_dict()
-        told["details"]["geometry"] = self.volumes.note
         order = self.volumes.order
-        images = found.cpu().numpy()[order]
-        labels = self.volumes.labels
+        images, labels = found.cpu().numpy()[order], self.volumes.labels
         if len(order) == 1:
             images, labels = images[0], ()
-        grid = placed_grid(self.grid, order.shape[1], self.volumes)
-        return Result(
-            images, grid, report.method, told["parameters"], told, labels, affine=self.volumes.affine, placed=False
-        )
+        return self._written(images, report, report.method, labels)
+
+    def maps_result(self, report: Report) -> Result:
+        """What ``--maps-out`` writes: ``(C, Z, H, W)`` of one volume, else ``(S | 1, C, 1, H, W)``."""
+        maps, order = self.maps[0].numpy(), self.volumes.order
+        of_volume = len(order) == 1 and len(maps) == order.size
+        maps = maps[order[0]].swapaxes(0, 1) if of_volume else maps[:, :, None]
+        return self._written(maps, report, f"coil maps of {report.method}", (), placed=of_volume)
+
+    def _written(
+        self, images: Any, report: Report, method: str, labels: tuple[str, ...], *, placed: bool = True
+    ) -> Result:
+        told = report.to_dict()
+        told["details"]["geometry"] = self.volumes.note
+        grid = placed_grid(self.grid, images.shape[-3], self.volumes)
+        affine = self.volumes.affine if placed else None
+        return Result(images, grid, method, told["parameters"], told, labels, affine=affine, placed=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +198,7 @@ def mpi_job(
 def mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
     from pyrecon import io
     from pyrecon.data.mri import first_slices, readout_width
-    from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_mri
+    from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_with_maps
 
     scan = io.read(file)
     assert isinstance(scan, MRIScan)
@@ -208,10 +222,14 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
     memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
-        return reconstruct_mri(scan if first is None else first_slices(scan, first), chosen, device=device)
+        part = scan if first is None else first_slices(scan, first)
+        images, maps, report = reconstruct_with_maps(part, chosen, device=device)
+        found[:] = [] if maps is None else [maps]
+        return images, report
 
+    found: list[torch.Tensor] = []
     arranged = volumes_of(scan, np.arange(count), (height, width))
-    return ScanJob(facts, chosen, count, memory, run, False, grid, scan.labels, arranged)
+    return MRIJob(facts, chosen, count, memory, run, False, grid, scan.labels, arranged, found)
 
 
 def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) -> Job:
