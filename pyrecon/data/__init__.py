@@ -12,6 +12,8 @@ __getattr__, __dir__ = submodules(
     "ct_phantoms",
     "fourier",
     "heads",
+    "knees",
+    "magnitudes",
     "mni",
     "mpi",
     "mri",
