@@ -138,13 +138,13 @@ def _turned(make: Callable[..., Tensor], shape: Shape, batch: int, seed: int) ->
     return torch.cat([make(shape, turn=float(turn)) for turn in turns])
 
 
-# Zach, Knoll and Pock, Stable deep MRI reconstruction using generative priors, 2023, Tables 1 and 2. Lines lie along H,
-# as fastMRI's do; swapped, along W.
+# Zach, Knoll and Pock, Stable deep MRI reconstruction using generative priors, 2023, Tables 1 and 2. Phases are encoded
+# along H, as in the scans that the readers here return (fastMRI: along W); swapped, along W.
 _NAMED: dict[str, Callable[[Shape, int, int], Tensor]] = {
     "random-3x": lambda shape, batch, seed: random_points(shape, 3.0, batch=batch, seed=seed),
-    "cartesian-4x": partial(_cartesian, acl=0.08, axis=-1),
-    "cartesian-4x-swapped": partial(_cartesian, acl=0.08, axis=-2),
-    "cartesian-4x-acl4": partial(_cartesian, acl=0.04, axis=-1),
+    "cartesian-4x": partial(_cartesian, acl=0.08, axis=-2),
+    "cartesian-4x-swapped": partial(_cartesian, acl=0.08, axis=-1),
+    "cartesian-4x-acl4": partial(_cartesian, acl=0.04, axis=-2),
     "spiral-5x": partial(_turned, partial(spiral_points, acceleration=5.0)),
     "radial-6x": partial(_turned, partial(radial_points, acceleration=6.0)),
     "radial-11x": partial(_turned, partial(radial_points, acceleration=11.0)),
