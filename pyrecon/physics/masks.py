@@ -64,9 +64,7 @@ def radial_points(shape: Shape, acceleration: float, *, turn: float = 0.0) -> Te
     return _closest([spokes(shape, n, turn=turn) for n in (max(1, low - 1), low)], wanted)
 
 
-def spiral_points(
-    shape: Shape, acceleration: float, *, arms: int = 1, power: float = 1.5, turn: float = 0.0
-) -> Tensor:
+def spiral_points(shape: Shape, acceleration: float, *, arms: int = 1, power: float = 1.5, turn: float = 0.0) -> Tensor:
     """Spirals from the centre out, as dense as ``acceleration`` asks for: ``(1, 1, H, W)``.
 
     The radius grows as ``t^power`` with the angle t: 1 is Archimedes' spiral, more is denser at the centre. Windings are

@@ -151,5 +151,3 @@ def new_model(config: Config) -> SupervisedMRI:
             config.cascades, config.width, config.pools, config.sensitivity_width, config.sensitivity_pools,
             dropout=config.dropout,
         )  # fmt: skip
-
-
