@@ -79,6 +79,11 @@ SYSTEMS: dict[str, System] = {
         paper_path="pyrecon.experiments.ei_deq:PAPER",
         paper_name="ei-deq",
     ),
+    "generative": System(
+        "Stable MRI: a generative prior on magnitude images, trained by maximum likelihood",
+        model_path="pyrecon.models:GenerativePrior",
+        training_path="pyrecon.train.generative:GenerativeTraining",
+    ),
     "luser": System(
         "LUSER: loop-unrolled reconstruction with shallow equilibria, and its rivals",
         model_path="pyrecon.models:LUSER",

@@ -307,8 +307,8 @@ def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple
 
 
 def calibration_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The largest fully sampled block about the centre, image by image: bool ``(B | 1, 1, H, W)`` from ``(B | 1, 1, H | 1,
-    W | 1)``; nothing where the centre itself is not sampled. On the device of ``mask``."""
+    """The largest fully sampled block about the centre, image by image: bool ``(B | 1, 1, H, W)`` from ``(B | 1, 1, H |
+    1, W | 1)``; nothing where the centre itself is not sampled. On the device of ``mask``."""
     block = torch.zeros(len(mask), 1, *shape, dtype=torch.bool)
     for own, sampled in zip(block, (mask != 0).cpu().numpy(), strict=True):
         own[(0, *calibration_region(sampled[None], shape))] = True

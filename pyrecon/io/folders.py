@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrecon._check import check_count, check_flag
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data._drawing import means
 from pyrecon.data.fourier import ifft_centered
@@ -37,6 +38,8 @@ Part = Literal["train", "validation", "test"]
 Values = Literal["real", "complex", "color"]
 
 _HDF5, _PICTURES, _VOLUMES, _ARRAYS = (".h5", ".hdf5"), (".png", ".jpg", ".jpeg"), (".nii", ".nii.gz"), (".npz", ".npy")
+_FIELDS = "/kspace", "/reconstruction_esc", "/reconstruction_rss", "/data"
+_MAGNITUDES = "/reconstruction_rss", "/reconstruction_esc", "/data"
 _MOST_FILES = 2**20
 _MOST_PIXELS = 2**28
 _LODOPAB = 81.35858 / 40  # its unit over twice water's attenuation
@@ -48,10 +51,23 @@ class ImageFolder:
 
     The parts are of different files, so that no volume is in two; of fewer than ten files they are of different slices,
     in order. Within a part images are shuffled, in the same way at all times.
+
+    Parameters
+    ----------
+    path
+        The folder or file.
+    magnitudes
+        Of HDF5 the reconstructions alone, fastMRI's ``reconstruction_rss`` (of any number of coils) or
+        ``reconstruction_esc``, never its k-space.
+    central
+        Of every volume so many slices about its middle, in place of those said above.
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, *, magnitudes: bool = False, central: int | None = None) -> None:
+        check_flag("magnitudes", magnitudes)
         self.path = Path(path)
+        self.fields = _MAGNITUDES if magnitudes else _FIELDS
+        self.central = None if central is None else check_count("central", central)
         self.files = _files(self.path)
         self._parts: dict[Part, list[tuple[Path, int]]] | None = None
 
@@ -79,7 +95,7 @@ class ImageFolder:
         channels = (3,) if values == "color" else ()
         images = np.empty((count, *channels, *shape), np.complex64 if values == "complex" else np.float32)
         for i, (path, number) in enumerate(known[first : first + count]):
-            images[i] = _valued(_fitted(path, _image(path, number), shape), values)
+            images[i] = _valued(_fitted(path, _image(path, number, self.fields), shape), values)
         if not np.isfinite(images).all():
             bad = sorted({str(path) for path, _ in known[first : first + count]})
             raise DataError(f"{self.path}: NaN or infinite values in one of {', '.join(bad[:4])}")
@@ -87,7 +103,7 @@ class ImageFolder:
 
     def _images(self) -> dict[Part, list[tuple[Path, int]]]:
         if self._parts is None:
-            whole = [[(path, number) for number in _slices(path)] for path in self.files]
+            whole = [[(path, n) for n in _slices(path, self.fields, self.central)] for path in self.files]
             if len(whole) < 10:  # parts of the slices
                 whole = [[image] for images in whole for image in images]
             whole = [images for images in whole if images]
@@ -137,31 +153,37 @@ def _kinds() -> str:
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
-def _slices(path: Path) -> range:
+def _slices(path: Path, fields: tuple[str, ...], central: int | None) -> range:
     """Numbers of the images in a file."""
     if _kind(path) in _PICTURES:
         return range(1)
     if _kind(path) in _HDF5:
         with Hdf5(path) as file:
-            return range(file.dataset(_field(file)).shape[0])
-    count = len(_volume(path))
+            count = file.dataset(_field(file, fields)).shape[0]
+    else:
+        count = len(_volume(path))
+    if central is not None:
+        first = max(0, (count - central) // 2)
+        return range(first, min(count, first + central))
+    if _kind(path) in _HDF5:
+        return range(count)
     return range(count // 5, count - count // 5) if _kind(path) in _VOLUMES else range(count)
 
 
-def _image(path: Path, number: int) -> NDArray[Any]:
+def _image(path: Path, number: int, fields: tuple[str, ...]) -> NDArray[Any]:
     """``(H, W)`` real or complex, or ``(H, W, 3)``."""
     existing_file(path)
     if _kind(path) in _PICTURES:
         return _picture(path)
     if _kind(path) in _HDF5:
         with Hdf5(path) as file:
-            return _hdf5(file, number)
+            return _hdf5(file, number, fields)
     return np.asarray(_volume(path)[number])
 
 
-def _field(file: Hdf5) -> str:
-    """The dataset of images in an HDF5 file, ``(S, H, W)``."""
-    for field in ("/kspace", "/reconstruction_esc", "/reconstruction_rss", "/data"):
+def _field(file: Hdf5, fields: tuple[str, ...]) -> str:
+    """The dataset of images in an HDF5 file, ``(S, H, W)``, the first of ``fields`` that is there."""
+    for field in fields:
         if file.has(field):
             shape = file.dataset(field).shape
             if field == "/kspace" and len(shape) == 4:
@@ -174,11 +196,12 @@ def _field(file: Hdf5) -> str:
                 raise file.fail(field, f"shape {shape}", "(S, H, W)")
             return field
     names = ", ".join(file.names("/")[:8]) or "nothing"
-    raise DataError(f"{file.path}: holds {names}; expected kspace or reconstruction_esc (fastMRI), or data (LoDoPaB)")
+    wanted = "kspace or reconstruction_esc" if fields is _FIELDS else "reconstruction_rss or reconstruction_esc"
+    raise DataError(f"{file.path}: holds {names}; expected {wanted} (fastMRI), or data (LoDoPaB)")
 
 
-def _hdf5(file: Hdf5, number: int) -> NDArray[Any]:
-    field = _field(file)
+def _hdf5(file: Hdf5, number: int, fields: tuple[str, ...]) -> NDArray[Any]:
+    field = _field(file, fields)
     node = file.dataset(field)
     with file.reading(field):
         image = np.asarray(node[number])

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pyrecon.models.data_consistency import DataConsistency
     from pyrecon.models.deq import DEGrad, DEProx, UNetRefinement
     from pyrecon.models.deq_mpi import DEQMPI
+    from pyrecon.models.generative import GenerativePrior
     from pyrecon.models.luser import LUSER
     from pyrecon.models.map_rivals import DOPAMINE, MANTIS, DeepT1, UnrolledMaps
     from pyrecon.models.pinqi import PINQI
@@ -23,6 +24,7 @@ _MODULES = {
     "DEQ4IP": "unrolled",
     "DEQMPI": "deq_mpi",
     "DOPAMINE": "map_rivals",
+    "GenerativePrior": "generative",
     "ImageUNet": "supervised_mri",
     "LUSER": "luser",
     "MANTIS": "map_rivals",
@@ -43,6 +45,7 @@ __all__ = [
     "DEProx",
     "DataConsistency",
     "DeepT1",
+    "GenerativePrior",
     "ImageUNet",
     "UNetRefinement",
     "UnrolledDnCNN",
@@ -54,6 +57,7 @@ _module, __dir__ = submodules(
     "data_consistency",
     "deq",
     "deq_mpi",
+    "generative",
     "luser",
     "map_rivals",
     "method",

@@ -1,7 +1,7 @@
 """Networks from undersampled k-space to magnitudes, trained with ground truth: rivals of what needs no such training.
 
-:class:`ImageUNet` is the fastMRI baseline on zero-filled images, :class:`VarNet` the end-to-end variational network with
-maps of its own. Both take any unit of the data: ``f(c y) = c f(y)`` for c > 0.
+:class:`ImageUNet` is the fastMRI baseline on zero-filled images, :class:`VarNet` the end-to-end variational network
+with maps of its own. Both take any unit of the data: ``f(c y) = c f(y)`` for c > 0.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,8 @@ class SupervisedMRI(nn.Module, ABC):
 class ImageUNet(SupervisedMRI):
     """The fastMRI baseline: a :class:`~pyrecon.nn.BaselineUNet` on the magnitude of the zero-filled image.
 
-    The image, the root sum of squares of the coils', is brought to mean 0 and standard deviation 1, cut to +-6, and back.
-    J. Zbontar et al., 2018. With the defaults 7,756,097 weights.
+    The image, the root sum of squares of the coils', is brought to mean 0 and standard deviation 1, cut to +-6, and
+    back. J. Zbontar et al., 2018. With the defaults 7,756,097 weights.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ class ImageUNet(SupervisedMRI):
 class VarNet(SupervisedMRI):
     """The end-to-end variational network: coil maps from the centre of k-space, steps in k-space, root sum of squares.
 
-    :class:`~pyrecon.nn.VariationalNetwork` with 29,936,966 weights by default, as published (A. Sriram et al., 2020). The
-    centre is the largest fully sampled block about DC (:func:`pyrecon.data.mri.calibration_mask`), whatever the mask; where
-    DC itself was not taken, maps come from all that was, with a warning.
+    :class:`~pyrecon.nn.VariationalNetwork` with 29,936,966 weights by default, as published (A. Sriram et al., 2020).
+    The centre is the largest fully sampled block about DC (:func:`pyrecon.data.mri.calibration_mask`), whatever the
+    mask; where DC itself was not taken, maps come from all that was, with a warning.
 
     Parameters
     ----------
@@ -202,8 +202,8 @@ class VarNet(SupervisedMRI):
         empty = (centre == 0).flatten(1).all(dim=1)
         if bool(empty.any()):
             warnings.warn(
-                f"mask: leaves out the centre of k-space in {int(empty.sum())} of {len(empty)} masks; the maps of VarNet "
-                "come from all samples there, which it was not made for",
+                f"mask: leaves out the centre of k-space in {int(empty.sum())} of {len(empty)} masks; the maps of "
+                "VarNet come from all samples there, which it was not made for",
                 stacklevel=4,
             )
             centre = torch.where(empty.view(-1, 1, 1, 1), mask, centre)

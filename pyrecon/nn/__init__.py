@@ -3,6 +3,7 @@
 from pyrecon.nn.baseline_unet import BaselineUNet, NormalisedUNet
 from pyrecon.nn.conditioned import ConditionedUNet
 from pyrecon.nn.dncnn import DnCNN
+from pyrecon.nn.energy import EnergyNet
 from pyrecon.nn.learned_consistency import BallConsistency, ExactConsistency, LearnedConsistency, RowLayout
 from pyrecon.nn.rdn import RDN
 from pyrecon.nn.shallow import ShallowBlock
@@ -15,6 +16,7 @@ __all__ = [
     "BaselineUNet",
     "ConditionedUNet",
     "DnCNN",
+    "EnergyNet",
     "ExactConsistency",
     "LearnedConsistency",
     "NormalisedUNet",

@@ -16,10 +16,10 @@ _SLOPE = 0.2  # of the leaky ReLU below zero
 class BaselineUNet(nn.Module):
     """Real channels ``(B, C, H, W)`` to ``(B, out_channels, H, W)`` of any height and width from ``2^pools`` on.
 
-    At every resolution two 3x3 convolutions without bias, each with instance norm (without weights), leaky ReLU of slope
-    0.2 and dropout; down by means over 2 x 2 pixels with twice the channels, up by 2x2 transposed convolutions of stride
-    2 with norm and leaky ReLU, features of each resolution handed across, a 1x1 convolution with bias at the end. An odd
-    row or column that the way down leaves out comes back as a mirror of the one beside it.
+    At every resolution two 3x3 convolutions without bias, each with instance norm (without weights), leaky ReLU of
+    slope 0.2 and dropout; down by means over 2 x 2 pixels with twice the channels, up by 2x2 transposed convolutions of
+    stride 2 with norm and leaky ReLU, features of each resolution handed across, a 1x1 convolution with bias at the
+    end. An odd row or column that the way down leaves out comes back as a mirror of the one beside it.
 
     J. Zbontar et al., fastMRI: An open dataset and benchmarks for accelerated MRI, 2018, section 5.2: 7,756,097 weights
     with one channel, ``width`` 32 and four pools. float32 or float64, CPU and GPU.
@@ -79,9 +79,9 @@ class NormalisedUNet(nn.Module):
     """A :class:`BaselineUNet` on complex images ``(B, H, W)``, real and imaginary part as two channels.
 
     Each part of each image is brought to mean 0 and standard deviation 1 and back, so that the network is positively
-    homogeneous, ``N(c x) = c N(x)`` for c > 0: of any unit. Zeros around the image (as many on both sides, one more at the
-    end) make both sizes multiples of ``2^pools``. A. Sriram et al., End-to-end variational networks for accelerated MRI
-    reconstruction, MICCAI 2020, section 3. complex64 or complex128, as the weights.
+    homogeneous, ``N(c x) = c N(x)`` for c > 0: of any unit. Zeros around the image (as many on both sides, one more at
+    the end) make both sizes multiples of ``2^pools``. A. Sriram et al., End-to-end variational networks for accelerated
+    MRI reconstruction, MICCAI 2020, section 3. complex64 or complex128, as the weights.
     """
 
     def __init__(self, width: int = 18, pools: int = 4, *, dropout: float = 0.0) -> None:
@@ -127,6 +127,7 @@ def _as_large(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _around(n: int, multiple: int) -> tuple[int, int]:
-    """Zeros before and after ``n`` for the next multiple, two of them at least: an instance norm needs more than a pixel."""
+    """Zeros before and after ``n`` for the next multiple, two of them at least: an instance norm needs more than a
+    pixel."""
     missing = max(-n % multiple, 2 * multiple - n)
     return missing // 2, missing - missing // 2

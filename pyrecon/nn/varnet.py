@@ -14,8 +14,8 @@ from pyrecon.ops import sense_adjoint, sense_forward
 class SensitivityNet(nn.Module):
     """Coil maps ``(B, C, H, W)`` from k-space ``(B, C, H, W)`` that is zero outside a fully sampled centre.
 
-    A U-Net refines the image of every coil by itself, the maps are these over their root sum of squares, so that theirs is
-    1; 0 where all coils are 0. A. Sriram et al., MICCAI 2020, Eq. 6 with ``dSS`` and CNN.
+    A U-Net refines the image of every coil by itself, the maps are these over their root sum of squares, so that theirs
+    is 1; 0 where all coils are 0. A. Sriram et al., MICCAI 2020, Eq. 6 with ``dSS`` and CNN.
     """
 
     def __init__(self, width: int = 8, pools: int = 4, *, dropout: float = 0.0) -> None:
@@ -33,9 +33,9 @@ class SensitivityNet(nn.Module):
 class Cascade(nn.Module):
     """``k - eta M (k - y) - F(S N(S^H F^-1 k))``: one step in k-space, ``(B, C, H, W)`` to the same.
 
-    eta is learned, y the data, M the mask, N a :class:`~pyrecon.nn.baseline_unet.NormalisedUNet`. A. Sriram et al., Eq. 4
-    and 5, with the sign of the authors' program: N gives the mean of its input back, so with the other one the mean of a
-    new network's image doubles with every step (4 steps at 64 x 64: NMSE 4.9 before training, in place of 0.1).
+    eta is learned, y the data, M the mask, N a :class:`~pyrecon.nn.baseline_unet.NormalisedUNet`. A. Sriram et al., Eq.
+    4 and 5, with the sign of the authors' program: N gives the mean of its input back, so with the other one the mean
+    of a new network's image doubles with every step (4 steps at 64 x 64: NMSE 4.9 before training, in place of 0.1).
     """
 
     def __init__(self, width: int = 18, pools: int = 4, *, dropout: float = 0.0) -> None:
@@ -52,7 +52,8 @@ class Cascade(nn.Module):
 class VariationalNetwork(nn.Module):
     """Magnitudes ``(B, H, W)`` from undersampled k-space: maps, cascades, root sum of squares.
 
-    29,936,966 weights with the defaults, which are the published ones: 12 cascades of 2,454,339 and 484,898 of the maps.
+    29,936,966 weights with the defaults, which are the published ones: 12 cascades of 2,454,339 and 484,898 of the
+    maps.
 
     Parameters
     ----------

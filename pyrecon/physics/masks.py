@@ -1,7 +1,7 @@
 """Sampling of k-space along spokes and spirals and at random, on the Cartesian grid, and the named masks of a paper.
 
-As in :mod:`pyrecon.physics.mri`: bool tensors ``(B, 1, H | 1, W | 1)``, DC at index n // 2. A trajectory takes every grid
-point whose cell it passes through, so its samples are points of the grid and need no gridding ("pseudo-radial").
+As in :mod:`pyrecon.physics.mri`: bool tensors ``(B, 1, H | 1, W | 1)``, DC at index n // 2. A trajectory takes every
+grid point whose cell it passes through, so its samples are points of the grid and need no gridding ("pseudo-radial").
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def radial_points(shape: Shape, acceleration: float, *, turn: float = 0.0) -> Te
 def spiral_points(shape: Shape, acceleration: float, *, arms: int = 1, power: float = 1.5, turn: float = 0.0) -> Tensor:
     """Spirals from the centre out, as dense as ``acceleration`` asks for: ``(1, 1, H, W)``.
 
-    The radius grows as ``t^power`` with the angle t: 1 is Archimedes' spiral, more is denser at the centre. Windings are
-    searched for the number of points that comes closest to ``H * W / acceleration``; the spiral ends on the ellipse that
-    touches the ends of both axes.
+    The radius grows as ``t^power`` with the angle t: 1 is Archimedes' spiral, more is denser at the centre. Windings
+    are searched for the number of points that comes closest to ``H * W / acceleration``; the spiral ends on the ellipse
+    that touches the ends of both axes.
     """
     height, width = _shape(shape)
     _reachable(acceleration)
@@ -154,9 +154,10 @@ NAMES = tuple(_NAMED)
 def named_mask(name: str, shape: Shape, *, batch: int = 1, seed: int = 0) -> Tensor:
     """One of ``NAMES``: bool ``(batch, 1, H | 1, W | 1)``, every image's drawn or turned anew.
 
-    ``"random-3x"``: uniform points; ``"cartesian-4x"``: random lines with 8 % of them in the centre, ``"-swapped"`` along
-    the other axis, ``"-acl4"`` with 4 %; ``"spiral-5x"``, ``"radial-6x"``, ``"radial-11x"``: trajectories on the grid;
-    ``"gaussian-8x"``: points of a 2-D Gaussian density, a standard deviation of an eighth of each axis. Of any size.
+    ``"random-3x"``: uniform points; ``"cartesian-4x"``: random lines with 8 % of them in the centre, ``"-swapped"``
+    along the other axis, ``"-acl4"`` with 4 %; ``"spiral-5x"``, ``"radial-6x"``, ``"radial-11x"``: trajectories on the
+    grid; ``"gaussian-8x"``: points of a 2-D Gaussian density, a standard deviation of an eighth of each axis. Of any
+    size.
     """
     if name not in _NAMED:
         raise ValueError(f"name: {name!r}, expected one of {', '.join(NAMES)}")

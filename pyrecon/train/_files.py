@@ -26,8 +26,9 @@ _HEADER = 16 * 2**20  # bytes; that of a checkpoint with 1,000 tensors has 0.2 M
 _SLACK = 64 * 2**20
 # What written_whole leaves beside a file when its process is killed.
 _LEFT_OVER = re.compile(
-    r"\.(config\.json|(pool|photographs)\.npy|last\.ckpt|weights\.pt|(source|initial|last|weights)\.safetensors)"
-    r"\.[0-9a-f]{12}\.(json|npy|ckpt|pt|safetensors)"
+    r"\.(config\.json|(pool|photographs|replay)\.npy|samples-\d+\.png|last\.ckpt|weights\.pt|"
+    r"(source|initial|last|weights)\.safetensors)"
+    r"\.[0-9a-f]{12}\.(json|npy|png|ckpt|pt|safetensors)"
 )
 
 

@@ -34,7 +34,7 @@ def fit(folder: Path, task: Task, config: RunConfig, context: Context) -> Watch:
     checkpoint = folder / "last.safetensors"
     old = folder / "last.ckpt"
     start = checkpoint if checkpoint.exists() else old if old.exists() else None
-    watch = Watch(checkpoint, config, context)
+    watch = Watch(checkpoint, config, context, task)
     module = Module(task)
     accelerator, devices = _devices(context.device)
     with warnings.catch_warnings(), _quiet(logging.getLogger("lightning.pytorch")):
@@ -111,15 +111,16 @@ class Watch(L.Callback):
     here and not by Lightning's loop, whose position within an epoch a resumed run would have to be told.
     """
 
-    def __init__(self, path: Path, config: RunConfig, context: Context) -> None:
-        self.path, self.config, self.context = path, config, context
+    def __init__(self, path: Path, config: RunConfig, context: Context, task: Task) -> None:
+        self.path, self.config, self.context, self.task = path, config, context, task
         self.best, self.quality, self.weights = math.nan, math.nan, dict[str, Tensor]()
         self.history: list[tuple[int, float]] = []
         self.stopped = self.begun = False
         self.saved = 0  # the step of the checkpoint; 0: there is none
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "quality": self.quality, "weights": self.weights, "history": self.history}
+        known = {"best": self.best, "quality": self.quality, "weights": self.weights, "history": self.history}
+        return known | {"task": self.task.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.quality = float(state_dict["best"]), float(state_dict["quality"])
@@ -151,6 +152,7 @@ class Watch(L.Callback):
             with written_whole(self.path) as temporary:
                 trainer.save_checkpoint(temporary)
             self.saved = step
+            task.saved()
         self.context.report(Progress(task.name, step, steps, loss, self.quality, task.measure))
         if stop and not last:
             self.stopped = trainer.should_stop = True
@@ -196,14 +198,15 @@ class Checkpoints(CheckpointIO):
             size = sum(value.nbytes for value in model.values())
             found = read_torch(path, what, most_bytes=8 * size)
         else:
-            found = read_tree(path, what, most=2 * len(model) + 3 * len(parameters))
+            most = 2 * len(model) + 3 * len(parameters) + len(self.task.state())
+            found = read_tree(path, what, most=most)
         try:
             state, best = found["state_dict"], found["callbacks"]["Watch"]["weights"]
             (optimizer,) = found["optimizer_states"]
             moments = [
                 (entry[name], parameters[index])
                 for index, entry in optimizer["state"].items()
-                for name in ("exp_avg", "exp_avg_sq")
+                for name in self.task.stage.moments
             ]
             if any(moment.shape != parameter.shape for moment, parameter in moments):
                 raise ValueError("the optimizer's state has other shapes than the parameters")
@@ -212,8 +215,20 @@ class Checkpoints(CheckpointIO):
         check_state(path, state, {f"model.{name}": value for name, value in model.items()})
         if best:
             check_state(path, best, model)
+        self._load_task(path, found["callbacks"]["Watch"].get("task", {}))
         checkpoint: dict[str, Any] = found
         return checkpoint
+
+    def _load_task(self, path: Path, state: Any) -> None:
+        try:
+            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise TypeError("the state of a task is no dict of tensors")
+            for name, value in state.items():
+                if value.is_floating_point() and not torch.isfinite(value).all():
+                    raise ValueError(f"{name} holds NaN or infinite values")
+            self.task.load_state(state)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"{path}: is not a checkpoint of this training run ({one_line(error)})") from None
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from pyrecon._errors import DataError
+from pyrecon._errors import DataError, MissingDependency
 from pyrecon.io._files import one_line
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ class Stage:
     rate: float = 1e-3
     halve: int = 0
     clip: float = 0.0
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What the optimizer keeps for every parameter, tensors of its shape."""
+        return "exp_avg", "exp_avg_sq"
 
     def __post_init__(self) -> None:
         check_types(self, "stage: ")
@@ -121,6 +126,47 @@ class Cosine(Stage):
         from torch.optim import AdamW
 
         return AdamW(self._rated(groups), lr=self.rate, betas=(0.9, 0.999), weight_decay=self.decay)
+
+
+Five = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Halved(Stage):
+    """One stage of Adam or AdaBelief (0.9, 0.999) whose rate is halved at each of five steps; ``halve`` must be 0.
+
+    Steps beyond the last of the stage halve nothing.
+    """
+
+    at: Five = (500, 2000, 3000, 5000, 7000)
+    method: Literal["adam", "adabelief"] = "adam"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.halve or min(self.at) < 0:
+            raise DataError(f"stage: halve={self.halve}, at={self.at}; expected 0, and steps from 0")
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        return "exp_avg", "exp_avg_sq" if self.method == "adam" else "exp_avg_var"
+
+    def rate_at(self, step: int) -> float:
+        return 0.5 ** sum(step >= at for at in self.at)
+
+    def of_length(self, steps: int) -> Self:
+        """The same with other steps, of which the rate is halved at the same shares."""
+        at = tuple(max(1, round(n * steps / max(1, self.steps))) for n in self.at)
+        return replace(self, steps=steps, at=at)
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if self.method == "adam":
+            return super().optimizer(groups)
+        try:
+            from pytorch_optimizer import AdaBelief
+        except ImportError as error:
+            raise MissingDependency("pytorch-optimizer", "train", "AdaBelief") from error
+        found: torch.optim.Optimizer = AdaBelief(self._rated(groups), lr=self.rate, betas=(0.9, 0.999))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +326,8 @@ def _restored(kind: Any, value: Any) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping) or set(value) != set(types_of(kind)):
             raise ValueError(f"{_short(value)} is no {kind.__name__.lower()}")
-        return kind(**value)
+        known = types_of(kind)
+        return kind(**{name: _restored(known[name], entry) for name, entry in value.items()})
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(value)
     return value

@@ -1,4 +1,5 @@
-"""Undersampled scans of generated magnitude images: what networks from k-space to magnitudes are trained and tested on."""
+"""Undersampled scans of generated magnitude images: what networks from k-space to magnitudes are trained and tested
+on."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ class ScanConfig(RunConfig):
         Pixels along an axis; receive coils, 1 for real images without phase; and what images show
         (:func:`pyrecon.data.magnitudes.draw_magnitudes`).
     acceleration, centre
-        Random lines along the rows, one of so many, drawn anew for every sample; ``centre`` is the share of all lines that
-        is always taken about DC.
+        Random lines along the rows, one of so many, drawn anew for every sample; ``centre`` is the share of all lines
+        that is always taken about DC.
     noise_low, noise_high
         Root mean square of a sample's complex noise, drawn for every image; the brightest pixel is 1.
     """
@@ -66,8 +67,8 @@ class ScanConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Batch:
-    """Data ``(B, C, H, W)`` with their mask ``(B | 1, 1, H | 1, W | 1)``, and what was scanned: magnitudes ``(B, H, W)``,
-    and maps ``(B, C, H, W)`` that have the phase of the object in them, of root sum of squares 1."""
+    """Data ``(B, C, H, W)`` with their mask ``(B | 1, 1, H | 1, W | 1)``, and what was scanned: magnitudes ``(B, H,
+    W)``, and maps ``(B, C, H, W)`` that have the phase of the object in them, of root sum of squares 1."""
 
     y: Tensor
     mask: Tensor
@@ -107,8 +108,8 @@ class Data:
         return self.scanned(self.held_out, _FIXED)
 
     def scanned(self, images: Tensor, step: int, mask: Tensor | None = None) -> Batch:
-        """Images in random coils with random phase, on the lines of the configuration or a ``mask``, with noise: a function
-        of the step."""
+        """Images in random coils with random phase, on the lines of the configuration or a ``mask``, with noise: a
+        function of the step."""
         config, count = self.config, len(images)
         generator = generator_of(config.seed, _SCANS, step)
         maps = self.maps[torch.randint(len(self.maps), (count,), generator=generator).to(self.maps.device)]
@@ -168,6 +169,6 @@ def check_lines(config: ScanConfig) -> None:
     taken = round(config.size / config.acceleration)
     if config.lines > taken:
         raise DataError(
-            f"centre: {config.centre} of {config.size} lines are {config.lines}, but acceleration {config.acceleration:g} "
-            f"leaves {taken}"
+            f"centre: {config.centre} of {config.size} lines are {config.lines}, but acceleration "
+            f"{config.acceleration:g} leaves {taken}"
         )

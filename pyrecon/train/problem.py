@@ -271,8 +271,8 @@ class Problem:
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
-class ProblemTraining(Training):
-    """What systems that train on a problem share: ``--folder``, which becomes the run's source."""
+class FolderTraining(Training):
+    """What systems that may train on a user's images share: ``--folder``, which becomes the run's source."""
 
     options: ClassVar[tuple[Option, ...]] = (
         Option(
@@ -292,6 +292,10 @@ class ProblemTraining(Training):
     @classmethod
     def restored(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path | None:
         return Path(facts["folder"]) if facts else None
+
+
+class ProblemTraining(FolderTraining):
+    """What systems that train on a problem share."""
 
     def problem(self, drawn: Drawn) -> Problem:
         return make_problem(self.config, self.folder, drawn, self.source)

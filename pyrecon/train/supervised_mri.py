@@ -1,4 +1,5 @@
-"""``pyrecon train supervised-mri``: the fastMRI baseline U-Net and the end-to-end variational network, with ground truth."""
+"""``pyrecon train supervised-mri``: the fastMRI baseline U-Net and the end-to-end variational network, with ground
+truth."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from pyrecon.train.task import Outcome, Quality, Task
 
 Network = Literal["unet", "varnet"]
 _TOGETHER = 8  # images of a validation at a time
-# Of both papers: Adam at 3e-4 for the variational network; RMSprop at 1e-3 for the U-Net, for which Adam stands in here.
+# Of both papers: Adam at 3e-4 for the variational network; RMSprop at 1e-3 for the U-Net, for which Adam stands in
+# here.
 _PUBLISHED_RATES = {"unet": 1e-3, "varnet": 3e-4}
 _QUICK_RATES = {"unet": 1e-3, "varnet": 1e-3}
 
@@ -59,8 +61,8 @@ class Config(ScanConfig):
         rate, steps, batch, rise = _QUICK_RATES[network], 2000, 4, 50
         if scale == "full":
             own = {
-                "network": network, "coils": 1 if single else 15, "size": 320, "width": 32 if single else 18, "pools": 4,
-                "cascades": 12, "sensitivity_width": 8, "sensitivity_pools": 4, "pool": 5324, "validation": 330,
+                "network": network, "coils": 1 if single else 15, "size": 320, "width": 32 if single else 18,
+                "pools": 4, "cascades": 12, "sensitivity_width": 8, "sensitivity_pools": 4, "pool": 5324, "validation": 330,
                 "validate_every": 2000, "save_every": 500,
             }  # fmt: skip
             # 50 epochs of 5,324 slices; batches of 1 image are the published ones of both (of one GPU).
@@ -70,8 +72,8 @@ class Config(ScanConfig):
 
 
 class Reconstruction(Task):
-    """The U-Net: mean absolute error in standard deviations of the zero-filled image; the variational network: 1 - SSIM,
-    7 x 7 windows, the range of each image its maximum. Quality: PSNR, of each image's own peak."""
+    """The U-Net: mean absolute error in standard deviations of the zero-filled image; the variational network: 1 -
+    SSIM, 7 x 7 windows, the range of each image its maximum. Quality: PSNR, of each image's own peak."""
 
     name = "reconstruction"
     measure = Quality("PSNR")

@@ -24,6 +24,10 @@ class Diverged(Stopped):
     """A loss, a gradient or weights became NaN or infinite; nothing of the kind was saved."""
 
 
+class DivergenceWarning(UserWarning):
+    """Training shows early signs of divergence; its numbers are still finite."""
+
+
 @dataclass(frozen=True)
 class Quality:
     """What a stage's validation measures, its unit, and whether more of it is better."""
@@ -68,8 +72,8 @@ class Outcome:
 class Task(ABC):
     """One stage of a system: which part trains, its loss at a step, and its quality on validation data.
 
-    Whatever is random in a step must be a function of the seed and the step: that is what makes a resumed run repeat
-    the interrupted one bit by bit.
+    Whatever is random in a step must be a function of the seed and the step: that, and :meth:`state`, is what makes a
+    resumed run repeat the interrupted one bit by bit.
     """
 
     name: ClassVar[str]
@@ -100,6 +104,19 @@ class Task(ABC):
     def watched(self) -> dict[str, Tensor]:
         """More to log after every step."""
         return {}
+
+    # What a task carries from step to step beside the model, such as the states of samplers.
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint keeps with the model."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave; ValueError or TypeError where it is not of this run."""
+        if state:
+            raise ValueError(f"holds {', '.join(map(str, list(state)[:4]))}, of which {self.name} knows nothing")
+
+    def saved(self) -> None:  # noqa: B027  # most tasks keep nothing outside of checkpoints
+        """The checkpoint with the present :meth:`state` has been written."""
 
 
 @dataclass

@@ -43,7 +43,8 @@ def zero_filled(batch: Batch) -> Tensor:
 
 
 def gradient_of_data(batch: Batch, maps: Tensor) -> Callable[[Tensor], Tensor]:
-    """``u -> Re A^H (A u - z)`` of real images ``(B, H, W)`` with A of the maps; the gradient of ``|A u - z|^2 / 2``."""
+    """``u -> Re A^H (A u - z)`` of real images ``(B, H, W)`` with A of the maps; the gradient of ``|A u - z|^2 /
+    2``."""
     right = sense_adjoint(batch.y, maps, batch.mask).real
 
     def gradient(u: Tensor) -> Tensor:
@@ -71,8 +72,8 @@ def tv(batch: Batch, weight: float, iterations: int) -> Tensor:
 
 
 def map_known(batch: Batch, prior: Any, weight: Tensor, iterations: int, unit: Tensor) -> Tensor:
-    """``argmin over u >= 0 of |A u - z|^2 / 2 + weight R(u)`` with the maps known and fixed; ``unit`` ``(B,)`` is what the
-    data are divided by first, and the image multiplied by at last, ``weight`` ``(B,)``."""
+    """``argmin over u >= 0 of |A u - z|^2 / 2 + weight R(u)`` with the maps known and fixed; ``unit`` ``(B,)`` is what
+    the data are divided by first, and the image multiplied by at last, ``weight`` ``(B,)``."""
     return _ipalm(batch, prior, weight, iterations, unit, batch.maps)[0]
 
 
@@ -128,8 +129,8 @@ def posterior(
     def gradient(u: Tensor) -> Tensor:
         return data(u) * (2 / noise).view(-1, 1, 1) + prior.energy_and_gradient(u)[1] / heat
 
-    # 2 T is the prior's own step: u - grad R + noise of 2 T. Of the data term, of curvature 2 / sigma^2, sigma^2 / 2 makes
-    # the variance of what is measured too large by a third. Where both act, the curvatures add up.
+    # 2 T is the prior's own step: u - grad R + noise of 2 T. Of the data term, of curvature 2 / sigma^2, sigma^2 / 2
+    # makes the variance of what is measured too large by a third. Where both act, the curvatures add up.
     step = 1 / (2 / noise + 1 / (2 * heat))
     chain = langevin(
         gradient, start / scale, step=step.to(start), iterations=burn_in + samples * thinning, burn_in=burn_in,

@@ -18,10 +18,11 @@ _RIDGE = 1e-6  # of the number of pixels: points of the curve itself, for a stre
 
 @dataclass(frozen=True)
 class IntensityFit:
-    """A cubic spline from the intensities of reconstructions to those of references; beyond its ends it goes on straight.
+    """A cubic spline from the intensities of reconstructions to those of references; beyond its ends it goes on
+    straight.
 
-    With R a reconstruction and u what it should be, the spline s minimises ``sum (s(R_i) - u_i)^2`` over all pixels, its
-    knots equally spaced from the smallest to the largest R_i (Zach et al., 2023, section 2.6: five of them).
+    With R a reconstruction and u what it should be, the spline s minimises ``sum (s(R_i) - u_i)^2`` over all pixels,
+    its knots equally spaced from the smallest to the largest R_i (Zach et al., 2023, section 2.6: five of them).
     """
 
     spline: BSpline
@@ -30,7 +31,8 @@ class IntensityFit:
 
     @classmethod
     def of(cls, found: Tensor, reference: Tensor, *, knots: int = 5) -> IntensityFit:
-        """From images of one shape, real; ``knots`` with both ends, from 2 on. ValueError where ``found`` is constant."""
+        """From images of one shape, real; ``knots`` with both ends, from 2 on. ValueError where ``found`` is
+        constant."""
         check_count("knots", knots, 2)
         if found.shape != reference.shape:
             raise ValueError(f"found: shape {tuple(found.shape)} does not fit the reference's {tuple(reference.shape)}")

@@ -40,8 +40,8 @@ TABLE_2_IN: dict[str, dict[str, Cell]] = {
         _PARALLEL, "32.10 34.14 20.74 35.35 35.41", "0.74 0.45 9.95 0.34 0.34", "0.84 0.85 0.68 0.88 0.89"
     ),
 }
-# Out of distribution, fat-suppressed knees: "map" with the weight of the plain ones (the paper's dagger), "map*" with one
-# of their own.
+# Out of distribution, fat-suppressed knees: "map" with the weight of the plain ones (the paper's dagger), "map*" with
+# one of their own.
 _OUTSIDE = ("zf", "tv", "varnet", "map", "map*")
 TABLE_2_OUT: dict[str, dict[str, Cell]] = {
     "cartesian-4x": _of(

@@ -48,8 +48,8 @@ _TOGETHER = 16
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is computed: test and validation images, evaluations of the search of one coefficient (the same for TV and
-    MAP), iterations, and Langevin steps."""
+    """How much is computed: test and validation images, evaluations of the search of one coefficient (the same for TV
+    and MAP), iterations, and Langevin steps."""
 
     test: int = 8
     validation: int = 4
@@ -67,8 +67,8 @@ class StableMRIStudy(Study):
     Attributes
     ----------
     prior
-        Weights of a :class:`pyrecon.models.GenerativePrior`, a file or a name; without any the columns MAP and MMSE stay
-        empty. Images are of its size.
+        Weights of a :class:`pyrecon.models.GenerativePrior`, a file or a name; without any the columns MAP and MMSE
+        stay empty. Images are of its size.
     brain
         A NIfTI file of a head: its slices are further images out of distribution. Nothing is trained on it.
     size
@@ -183,7 +183,8 @@ class StableMRIStudy(Study):
 
     def mode(self, coils: Coils, batch: Batch, coefficient: float) -> tuple[Tensor, Tensor]:
         """MAP with the prior, and the maps."""
-        # The prior knows the range of its images. Zero-filled ones have another with every mask; total variation's do not.
+        # The prior knows the range of its images. Zero-filled ones have another with every mask; total variation's do
+        # not.
         unit = _peaks(self.tv(coils, batch, self.coefficient(coils, "tv")))
         weight, steps = coefficient * NOISE / unit, self.amounts.iterations
         if coils == "single":
@@ -215,8 +216,8 @@ class StableMRIStudy(Study):
 
     # --- what is chosen on validation images -------------------------------------------------------------------------
     def coefficient(self, coils: Coils, method: Literal["tv", "map"]) -> float:
-        """lambda over the noise, the best mean PSNR on validation images at 4-fold lines with 8 % in the centre; the same
-        for all masks and images. TV and MAP are given the same evaluations."""
+        """lambda over the noise, the best mean PSNR on validation images at 4-fold lines with 8 % in the centre; the
+        same for all masks and images. TV and MAP are given the same evaluations."""
         found = self._found(coils, method)
         return found["coefficient"][0]
 
@@ -250,8 +251,9 @@ class StableMRIStudy(Study):
 
     # --- numbers -----------------------------------------------------------------------------------------------------
     def numbers(self, coils: Coils, kind: Images, mask: str, method: str) -> Numbers:
-        """``"psnr"``, ``"nmse"``, ``"ssim"`` of every test image; of MAP and MMSE of parallel imaging also after the curve
-        of intensities, ``"fitted psnr"`` and so on; of MMSE the correlation of deviation and error, ``"correlation"``."""
+        """``"psnr"``, ``"nmse"``, ``"ssim"`` of every test image; of MAP and MMSE of parallel imaging also after the
+        curve of intensities, ``"fitted psnr"`` and so on; of MMSE the correlation of deviation and error,
+        ``"correlation"``."""
 
         def compute() -> Numbers:
             self.progress(f"{coils}, {kind}, {mask}: {method}", 0, 1)

@@ -12,7 +12,8 @@ from pyrecon.experiments.table import Listing
 from pyrecon.physics.mri import acceleration
 
 LABELS = {
-    "zf": "zero-filled", "tv": "TV", "cg": "CG-SENSE", "unet": "U-Net", "varnet": "VarNet", "map": "MAP", "mmse": "MMSE",
+    "zf": "zero-filled", "tv": "TV", "cg": "CG-SENSE", "unet": "U-Net", "varnet": "VarNet", "map": "MAP",
+    "mmse": "MMSE",
 }  # fmt: skip
 _SHOWN = {"in": "in distribution", "out": "fat-suppressed knees", "brain": "slices of a head"}
 _METRICS = ("psnr", "nmse", "ssim")
@@ -88,8 +89,8 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
     rival = "unet" if coils == "single" else "varnet"
     train = study.settings(rival)[rival].reconstruction  # type: ignore[attr-defined]
     notes = [
-        f"{config.size} x {config.size} pixels, {config.coils} coil{'s' * (config.coils > 1)}, {amounts.test} generated "
-        f"images a line that no training draws, masks of each its own; noise {NOISE:g} of the brightest pixel, mean ± "
+        f"{config.size} x {config.size} pixels, {config.coils} coil{'s' * (config.coils > 1)}, {amounts.test} "
+        f"generated images a line that no training draws, masks of each its own; noise {NOISE:g} of the brightest pixel, mean ± "
         "deviation over the images. Published: fastMRI knees.",
         "PSNR's peak and SSIM's range are each reference's maximum; SSIM with 7 x 7 uniform windows.",
         f"{LABELS[rival]}: trained on random 4-fold lines with 8 % in the centre, {train.steps} steps of {train.batch} "
@@ -99,9 +100,9 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
         f"{LABELS[name]} {study.coefficient(coils, name):.3g}" for name in ("tv", "map") if name in study.methods(coils)
     ]  # type: ignore[arg-type]
     notes.append(
-        f"lambda is a coefficient times the noise over the image's peak, one coefficient for all masks: {', '.join(lam)}, "
-        f"each the best of {amounts.budget} on {amounts.validation} validation images at 4-fold lines with 8 % in the centre; "
-        f"{amounts.iterations} iterations."
+        f"lambda is a coefficient times the noise over the image's peak, one coefficient for all masks: "
+        f"{', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at 4-fold lines "
+        f"with 8 % in the centre; {amounts.iterations} iterations."
     )
     if coils == "parallel":
         notes.append(

@@ -100,8 +100,8 @@ class LUSERMRI(LearnedMRI):
 class VarNetMRI(MRIMethod):
     """The end-to-end variational network with trained weights: :class:`pyrecon.models.VarNet`.
 
-    Needs no coil maps, and no scale: it estimates maps from the fully sampled centre and takes data of any unit. Images are
-    magnitudes. It knows the kind of sampling that it was trained on; others are warned about.
+    Needs no coil maps, and no scale: it estimates maps from the fully sampled centre and takes data of any unit. Images
+    are magnitudes. It knows the kind of sampling that it was trained on; others are warned about.
 
     Attributes
     ----------
