@@ -107,6 +107,11 @@ class SupervisedMRI(nn.Module, ABC):
         """How many they are, judged before a model is built."""
 
     @classmethod
+    @abstractmethod
+    def _built(cls, config: Mapping[str, int]) -> Self:
+        """A model of a configuration."""
+
+    @classmethod
     def load(cls, path: str | Path) -> Self:
         """The model that :meth:`save` wrote, in evaluation mode; DataError where the file is none."""
         header = read_header(path)
@@ -119,7 +124,7 @@ class SupervisedMRI(nn.Module, ABC):
             known = whole_numbers(config, cls._options())
             header.expect_count(cls._tensors(known))
             with torch.device("meta"):
-                model = cls(**known)
+                model = cls._built(known)
             model.card = None if header.card is None else Card.from_dict(header.card)
         except UNUSABLE as error:
             raise header.unusable(error) from None
@@ -151,13 +156,15 @@ class ImageUNet(SupervisedMRI):
 
     def _magnitudes(self, y: Tensor, mask: Tensor) -> Tensor:
         image, mean, spread = _standard(y)
-        return self.unet(image[:, None])[:, 0] * spread + mean
+        found: Tensor = self.unet(image[:, None])
+        return found[:, 0] * spread + mean
 
     def error(self, y: Tensor, mask: Tensor, truth: Tensor) -> Tensor:
         """What it is trained on: ``mean |f(y) - truth|`` in standard deviations of each zero-filled image."""
         y, mask = self._checked(y, mask)
         image, mean, spread = _standard(torch.where(mask != 0, y, torch.zeros_like(y)))
-        return (self.unet(image[:, None])[:, 0] - (truth - mean) / spread).abs().mean()
+        found: Tensor = self.unet(image[:, None])
+        return (found[:, 0] - (truth - mean) / spread).abs().mean()
 
     @classmethod
     def _options(cls) -> tuple[str, ...]:
@@ -166,6 +173,10 @@ class ImageUNet(SupervisedMRI):
     @classmethod
     def _tensors(cls, config: Mapping[str, int]) -> int:
         return _of_unet(config["pools"])
+
+    @classmethod
+    def _built(cls, config: Mapping[str, int]) -> Self:
+        return cls(**config)
 
 
 class VarNet(SupervisedMRI):
@@ -217,6 +228,10 @@ class VarNet(SupervisedMRI):
     @classmethod
     def _tensors(cls, config: Mapping[str, int]) -> int:
         return config["cascades"] * (_of_unet(config["pools"]) + 1) + _of_unet(config["sensitivity_pools"])
+
+    @classmethod
+    def _built(cls, config: Mapping[str, int]) -> Self:
+        return cls(**config)
 
 
 KINDS: dict[str, type[SupervisedMRI]] = {kind.network: kind for kind in (ImageUNet, VarNet)}

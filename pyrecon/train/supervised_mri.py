@@ -62,8 +62,8 @@ class Config(ScanConfig):
         if scale == "full":
             own = {
                 "network": network, "coils": 1 if single else 15, "size": 320, "width": 32 if single else 18,
-                "pools": 4, "cascades": 12, "sensitivity_width": 8, "sensitivity_pools": 4, "pool": 5324, "validation": 330,
-                "validate_every": 2000, "save_every": 500,
+                "pools": 4, "cascades": 12, "sensitivity_width": 8, "sensitivity_pools": 4, "pool": 5324,
+                "validation": 330, "validate_every": 2000, "save_every": 500,
             }  # fmt: skip
             # 50 epochs of 5,324 slices; batches of 1 image are the published ones of both (of one GPU).
             rate, steps, batch, rise = _PUBLISHED_RATES[network], 50 * 5324, 1, 0
@@ -89,8 +89,8 @@ class Reconstruction(Task):
     def quality(self) -> dict[str, float]:
         batch = self.data.validation()
         found = torch.cat([self.model(part.y, part.mask) for part in batch.parts(_TOGETHER)])
-        three = {"quality": metrics.psnr, "ssim": metrics.ssim, "nmse": metrics.nmse}
-        return {name: float(metric(found, batch.images).mean()) for name, metric in three.items()}
+        psnr, ssim, nmse = (f(found, batch.images) for f in (metrics.psnr, metrics.ssim, metrics.nmse))
+        return {name: float(v.mean()) for name, v in (("quality", psnr), ("ssim", ssim), ("nmse", nmse))}
 
 
 class SupervisedMRITraining(Training):

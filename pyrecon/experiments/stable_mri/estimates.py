@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.fourier import ifft_centered
+from pyrecon.data.mri import WHITENED, calibration_mask
 from pyrecon.data.raw import MRIScan
 from pyrecon.models.mri import CGSense, reconstruct_mri
 from pyrecon.nn.varnet import root_sum_of_squares
@@ -145,20 +145,18 @@ def cg_sense(batch: Batch, sigma: float) -> Tensor:
     found = []
     for part in batch.parts(1):
         mask = part.mask.bool().expand(-1, -1, part.y.shape[2], -1)
-        scan = MRIScan((part.y / sigma).numpy(), mask.numpy().copy(), metadata={"whitened": "known"})
-        centre = _lines(mask)
+        scan = MRIScan((part.y / sigma).numpy(), mask.numpy().copy(), metadata={WHITENED: "known"})
         try:
-            image, _ = reconstruct_mri(scan, CGSense(), coil_maps="espirit" if centre >= _CALIBRATION else "walsh")
+            image, _ = reconstruct_mri(
+                scan, CGSense(), coil_maps="espirit" if _lines(part) >= _CALIBRATION else "walsh"
+            )
             found.append(image.abs() * sigma)
         except (DataError, ValueError):
             found.append(torch.full_like(part.images, torch.nan))
     return torch.cat(found)
 
 
-def _lines(mask: Tensor) -> int:
-    """Of the smaller side of the calibration region."""
-    from pyrecon.data.mri import calibration_region
-
-    shape = (mask.shape[2], mask.shape[3] if mask.shape[3] > 1 else mask.shape[2])
-    region = calibration_region(np.asarray(mask), shape)
-    return min(part.stop - part.start for part in region)
+def _lines(batch: Batch) -> int:
+    """Of the smaller side of the calibration region, of a single image."""
+    block = calibration_mask(batch.mask, (batch.y.shape[2], batch.y.shape[3]))[0, 0]
+    return min(int(block.any(dim=axis).sum()) for axis in (0, 1))

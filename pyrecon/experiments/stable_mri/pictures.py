@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from pyrecon import metrics, plotting
 from pyrecon.experiments.stable_mri.study import correlations
 from pyrecon.experiments.study import Pictures

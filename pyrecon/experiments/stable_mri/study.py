@@ -30,6 +30,7 @@ from pyrecon.train.supervised_mri import Config, SupervisedMRITraining
 
 Coils = Literal["single", "parallel"]
 Images = Literal["in", "out", "brain"]
+Tuned = Literal["tv", "map"]
 MASKS: dict[Coils, tuple[str, ...]] = {
     "single": ("random-3x", "cartesian-4x", "spiral-5x", "radial-6x"),
     "parallel": ("cartesian-4x", "cartesian-4x-swapped", "cartesian-4x-acl4", "radial-11x", "gaussian-8x"),
@@ -120,7 +121,7 @@ class StableMRIStudy(Study):
     def kinds(self) -> tuple[Images, ...]:
         return ("in", "out") if self.brain is None else ("in", "out", "brain")
 
-    def images(self, kind: Images, *, validation: bool = False) -> Tensor:
+    def drawn(self, kind: Images, *, validation: bool = False) -> Tensor:
         """``(B, H, W)``, peak 1: like those of training, knees with fat suppressed, or slices of the brain."""
         count = self.amounts.validation if validation else self.amounts.test
         size, seed = self.config_of("single").size, _TEST_SEED + self.seed
@@ -141,7 +142,7 @@ class StableMRIStudy(Study):
 
         def make() -> Batch:
             config = self.config_of(coils)
-            images = self.images(kind, validation=validation)
+            images = self.drawn(kind, validation=validation)
             seed = _TEST_SEED + self.seed + validation
             taken = named_mask(mask, config.shape, batch=len(images), seed=seed)
             return scanner_of(config, images, images).scanned(images, 2**21 + validation, taken)
@@ -215,13 +216,13 @@ class StableMRIStudy(Study):
         return self._once(("network", name), lambda: load(self.weights(name)))  # type: ignore[no-any-return]
 
     # --- what is chosen on validation images -------------------------------------------------------------------------
-    def coefficient(self, coils: Coils, method: Literal["tv", "map"]) -> float:
+    def coefficient(self, coils: Coils, method: Tuned) -> float:
         """lambda over the noise, the best mean PSNR on validation images at 4-fold lines with 8 % in the centre; the
         same for all masks and images. TV and MAP are given the same evaluations."""
         found = self._found(coils, method)
         return found["coefficient"][0]
 
-    def _found(self, coils: Coils, method: Literal["tv", "map"]) -> Numbers:
+    def _found(self, coils: Coils, method: Tuned) -> Numbers:
         def compute() -> Numbers:
             batch = self.scans(coils, "in", TUNED, validation=True)
             run = self.tv if method == "tv" else lambda *given: self.mode(*given)[0]

@@ -6,7 +6,7 @@ import numpy as np
 
 from pyrecon.experiments.paired import paired
 from pyrecon.experiments.stable_mri import published
-from pyrecon.experiments.stable_mri.study import FITTED, MASKS, METHODS, NOISE, Coils, Images, StableMRIStudy
+from pyrecon.experiments.stable_mri.study import FITTED, MASKS, METHODS, NOISE, Coils, Images, StableMRIStudy, Tuned
 from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing
 from pyrecon.physics.mri import acceleration
@@ -48,8 +48,8 @@ def differences(study: StableMRIStudy) -> Listing:
             for mask in MASKS[coils]:
                 for one, other in pairs:
                     if one in there and other in there:
-                        both = [study.numbers(coils, kind, mask, name)["psnr"] for name in (one, other)]
-                        found = paired([np.subtract(*both).tolist()])
+                        first, second = (study.numbers(coils, kind, mask, name)["psnr"] for name in (one, other))
+                        found = paired([np.subtract(first, second).tolist()])
                         lines.append([coils, _SHOWN[kind], mask, LABELS[one], LABELS[other], str(found)])
     notes = [
         f"PSNR in dB of the first minus the second on the same {study.amounts.test} images, means with Student's 95 % "
@@ -90,19 +90,18 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
     train = study.settings(rival)[rival].reconstruction  # type: ignore[attr-defined]
     notes = [
         f"{config.size} x {config.size} pixels, {config.coils} coil{'s' * (config.coils > 1)}, {amounts.test} "
-        f"generated images a line that no training draws, masks of each its own; noise {NOISE:g} of the brightest pixel, mean ± "
-        "deviation over the images. Published: fastMRI knees.",
+        f"generated images a line that no training draws, masks of each its own; noise {NOISE:g} of the brightest "
+        "pixel, mean ± deviation over the images. Published: fastMRI knees.",
         "PSNR's peak and SSIM's range are each reference's maximum; SSIM with 7 x 7 uniform windows.",
         f"{LABELS[rival]}: trained on random 4-fold lines with 8 % in the centre, {train.steps} steps of {train.batch} "
         "images, all of them generated.",
     ]
-    lam = [
-        f"{LABELS[name]} {study.coefficient(coils, name):.3g}" for name in ("tv", "map") if name in study.methods(coils)
-    ]  # type: ignore[arg-type]
+    tuned: tuple[Tuned, ...] = ("tv", "map") if study.energy is not None else ("tv",)
+    lam = [f"{LABELS[name]} {study.coefficient(coils, name):.3g}" for name in tuned]
     notes.append(
-        f"lambda is a coefficient times the noise over the image's peak, one coefficient for all masks: "
-        f"{', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at 4-fold lines "
-        f"with 8 % in the centre; {amounts.iterations} iterations."
+        "lambda is a coefficient times the noise over the image's peak, one coefficient for all "
+        f"masks: {', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at 4-fold "
+        f"lines with 8 % in the centre; {amounts.iterations} iterations."
     )
     if coils == "parallel":
         notes.append(
