@@ -18,6 +18,7 @@ void register_deq_mpi(pybind11::module_& m);
 void register_epg(pybind11::module_& m);
 void register_fbp(pybind11::module_& m);
 void register_fit(pybind11::module_& m);
+void register_joint(pybind11::module_& m);
 void register_kaczmarz(pybind11::module_& m);
 void register_langevin(pybind11::module_& m);
 void register_learned_consistency(pybind11::module_& m);

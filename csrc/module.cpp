@@ -52,6 +52,7 @@ PYBIND11_MODULE(_core, m) {
   register_epg(m);
   register_fbp(m);
   register_fit(m);
+  register_joint(m);
   register_kaczmarz(m);
   register_langevin(m);
   register_learned_consistency(m);

@@ -4,6 +4,7 @@ from pyrecon.ops._anderson import anderson_mix
 from pyrecon.ops._consistency import project_l2_ball, sm_consistency
 from pyrecon.ops._custom import CustomSignal, inversion_recovery
 from pyrecon.ops._fbp import fbp
+from pyrecon.ops._joint import joint_coils
 from pyrecon.ops._kaczmarz import kaczmarz
 from pyrecon.ops._kaczmarz_order import kaczmarz_order
 from pyrecon.ops._langevin import Moments, langevin_step
@@ -47,6 +48,7 @@ __all__ = [
     "fbp",
     "fit_voxels",
     "inversion_recovery",
+    "joint_coils",
     "kaczmarz",
     "kaczmarz_order",
     "langevin_step",

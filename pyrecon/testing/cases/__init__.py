@@ -8,6 +8,7 @@ from pyrecon.testing.cases.consistency import CASES as CONSISTENCY
 from pyrecon.testing.cases.deq_mpi import CASES as DEQ_MPI
 from pyrecon.testing.cases.epg import CASES as EPG
 from pyrecon.testing.cases.fit import CASES as FIT
+from pyrecon.testing.cases.joint import CASES as JOINT
 from pyrecon.testing.cases.kaczmarz import CASES as KACZMARZ
 from pyrecon.testing.cases.langevin import CASES as LANGEVIN
 from pyrecon.testing.cases.learned_consistency import CASES as LEARNED_CONSISTENCY
@@ -19,8 +20,8 @@ from pyrecon.testing.cases.sine import CASES as SINE
 from pyrecon.testing.cases.variation import CASES as VARIATION
 
 CASES: tuple[Case, ...] = (
-    *ANDERSON, *CONSISTENCY, *DEQ_MPI, *EPG, *FIT, *KACZMARZ, *LANGEVIN, *LEARNED_CONSISTENCY, *RADON, *RDN, *RICIAN,
-    *SENSE, *SINE, *VARIATION,
+    *ANDERSON, *CONSISTENCY, *DEQ_MPI, *EPG, *FIT, *JOINT, *KACZMARZ, *LANGEVIN, *LEARNED_CONSISTENCY, *RADON, *RDN,
+    *RICIAN, *SENSE, *SINE, *VARIATION,
 )  # fmt: skip
 
 __all__ = ["CASES", "Case", "complex_randn", "randn"]
