@@ -129,7 +129,7 @@ def test_a_network_on_complex_images_has_no_unit() -> None:
 def test_maps_have_a_root_sum_of_squares_of_one() -> None:
     torch.manual_seed(0)
     net = SensitivityNet(4, 2).double()
-    y, mask = scan()
+    y, _ = scan()
     maps = net(y)
     torch.testing.assert_close(maps.abs().square().sum(1), torch.ones(3, 33, 40, dtype=torch.float64))
     torch.testing.assert_close(net(4.0 * y), maps)

@@ -50,7 +50,7 @@ class Config(ScanConfig):
     cascades: int = setting(4, "--cascades", "varnet: steps.", least=1, most=64)
     sensitivity_width: int = setting(4, "", "varnet: first width of the maps' U-Net.", least=1, most=256)
     sensitivity_pools: int = setting(3, "", "varnet: how often the maps' U-Net halves the resolution.", least=1, most=8)
-    reconstruction: Cosine = setting(Cosine(2000, batch=4, clip=1.0, decay=0.0), "--steps", "Steps.")
+    reconstruction: Cosine = setting(Cosine(4000, batch=4, clip=1.0, decay=0.0), "--steps", "Steps.")
 
     @classmethod
     def of_scale(cls, scale: Literal["quick", "full"], role: Any = None, **changes: Any) -> Self:
@@ -58,7 +58,7 @@ class Config(ScanConfig):
         network: Network = role or changes.get("network", "unet")
         single = network == "unet"
         own: dict[str, Any] = {"network": network, "coils": 1 if single else 4, "width": 16 if single else 8}
-        rate, steps, batch, rise = _QUICK_RATES[network], 2000, 4, 50
+        rate, steps, batch, rise = _QUICK_RATES[network], 4000, 4, 100
         if scale == "full":
             own = {
                 "network": network, "coils": 1 if single else 15, "size": 320, "width": 32 if single else 18,

@@ -100,8 +100,8 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
     lam = [f"{LABELS[name]} {study.coefficient(coils, name):.3g}" for name in tuned]
     notes.append(
         "lambda is a coefficient times the noise over the image's peak, one coefficient for all "
-        f"masks: {', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at 4-fold "
-        f"lines with 8 % in the centre; {amounts.iterations} iterations."
+        f"masks: {', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at "
+        f"4-fold lines with 8 % in the centre; {amounts.iterations} iterations."
     )
     if coils == "parallel":
         notes.append(
