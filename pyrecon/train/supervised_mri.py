@@ -17,11 +17,13 @@ from pyrecon._plain import plain
 from pyrecon.models.supervised_mri import ROLE, ImageUNet, SupervisedMRI, VarNet, load
 from pyrecon.models.weights import Card, find_weights
 from pyrecon.train.config import Cosine, setting
-from pyrecon.train.magnitude_scans import Data, ScanConfig, make_data
+from pyrecon.train.magnitude_scans import Batch, Data, ScanConfig, make_data
+from pyrecon.train.problem import generator_of
 from pyrecon.train.run import Drawn, Training
 from pyrecon.train.task import Outcome, Quality, Task
 
 Network = Literal["unet", "varnet"]
+_DROPOUT = 722  # stream of random numbers
 _TOGETHER = 8  # images of a validation at a time
 # Of both papers: Adam at 3e-4 for the variational network; RMSprop at 1e-3 for the U-Net, for which Adam stands in
 # here.
@@ -57,7 +59,7 @@ class Config(ScanConfig):
         """``"quick"``: 64 x 64 pixels and narrower networks, within an hour on a core; ``"full"``: as published."""
         network: Network = role or changes.get("network", "unet")
         single = network == "unet"
-        own: dict[str, Any] = {"network": network, "coils": 1 if single else 4, "width": 16 if single else 8}
+        own: dict[str, Any] = {"network": network, "coils": 1 if single else 8, "width": 16 if single else 8}
         rate, steps, batch, rise = _QUICK_RATES[network], 4000, 4, 100
         if scale == "full":
             own = {
@@ -81,7 +83,11 @@ class Reconstruction(Task):
     data: Data
 
     def loss(self, step: int) -> Tensor:
-        batch = self.data.batch(step, self.stage.batch)
+        with torch.random.fork_rng():  # of dropout
+            torch.manual_seed(generator_of(self.data.config.seed, _DROPOUT, step).initial_seed())
+            return self._loss(self.data.batch(step, self.stage.batch))
+
+    def _loss(self, batch: Batch) -> Tensor:
         if isinstance(self.model, ImageUNet):
             return self.model.error(batch.y, batch.mask, batch.images)
         return (1 - metrics.ssim(self.model(batch.y, batch.mask), batch.images)).mean().to(batch.images.dtype)

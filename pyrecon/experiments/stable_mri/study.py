@@ -42,7 +42,7 @@ METHODS: dict[Coils, tuple[str, ...]] = {
 FITTED = ("map", "mmse")  # of parallel imaging also with the curve of intensities
 NOISE = 0.01  # root mean square of a complex sample's noise; the brightest pixel is 1
 TUNED = "cartesian-4x"  # the mask on which the one coefficient of lambda is chosen, as published
-_RANGE = Range(0.01, 1.0)  # of that coefficient: lambda over the noise, of an image of peak 1
+_RANGE = Range(0.01, 3.0)  # of that coefficient: lambda over the noise, of an image of peak 1
 _TEST_SEED = 10**6  # of images that no training draws
 _TOGETHER = 16
 
@@ -236,6 +236,7 @@ class StableMRIStudy(Study):
             return {
                 "psnr": [found.score], "coefficient": [found.settings["coefficient"]],
                 "tried": [c for c, _ in tried], "tried psnr": [value for _, value in tried],
+                "at edge": [float(bool(found.at_edge))],
             }  # fmt: skip
 
         return self._written(f"lambda {coils} {method}", coils, method, 1, compute)

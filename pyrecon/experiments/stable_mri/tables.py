@@ -105,7 +105,7 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
     )
     if coils == "parallel":
         notes.append(
-            "CG-SENSE: maps from the calibration lines, ESPIRiT's from six on, else Walsh's; 0 dB where no centre is "
+            "CG-SENSE: maps from the calibration lines, ESPIRiT's from ten on, else Walsh's; 0 dB where no centre is "
             "sampled. TV, MAP: maps and image together, without calibration; VarNet estimates its own."
         )
         notes.append(
