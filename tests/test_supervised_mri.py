@@ -26,7 +26,7 @@ from pyrecon.nn.varnet import Cascade, SensitivityNet
 from pyrecon.physics.masks import named_mask
 from pyrecon.solvers import Status
 
-CARD = Card("supervised-mri", "reconstruction", (33, 40), {"task": "mri", "acceleration": 4.0, "noise_std": 0.02})
+CARD = Card("supervised-mri", "reconstruction", (33, 40), {"task": "mri", "acceleration": 4.0, "noise_low": 0.005, "noise_std": 0.02})
 
 
 def weights(model: torch.nn.Module) -> int:
@@ -302,7 +302,9 @@ def test_bad_arguments_are_named(y: Tensor, mask: Tensor, error: type[Exception]
 def raw(seed: int = 3) -> MRIScan:
     y, mask = scan(2, 3, seed=seed)
     whole = mask.expand(-1, -1, 33, 1).numpy().copy()
-    return MRIScan(30 * y.numpy().astype(np.complex64), whole, metadata={"whitened": "test"})
+    # The noise of whitened data is 1: that of these is a hundredth of their brightest pixel.
+    y = 100 * y / ifft_centered(y).abs().square().sum(1).sqrt().max()
+    return MRIScan(y.numpy().astype(np.complex64), whole, metadata={"whitened": "test"})
 
 
 def test_raw_data_are_reconstructed_without_maps(tmp_path: Path) -> None:
@@ -313,13 +315,16 @@ def test_raw_data_are_reconstructed_without_maps(tmp_path: Path) -> None:
     method = VarNetMRI(str(tmp_path / "m.safetensors"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="data: their noise")
         images, report = reconstruct_mri(known, method)
     assert report.status == {"CONVERGED": 2}
     with torch.no_grad():
         expected = model(torch.from_numpy(known.kspace), torch.from_numpy(known.mask))
     torch.testing.assert_close(images.real, expected)
     assert not images.imag.any()
+    loud = MRIScan(known.kspace / 10, known.mask, metadata={"whitened": "test"})
+    with pytest.warns(UserWarning, match="noise is 0.1 of the brightest pixel, the weights were trained at 0.005 to
+    0.02"):
+        reconstruct_mri(loud, method)
     columns = MRIScan(known.kspace, named_mask("cartesian-4x-swapped", (33, 40)).expand(-1, -1, 33, -1).numpy().copy(),
                       metadata={"whitened": "test"})  # fmt: skip
     with pytest.warns(UserWarning, match="not in whole rows"):

@@ -142,7 +142,8 @@ class SupervisedMRITraining(Training):
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}
         about = {
             "task": "mri", "network": config.network, "images": config.images, "coils": config.coils,
-            "acceleration": config.acceleration, "centre": config.centre, "noise_std": config.noise_high,
+            "acceleration": config.acceleration, "centre": config.centre, "noise_low": config.noise_low,
+            "noise_std": config.noise_high,
         }  # fmt: skip
         if model.card is not None:
             facts["initial"] = model.card.training  # how the weights that the run began with were made

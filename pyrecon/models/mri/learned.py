@@ -149,9 +149,11 @@ def _warn_of_sampling(card: Card, mask: Tensor, shape: tuple[int, int]) -> None:
 def _warn(card: Card, noise: float, shape: tuple[int, int]) -> None:
     """Of data that are not like those of training; ``noise`` is that of a sample over the brightest pixel."""
     trained = float(card.data.get("noise_over_brightest", card.data.get("noise_std", noise)))
-    if not trained / _FAR <= noise <= _FAR * trained:
+    lowest = float(card.data.get("noise_low", trained))
+    if not lowest / _FAR <= noise <= _FAR * trained:
+        span = f"{trained:.2g}" if lowest == trained else f"{lowest:.2g} to {trained:.2g}"
         warnings.warn(
-            f"data: their noise is {noise:.2g} of the brightest pixel, the weights were trained at {trained:.2g}: the "
+            f"data: their noise is {noise:.2g} of the brightest pixel, the weights were trained at {span}: the "
             "images may be less good than they look",
             stacklevel=6,
         )
