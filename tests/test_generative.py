@@ -159,11 +159,14 @@ def test_another_intensity_range_is_warned_about() -> None:
 def test_noise_has_the_training_images_intensities_and_no_order() -> None:
     prior = small().float()
     prior.levels.copy_(torch.linspace(0, 1, 256).square())
+    prior.levels[0] = 0.0
+    assert float((prior.noise(800) == 0).flatten(1).all(1).float().mean()) == pytest.approx(1 / 16, abs=0.03)
+    prior.levels[0] = prior.levels[1]
     noise = prior.noise(40, seed=5)
     assert noise.shape == (40, 12, 12)
     torch.testing.assert_close(noise, prior.noise(40, seed=5), rtol=0, atol=0)
     assert not torch.equal(noise, prior.noise(40, seed=6))
-    assert set(noise.unique().tolist()) <= set(prior.levels.tolist())
+    assert set(noise.unique().tolist()) <= set(prior.levels.flatten().tolist())
     # 5,760 pixels: the mean of u^2 is 1/3 with a standard error of 0.3 / 76; a neighbour tells nothing.
     assert float(noise.mean()) == pytest.approx(1 / 3, abs=0.02)
     centred = noise - noise.mean()

@@ -15,6 +15,7 @@ from pyrecon.data import photographs as module
 from pyrecon.data._drawing import Canvas, means
 from pyrecon.data.ct_phantoms import discs, ellipses, organs
 from pyrecon.data.heads import heads, smooth_phase
+from pyrecon.data.magnitudes import draw_magnitudes
 from pyrecon.data.photographs import PHOTOGRAPHS, photographs
 
 Draw = Callable[..., NDArray[Any]]
@@ -195,3 +196,43 @@ def test_means_over_shared_pixels() -> None:
 def test_wrong_arguments_are_named(call: Any, said: str) -> None:
     with pytest.raises((ValueError, TypeError), match=said):
         call()
+
+
+# --- magnitudes ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [16, 33])
+def test_magnitudes_are_functions_of_seed_and_number_with_a_maximum_of_one(size: int) -> None:
+    images = draw_magnitudes(size, 0, 6, 3)
+    assert images.shape == (6, size, size)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images.max(axis=(1, 2)), 1)
+    assert images.min() >= 0
+    np.testing.assert_array_equal(draw_magnitudes(size, 4, 2, 3), images[4:])
+    assert not np.array_equal(draw_magnitudes(size, 0, 1, 4), images[:1])
+    assert not np.array_equal(draw_magnitudes(size, 0, 6, 3, part="test"), images)
+    assert draw_magnitudes(size, 0, 0, 3).shape == (0, size, size)
+
+
+def test_magnitudes_show_the_kinds_asked_for_and_have_texture() -> None:
+    """Knees fill the image from top to bottom, heads end in it; total variation is no truth of either: few differences
+    within them are small."""
+    knees, heads = (draw_magnitudes(64, 0, 4, 1, kinds=(kind,)) for kind in ("knees", "heads"))
+    assert (knees[:, [0, -1], 24:40] > 0.1).mean() > 0.9
+    assert (heads[:, :, [0, -1]] < 0.05).all()
+    for images in (knees, heads):
+        inside = (images[:, 1:] > 0.15) & (images[:, :-1] > 0.15)
+        assert (np.abs(np.diff(images, axis=1))[inside] > 0.005).mean() > 0.7
+    suppressed = draw_magnitudes(64, 0, 4, 1, kinds=("suppressed-knees",))
+    assert not np.array_equal(suppressed, knees)
+    # The same shapes: what is air in one is air in the other.
+    np.testing.assert_array_equal(suppressed == 0, knees == 0)
+    mixed = draw_magnitudes(24, 0, 40, 1, kinds=("heads", "textures"))
+    assert 8 < (mixed[:, 0, 0] < 0.02).sum() < 32  # air in a corner: about half are heads
+
+
+def test_magnitudes_name_what_is_wrong() -> None:
+    for options, said in (
+        ({"kinds": ()}, "kinds: none"), ({"kinds": ("feet",)}, "kinds: feet"), ({"kinds": "heads"}, "kinds:"),
+        ({"part": "all"}, "part: 'all'"), ({"size": 4}, "size: 4"), ({"first": -1}, "first: -1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            draw_magnitudes(**{"size": 16, "first": 0, "count": 1, "seed": 0} | options)  # type: ignore[arg-type]

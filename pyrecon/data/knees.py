@@ -130,7 +130,8 @@ class _Knee:
                 canvas.cover(canvas.stroke(line, 0.045 * self.zoom), signal["ligament"] * 1.8)
         for _ in range(rng.integers(0, 5)):
             y, x = rng.uniform(-0.8, 0.8), rng.choice([-1, 1]) * rng.uniform(0.5, 0.62)
-            spot = canvas.ellipse(*self._placed([(y, x)])[0], *rng.uniform(0.012, 0.03, 2), 0.0)
+            (place,), (a, b) = self._placed([(y, x)]), rng.uniform(0.012, 0.03, 2)
+            spot = canvas.ellipse(place[0], place[1], a, b)
             canvas.cover(spot, signal[str(rng.choice(["fluid", "bone"]))])
 
     # --- bones: distances to their outlines, negative inside ---------------------------------------------------------
@@ -153,14 +154,14 @@ class _Knee:
         shaft = rng.uniform(0.18, 0.24)
         half = shaft + (width * 1.02 - shaft) / (1 + np.exp((y - end - rng.uniform(0.28, 0.38)) / 0.09))
         spines = 0.06 * (np.exp(-(((self.x - 0.06) / 0.03) ** 2)) + np.exp(-(((self.x + 0.06) / 0.03) ** 2)))
-        return np.maximum(np.abs(self.x) - half, end - spines - y) + 0.3 * self.wander
+        return np.asarray(np.maximum(np.abs(self.x) - half, end - spines - y) + 0.3 * self.wander)
 
     def _fibula(self, width: float) -> Real:
         rng = self.rng
         top, across = rng.uniform(0.28, 0.38), self.side * self.x - width * rng.uniform(0.92, 1.02)
         head = np.hypot((self.y - top - 0.08) / 0.1, across / 0.085) * 0.09 - 0.09
         shaft = np.maximum(np.abs(across + 0.02) - rng.uniform(0.045, 0.06), top + 0.06 - self.y)
-        return np.minimum(head, shaft) + 0.3 * self.wander
+        return np.asarray(np.minimum(head, shaft) + 0.3 * self.wander)
 
     # --- drawing -----------------------------------------------------------------------------------------------------
     def _share(self, distance: Real) -> Real:

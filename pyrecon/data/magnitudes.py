@@ -58,8 +58,8 @@ def draw_magnitudes(
     check_count("size", size, _LEAST_SIZE)
     for name, value in (("first", first), ("count", count), ("seed", seed)):
         check_count(name, value, 0)
-    known = tuple(kinds) if not isinstance(kinds, str) else (kinds,)
-    if not known or not set(known) <= set(KINDS):
+    known: tuple[Kind, ...] = tuple(kinds)
+    if isinstance(kinds, str) or not known or not set(known) <= set(KINDS):
         raise ValueError(f"kinds: {', '.join(map(str, known)) or 'none'}, expected some of {', '.join(KINDS)}")
     if part not in ("train", "validation", "test"):
         raise ValueError(f"part: {part!r}, expected train, validation or test")
@@ -76,15 +76,17 @@ def draw_magnitudes(
 
 def _drawn(kind: Kind, shape: tuple[int, int], seed: int, number: int, part: Part) -> NDArray[np.float32]:
     if kind == "textures":
-        return photographs(1, shape, color=False, part=part, seed=seed, first=number)[0]
-    if kind == "heads":
-        return np.abs(heads(1, shape, seed=seed, first=number, phase=0.0))[0]
-    return knees(1, shape, seed=seed, first=number, suppressed=kind == "suppressed-knees")[0]
+        images = photographs(1, shape, color=False, part=part, seed=seed, first=number)
+    elif kind == "heads":
+        images = np.abs(heads(1, shape, seed=seed, first=number, phase=0.0))
+    else:
+        images = knees(1, shape, seed=seed, first=number, suppressed=kind == "suppressed-knees")
+    return np.asarray(images[0])
 
 
 def _textured(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Grain of 2 to 8 % within the tissue, of a spectrum that falls slowly, so that no scale is smooth."""
-    canvas = Canvas(rng, image.shape)  # type: ignore[arg-type]  # of two axes
+    canvas = Canvas(rng, image.shape)
     grain = canvas.pixels(canvas.field(0.03, slope=rng.uniform(0.9, 1.4)))
     amount = np.exp(rng.uniform(np.log(0.02), np.log(0.08))) / max(float(grain.std()), 1e-12)
     return np.asarray((image * (1 + amount * grain)).clip(min=0), np.float32)

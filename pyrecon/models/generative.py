@@ -27,7 +27,7 @@ from pyrecon.solvers import Chain, langevin
 __all__ = ["LEVELS", "ROLE", "GenerativePrior", "IntensityWarning"]
 
 ROLE = "prior"  # of weights, on their cards
-LEVELS = 256  # quantiles of the training images' intensities
+LEVELS = 16, 256  # of so many training images so many quantiles of their intensities
 _RANGE = (0.5, 2.0)  # of an image's maximum over that of the training images: beyond it a warning is due
 
 
@@ -52,7 +52,7 @@ class GenerativePrior(nn.Module):
     card
         :class:`~pyrecon.models.weights.Card` of the weights, or None where they are nobody's.
     levels
-        ``(256,)``: quantiles of the training images' intensities, which samples from noise begin with.
+        ``(16, 256)``: quantiles of the intensities of training images, which samples from noise begin with.
 
     The weights are parameters like any network's: freeze them (``prior.requires_grad_(False)``) in a reconstruction
     that records gradients of its own.
@@ -77,7 +77,7 @@ class GenerativePrior(nn.Module):
         self.network = EnergyNet(size, width, growth=growth, stages=stages, absolute=absolute)
         self.step = check_number("step", step, above=True)
         self.noise_std = check_number("noise_std", noise_std, above=True)
-        self.register_buffer("levels", torch.linspace(0, 1, LEVELS))
+        self.register_buffer("levels", torch.linspace(0, 1, LEVELS[1]).repeat(LEVELS[0], 1))
 
     @property
     def size(self) -> int:
@@ -171,13 +171,14 @@ class GenerativePrior(nn.Module):
 
     # --- sampling ----------------------------------------------------------------------------------------------------
     def noise(self, count: int, *, seed: int = 0) -> Tensor:
-        """``(count, size, size)``: pixels of the training images' intensities, with no order in them, as permuted
-        pixels are."""
+        """``(count, size, size)``: pixels with the intensities of a training image each, and no order in them, as an
+        image's permuted pixels are."""
         check_count("count", count, 0)
         check_count("seed", seed, 0, 2**63 - 1)
         generator = torch.Generator().manual_seed(seed)
-        place = torch.randint(LEVELS, (count, self.size, self.size), generator=generator)
-        return self.levels[place.to(self.levels.device)]
+        which = torch.randint(LEVELS[0], (count, 1, 1), generator=generator)
+        place = torch.randint(LEVELS[1], (count, self.size, self.size), generator=generator)
+        return self.levels[which.to(self.levels.device), place.to(self.levels.device)]
 
     def sample(
         self,
@@ -237,7 +238,7 @@ class GenerativePrior(nn.Module):
             raise DataError(f"{path}: holds weights of {header.model!r}, expected {cls.system!r}")
         try:
             config = dict(header.config)
-            whole = {name: whole_number(config.pop(name)) for name in ("size", "width", "stages")}
+            whole: dict[str, Any] = {name: whole_number(config.pop(name)) for name in ("size", "width", "stages")}
             header.expect_count(1 + EnergyNet.tensors(whole["stages"]))
             if not 1 <= config["growth"] <= 4:  # 4^10 stages of any width are more channels than any file has
                 raise ValueError(f"growth: {config['growth']}, expected 1 to 4")

@@ -155,8 +155,8 @@ class Halved(Stage):
 
     def of_length(self, steps: int) -> Self:
         """The same with other steps, of which the rate is halved at the same shares."""
-        at = tuple(max(1, round(n * steps / max(1, self.steps))) for n in self.at)
-        return replace(self, steps=steps, at=at)
+        a, b, c, d, e = (max(1, round(n * steps / max(1, self.steps))) for n in self.at)
+        return replace(self, steps=steps, at=(a, b, c, d, e))
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if self.method == "adam":

@@ -71,9 +71,11 @@ class Config(RunConfig):
         its visits before it counts in the loss. Those that a run begins with count at once.
     smoothing
         Standard deviation of the noise that is added to data.
-    score
-        Times ``mean |smoothing / T grad R(x + n) - n / smoothing|^2``, n the noise added to data: score matching, which
-        has the same minimum as the likelihood and looks near the data alone; 1 where R is constant.
+    score, score_noise
+        Times ``mean |smoothing / T grad R(x + s n) - n|^2``, n white and s from smoothing to ``score_noise``, as often
+        in every octave. At s = smoothing it is denoising score matching, whose minimum is that of the likelihood; from
+        further away the gradient points at the data as steeply, which chains from noise take long to teach, and
+        Langevin steps go there straight. Where R is constant it is 1. 0, as published: the likelihood alone.
     regulariser
         Times ``mean R(data)^2 + mean R(samples)^2``, which holds energies near 0.
     gradient_clip
@@ -89,26 +91,22 @@ class Config(RunConfig):
     images: Images = setting("mixed", "--images", "What the images show.")
     pool: int = setting(1024, "--pool", "Training images.", least=1)
     validation: int = setting(16, "--validation", "Validation images.", least=1, most=4096)
-    step: float = setting(2.0, "", "Of Langevin: u - step/2 grad R.", above=0, most=1e6)
-    noise_std: float = setting(7.5e-3, "", "Of its noise.", above=0, most=10)
+    step: float = setting(4.0, "", "Of Langevin: u - step/2 grad R.", above=0, most=1e6)
+    noise_std: float = setting(0.02, "", "Of its noise.", above=0, most=10)
     langevin: int = setting(20, "--langevin", "Langevin steps an update, in the end.", least=1, most=100_000)
-    ramp: float = setting(50.0, "", "Updates over which they grow to that.", above=0, most=1e9)
-    buffer: int = setting(512, "--buffer", "Chains that persist.", least=1, most=10_000_000)
+    ramp: float = setting(300.0, "", "Updates over which they grow to that.", above=0, most=1e9)
+    buffer: int = setting(256, "--buffer", "Chains that persist.", least=1, most=10_000_000)
     buffer_file: bool = setting(False, "", "Chains in a file, not in memory.")
     renewed: float = setting(0.02, "", "Chance of a chain to begin anew.", least=0, most=1)
     patience: int = setting(5, "", "Visits of a new chain before it counts.", least=0, most=2**30)
-    smoothing: float = setting(0.02, "", "Noise added to data.", least=0, most=10)
-    score: float = setting(0.0, "", "Weight of denoising score matching at the smoothing.", least=0, most=1e6)
+    smoothing: float = setting(0.03, "", "Noise added to data.", above=0, most=10)
+    score: float = setting(1.0, "--score", "Weight of denoising score matching.", least=0, most=1e6)
+    score_noise: float = setting(0.5, "", "Largest noise of score matching.", above=0, most=10)
     regulariser: float = setting(1.0, "", "Weight of the energies' squares.", least=0, most=1e6)
-    gradient_clip: float = setting(0.5, "", "Bound on an image's gradient in a Langevin step.", least=0, most=1e9)
+    gradient_clip: float = setting(1.0, "", "Bound on an image's gradient in a Langevin step.", least=0, most=1e9)
     energy: Halved = setting(
-        Halved(1000, batch=16, rate=3e-4, clip=1.0, at=(300, 500, 700, 850, 1000)), "--steps", "Updates."
+        Halved(1000, batch=16, rate=1e-3, clip=1.0, at=(300, 500, 700, 850, 1000)), "--steps", "Updates."
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.energy.batch > self.buffer:
-            raise DataError(f"buffer: {self.buffer} chains, expected at least a batch, {self.energy.batch}")
 
     @classmethod
     def of_scale(cls, scale: Literal["quick", "full"], role: Any = None, **changes: Any) -> Self:
@@ -117,8 +115,9 @@ class Config(RunConfig):
         if scale == "full":
             own = {
                 "size": 320, "width": 48, "growth": 1.75, "absolute": True, "pool": 5324, "validation": 64,
-                "langevin": 500, "ramp": 1000.0, "buffer": 8000, "buffer_file": True, "renewed": 0.01, "patience": 0,
-                "smoothing": 0.015, "regulariser": 0.0, "gradient_clip": 0.0, "validate_every": 500,
+                "step": 2.0, "noise_std": 7.5e-3, "langevin": 500, "ramp": 1000.0, "buffer": 8000, "buffer_file": True,
+                "renewed": 0.01, "patience": 0, "smoothing": 0.015, "score": 0.0, "regulariser": 0.0,
+                "gradient_clip": 0.0, "validate_every": 500,
                 "energy": Halved(27_000, batch=50, rate=5e-4, method="adabelief"),
             }  # fmt: skip
         return super().of_scale(scale, role, **own | changes)
@@ -190,23 +189,23 @@ class Energy(Task):
         config, model, count = self.data.config, self.model, self.stage.batch
         generator = self.data.generator(_DATA, step)
         images = self._data(count, generator)
-        noise = config.smoothing * torch.randn(images.shape, generator=generator).to(images.device)
-        images = images + noise
+        clean = images
+        images = images + config.smoothing * torch.randn(images.shape, generator=generator).to(images.device)
         samples, counted, facts = self._sampled(step)
         watching = step % _LOOK == 0
-        images.requires_grad_(watching or bool(config.score))
-        energies = model.energy(torch.cat((images, samples)))
+        images.requires_grad_(watching)
+        energies: Tensor = model.energy(torch.cat((images, samples)))
         data, drawn = energies[:count], energies[count:]
         loss = data.mean() - (counted * drawn).sum()
         if config.regulariser:
             loss = loss + config.regulariser * (data.square().mean() + (counted * drawn.square()).sum())
-        if images.requires_grad:
-            (slope,) = torch.autograd.grad(data.sum(), images, create_graph=bool(config.score), retain_graph=True)
-            facts["gradient_data"] = slope.detach().flatten(1).norm(dim=1).mean()
-            if config.score:
-                error = (config.smoothing / model.temperature * slope - noise / config.smoothing).square().mean()
-                facts["score_error"] = error.detach()
-                loss = loss + config.score * error
+        if watching:
+            (slope,) = torch.autograd.grad(data.sum(), images, retain_graph=True)
+            facts["gradient_data"] = slope.flatten(1).norm(dim=1).mean()
+        if config.score:
+            error = self._score_error(clean, generator)
+            facts["score_error"] = error.detach()
+            loss = loss + config.score * error
         known, found = data.detach(), drawn.detach()
         gap = found.mean() - known.mean()
         facts |= {"energy_data": known.mean(), "energy_samples": found.mean()}
@@ -221,6 +220,16 @@ class Energy(Task):
     def watched(self) -> dict[str, Tensor]:
         slopes = [p.grad.norm() for p in self.part.parameters() if p.grad is not None]
         return self._watched | {"gradient_weights": torch.stack(slopes).norm()} if slopes else self._watched
+
+    def _score_error(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        config = self.data.config
+        share = torch.rand(len(images), 1, 1, generator=generator)
+        level = config.smoothing * max(config.score_noise / config.smoothing, 1.0) ** share
+        unit = torch.randn(images.shape, generator=generator)
+        noisy = (images + (level * unit).to(images.device)).requires_grad_()
+        (slope,) = torch.autograd.grad(self.model.energy(noisy).sum(), noisy, create_graph=True)
+        error: Tensor = config.smoothing / self.model.temperature * slope - unit.to(images.device)
+        return error.square().mean()
 
     def _data(self, count: int, generator: torch.Generator) -> Tensor:
         pool: Tensor = self.data.pool
@@ -263,9 +272,9 @@ class Energy(Task):
     # --- validation --------------------------------------------------------------------------------------------------
     def quality(self) -> dict[str, float]:
         truth: Tensor = self.data.held_out
-        found, start = completed(self.model, truth, self.data.config, self.data.generator(_VALIDATION, 0))
+        found, start = completed(self.model, truth, self.data.generator(_VALIDATION, 0))
         values = {"quality": _psnr(found, truth), "zero_filled": _psnr(start, truth)}
-        values["energy_held_out"] = float(self.model.energy(truth).mean())
+        values["energy_held_out"] = float(self.model.energy(truth).detach().mean())
         if self._step:  # before it there is nothing to see but what the run begins with
             path = self.data.folder / self.name / f"samples-{self._step:06d}.png"
             _picture(path, self.replay.read(torch.arange(min(_SHOWN, self.replay.count))))
@@ -273,22 +282,27 @@ class Energy(Task):
 
 
 def completed(
-    model: GenerativePrior, truth: Tensor, config: Config, generator: torch.Generator, *, iterations: int = 60
+    model: GenerativePrior, truth: Tensor, generator: torch.Generator, *, iterations: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """The energy's minimum among real images with a third of the Fourier coefficients of ``truth`` ``(B, n, n)``, by
-    projected gradient steps as long as those of sampling; and the zero-filled images, where they begin."""
+    """The energy's minimum among real images with a third of the Fourier coefficients of ``truth`` ``(B, n, n)``, and
+    the zero-filled images, where it begins.
+
+    By projected subgradient steps whose lengths fall from a twentieth of the start's norm to 0. The energy is piecewise
+    linear: its gradient does not vanish towards a minimum, and steps of one length end where they began to circle.
+    """
     mask = third(truth.shape[-1], generator).to(truth.device)
     known = torch.fft.fft2(truth)
 
     def projected(u: Tensor) -> Tensor:
-        return torch.fft.ifft2(torch.where(mask, known, torch.fft.fft2(u))).real
+        kept: Tensor = torch.fft.ifft2(torch.where(mask, known, torch.fft.fft2(u))).real
+        return kept
 
     start = u = projected(torch.zeros_like(truth))
-    for _ in range(iterations):
+    length = 0.05 * start.flatten(1).norm(dim=1)
+    for k in range(iterations):
         slope = model.gradient(u)
-        if config.gradient_clip:
-            slope *= (config.gradient_clip / slope.flatten(1).norm(dim=1).clamp(min=1e-30)).clamp(max=1)[:, None, None]
-        u = projected(u - 0.5 * config.step * slope)
+        norm = slope.flatten(1).norm(dim=1).clamp(min=1e-30)
+        u = projected(u - (length * (1 - k / iterations) / norm)[:, None, None] * slope)
     return u, start
 
 
@@ -307,6 +321,12 @@ def permuted(images: Tensor, generator: torch.Generator) -> Tensor:
     flat = images.flatten(1)
     order = torch.rand(flat.shape, generator=generator).argsort(1)
     return flat.gather(1, order).view_as(images)
+
+
+def levels_of(images: Tensor) -> Tensor:
+    """The model's ``levels`` of images ``(P, n, n)``, evenly among them."""
+    chosen = images[torch.linspace(0, len(images) - 1, LEVELS[0]).long()].flatten(1).sort(1).values
+    return chosen[:, torch.linspace(0, chosen.shape[1] - 1, LEVELS[1]).long()]
 
 
 class Signs:
@@ -381,6 +401,8 @@ class GenerativeTraining(FolderTraining):
 
     def data(self, drawn: Drawn) -> Data:
         config, folder = self.config, None
+        if config.energy.batch > config.buffer:
+            raise DataError(f"buffer: {config.buffer} chains, expected at least a batch, {config.energy.batch}")
         if (config.images == "folder") != (self.source is not None):
             said = "give --folder too" if self.source is None else f"give --images folder too, not {config.images}"
             raise DataError(f"images: {config.images} with{'out' if self.source is None else ''} a folder; {said}")
@@ -428,8 +450,7 @@ class GenerativeTraining(FolderTraining):
 
     def finish(self, model: GenerativePrior, data: Data, outcomes: dict[str, Outcome]) -> None:
         config = self.config
-        places = torch.linspace(0, data.pool.numel() - 1, LEVELS).long()
-        model.levels.copy_(data.pool.flatten().cpu().sort().values[places])
+        model.levels.copy_(levels_of(data.pool.cpu()))
         facts: dict[str, Any] = {"config": asdict(config)}
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {name: [list(point) for point in outcome.history] for name, outcome in outcomes.items()}

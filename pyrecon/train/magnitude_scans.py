@@ -25,8 +25,16 @@ from pyrecon.train.run import Drawn
 
 _ORIENTATIONS, _PHASES = 32, 64  # of the coils, and smooth phases: one each is drawn for an image
 _CHOSEN, _SCANS, _FIXED = 720, 721, 2**20
-_SEEDS = 2  # streams of images a seed: to train on, and to validate on
-_KINDS: dict[str, tuple[Kind, ...]] = {"all": ("heads", "knees", "textures"), "heads": ("heads",), "knees": ("knees",)}
+_HELD_OUT = 2**31  # added to the seed of images to validate on
+Images = Literal["mixed", "anatomy", "heads", "knees", "textures"]
+# As in pyrecon.train.generative: with a seed in common networks and prior see the same images.
+SHOWN: dict[str, tuple[Kind, ...]] = {
+    "mixed": ("heads", "knees", "textures"),
+    "anatomy": ("heads", "knees"),
+    "heads": ("heads",),
+    "knees": ("knees",),
+    "textures": ("textures",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +55,12 @@ class ScanConfig(RunConfig):
 
     size: int = setting(64, "--size", "Pixels along an axis.", least=32, most=1024)
     coils: int = setting(4, "--coils", "Receive coils; 1: real images.", least=1, most=256)
-    images: Literal["all", "heads", "knees"] = setting("all", "--images", "What they show; all: textures too.")
+    images: Images = setting("anatomy", "--images", "What they show; mixed: anatomy and textures.")
     acceleration: float = setting(4.0, "--acceleration", "Lines per one taken.", least=1, most=64)
     centre: float = setting(0.08, "--centre", "Share of the lines that is always taken.", least=0, most=1)
     noise_low: float = setting(0.005, "", "Of the noise, which is drawn between.", least=0, most=10)
     noise_high: float = setting(0.02, "--noise", "Largest noise.", least=0, most=10)
-    pool: int = setting(2000, "--pool", "Images to train on.", least=1)
+    pool: int = setting(4096, "--pool", "Images to train on.", least=1)
     validation: int = setting(32, "--validation", "Images to validate on.", least=1)
 
     @property
@@ -147,8 +155,8 @@ def make_data(config: ScanConfig, folder: Path, drawn: Drawn) -> Data:
 def drawn_images(config: ScanConfig, first: int, count: int, stream: int) -> NDArray[np.float32]:
     """``stream`` 0: to train on, 1: to validate on, of textures from other photographs."""
     part: Literal["train", "validation"] = "validation" if stream else "train"
-    seed = _SEEDS * config.seed + stream
-    return draw_magnitudes(config.size, first, count, seed, kinds=_KINDS[config.images], part=part)
+    seed = config.seed + _HELD_OUT * stream
+    return draw_magnitudes(config.size, first, count, seed, kinds=SHOWN[config.images], part=part)
 
 
 def scanner_of(config: ScanConfig, pool: Tensor, held_out: Tensor) -> Data:

@@ -110,7 +110,7 @@ def landscape(
     check_number("temperature", temperature, above=True)
     shape = images.shape[1:]
     return Landscape(
-        (-energy / temperature).exp().view(points, points), temperature, *axes, path.cpu(), images,
+        (-energy / temperature).exp().view(points, points), temperature, axes[0], axes[1], path.cpu(), images,
         components.mT.reshape(2, *shape), mean.view(shape),
     )  # fmt: skip
 
@@ -119,7 +119,7 @@ def landscape_figure(found: Landscape, *, states: int = 4) -> Figure:
     """The surface with the trajectory on it in gold, and some of its images, the first and the last among them."""
     check_count("states", states, 2)
     figure: Figure = plotting._matplotlib().figure.Figure(figsize=(7.6, 4.6), dpi=150, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[3, 1])
+    left, right = figure.subfigures(1, 2, width_ratios=[3, 1])  # type: ignore[misc]
     axes = left.add_subplot(projection="3d", computed_zorder=False)
     x, y = np.meshgrid(found.rows.numpy(), found.columns.numpy(), indexing="ij")
     axes.plot_surface(x, y, found.density.numpy(), cmap="viridis", linewidth=0, rstride=1, cstride=1)

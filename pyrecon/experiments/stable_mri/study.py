@@ -25,7 +25,7 @@ from pyrecon.experiments.study import Recipe, Scale, Study
 from pyrecon.models.supervised_mri import SupervisedMRI, load
 from pyrecon.models.weights import find_weights, shipped_weights
 from pyrecon.physics.masks import named_mask
-from pyrecon.train.magnitude_scans import Batch, ScanConfig, scanner_of
+from pyrecon.train.magnitude_scans import SHOWN, Batch, ScanConfig, scanner_of
 from pyrecon.train.supervised_mri import Config, SupervisedMRITraining
 
 Coils = Literal["single", "parallel"]
@@ -94,6 +94,9 @@ class StableMRIStudy(Study):
     @cached_property
     def recipes(self) -> Mapping[str, Recipe]:  # type: ignore[override]  # of the size of the prior
         changes: dict[str, Any] = {} if self.pixels is None else {"size": self.pixels}
+        card = None if self.energy is None else self.energy.card
+        if card is not None and card.data.get("images") in SHOWN:  # the same images for all
+            changes["images"] = card.data["images"]
         return {name: Recipe(name, changes | {"seed": self.seed}) for name in ("unet", "varnet")}
 
     @cached_property
@@ -127,9 +130,9 @@ class StableMRIStudy(Study):
         size, seed = self.config_of("single").size, _TEST_SEED + self.seed
         if kind == "brain" and not validation:
             return brain_slices(self._brain, count, size)
-        shown = ("heads", "knees", "textures") if kind == "in" else ("suppressed-knees",)
+        shown = SHOWN[self.config_of("single").images] if kind == "in" else ("suppressed-knees",)
         part: Literal["validation", "test"] = "validation" if validation else "test"
-        return torch.from_numpy(draw_magnitudes(size, 0, count, seed, kinds=shown, part=part))  # type: ignore[arg-type]
+        return torch.from_numpy(draw_magnitudes(size, 0, count, seed, kinds=shown, part=part))
 
     @property
     def _brain(self) -> Path:
