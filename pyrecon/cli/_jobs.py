@@ -136,10 +136,24 @@ def mpi_job(
     return Job(facts, chosen, images, memory, run, True, system.grid, labels)
 
 
+@dataclasses.dataclass(frozen=True)
+class MRIJob(Job):
+    """A job whose ``run`` leaves the coil maps that it used or found in ``maps``, if there were any."""
+
+    maps: list[torch.Tensor] = dataclasses.field(default_factory=list)
+
+    def maps_result(self, report: Report) -> Result:
+        """What ``--maps-out`` writes."""
+        if not self.maps:
+            raise DataError(f"--maps-out: {report.method} has no coil maps")
+        told = report.to_dict()
+        return Result(self.maps[0].numpy(), self.grid, f"coil maps of {report.method}", told["parameters"], told)
+
+
 def mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
     from pyrecon import io
     from pyrecon.data.mri import first_slices, readout_width
-    from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_mri
+    from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_with_maps
 
     scan = io.read(file)
     assert isinstance(scan, MRIScan)
@@ -163,9 +177,13 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
     memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
-        return reconstruct_mri(scan if first is None else first_slices(scan, first), chosen, device=device)
+        part = scan if first is None else first_slices(scan, first)
+        images, maps, report = reconstruct_with_maps(part, chosen, device=device)
+        found[:] = [] if maps is None else [maps]
+        return images, report
 
-    return Job(facts, chosen, count, memory, run, False, grid, scan.labels)
+    found: list[torch.Tensor] = []
+    return MRIJob(facts, chosen, count, memory, run, False, grid, scan.labels, found)
 
 
 def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) -> Job:

@@ -11,7 +11,7 @@ import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
-from pyrecon.cli._jobs import CTOptions, Job, check_device, ct_job, mpi_job, mri_job, silent
+from pyrecon.cli._jobs import CTOptions, Job, MRIJob, check_device, ct_job, mpi_job, mri_job, silent
 
 MRI_FORMATS = ("twix", "ismrmrd")
 CT_FORMATS = ("htc", "data-exchange", "sinogram")
@@ -57,6 +57,10 @@ def reconstruct(
         typer.Option("--output", "-o", help=".nii, .nii.gz, .npz, .h5 or .png. Default: FILE_recon.nii.gz."),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the images: .png, .pdf or .svg.")] = None,
+    maps_out: Annotated[
+        Path | None,
+        typer.Option(help="MRI: also write the coil maps used or found: .npz or .h5.", show_default=False),
+    ] = None,
     average: Annotated[int, typer.Option(help="MPI: average this many frames into one.", min=1)] = 1,
     snr_threshold: Annotated[float, typer.Option(help="MPI: leave out system-matrix rows with less SNR.", min=0)] = 5.0,
     band: Annotated[
@@ -94,11 +98,16 @@ def reconstruct(
 
     target = output or Path(f"{file.name.removesuffix('.gz').rsplit('.', 1)[0]}_recon.nii.gz")
     check_target(target)
+    if maps_out is not None:
+        if maps_out.suffix.lower() not in (".npz", ".h5", ".hdf5"):
+            raise DataError(f"--maps-out: {maps_out.name!r}, expected .npz or .h5, which hold complex numbers")
+        check_target(maps_out)
     check_device(device)
     kind = io.detect(file)
     settings = list(parameter or [])
     if weights is not None:
         learned: dict[str, Any] = mpi.LEARNED | mri.LEARNED | ct.LEARNED
+        learned |= {"joint": mri.METHODS["joint"]}
         learned |= {name: kind for name, kind in mri.MAPPING.items() if kind.role is not None}
         if method not in learned:
             raise DataError(f"--weights: is for {', '.join(learned)}, the method is {method or 'the default'}")
@@ -123,6 +132,8 @@ def reconstruct(
         advice = "; give it as --system-matrix along with a measurement" if kind == "mdf-system-matrix" else ""
         raise DataError(f"{file}: is {kind}, nothing to reconstruct; expected {expected}{advice}")
 
+    if maps_out is not None and not isinstance(job, MRIJob):
+        raise DataError(f"--maps-out: is for coil maps of MRI, {file} with this method has none")
     if dry_run:
         _print_plan(job, target, figure, as_json)
         return
@@ -136,13 +147,16 @@ def reconstruct(
             found, report = job.run(None, silent)
     report.details |= {"file": file.name}
     io.write_result(target, job.result(found, report))
+    if maps_out is not None and isinstance(job, MRIJob):
+        io.write_result(maps_out, job.maps_result(report))
     if figure is not None:
         job.draw(figure, found, f"{file.name}: {report.method}")
     if as_json:
         print(json.dumps(report.to_dict() | {"output": str(target)}, indent=2))
     else:
         _console.out.print(str(report), markup=False, soft_wrap=True)
-        _console.out.print(f"written      {target}" + (f", {figure}" if figure else ""), markup=False, soft_wrap=True)
+        written = ", ".join(str(path) for path in (target, maps_out, figure) if path is not None)
+        _console.out.print(f"written      {written}", markup=False, soft_wrap=True)
 
 
 def _print_plan(job: Job, target: Path, figure: Path | None, as_json: bool) -> None:

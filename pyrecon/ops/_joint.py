@@ -360,10 +360,10 @@ def joint_maps_test(
         inputs = (maps, moved, image, along, data)
         check_out("out[1]", out[1], image.shape, image, inputs=(proposal, *inputs))
         check_out("out[2]", out[2], (maps.shape[0], 3), image, inputs=(proposal, *inputs, out[1]))
-        given = (*inputs, *out[1:]) if _same(out[0], proposal) else (proposal, *inputs, *out[1:])
-        check_out("out[0]", out[0], maps.shape, maps, inputs=given)
-    inputs = (dense(proposal), dense(maps), dense(moved), rows, dense(image), dense(along), dense(data))
-    return _test(*inputs, float(bound), out=out)  # type: ignore[no-any-return]
+        others = (*inputs, *out[1:]) if _same(out[0], proposal) else (proposal, *inputs, *out[1:])
+        check_out("out[0]", out[0], maps.shape, maps, inputs=others)
+    given = (dense(proposal), dense(maps), dense(moved), rows, dense(image), dense(along), dense(data))
+    return _test(*given, float(bound), out=out)  # type: ignore[no-any-return]
 
 
 def _check_maps(name: str, maps: Tensor) -> None:

@@ -23,11 +23,9 @@ and 2; iPALM: Pock and Sabach, SIAM J. Imaging Sci. 9, 2016.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,36 +44,26 @@ from pyrecon._check import (
     filled,
 )
 from pyrecon._solution import Solution, Status
-from pyrecon._threads import one_thread_if_small, outside
-from pyrecon.ops import langevin_step, prox_smooth_maps, sense_maps_adjoint, sense_normal
+from pyrecon._threads import SMALL, one_thread_if_small, outside
+from pyrecon.ops import langevin_step, prox_smooth_maps
 from pyrecon.ops._joint import joint_coils, joint_extrapolate, joint_maps_step, joint_maps_test
 from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm
-from pyrecon.solvers._image_priors import check_prior, energy_of
+from pyrecon.solvers._coils import Coils, CoilTransform, coil_transform
+from pyrecon.solvers._image_priors import Charbonnier, check_prior, energy_of
 
 _GROW, _SHRINK = 2.0, 1.5  # of L after a step that fails and after one that holds
 _MARGIN = 1.1  # of the next L over what the last step needed
-_FLOOR = 0.5  # of L_S: below it single steps turn maps too far
+# Least L_S, over the largest curvature bound * max(u)^2 of the data term at |S| = 1: with inertia near 1 a step of t
+# is stable where t * curvature <= 4/3. The inequality sums over all pixels and does not notice the brightest: with the
+# published floor of 0.5 they swing from one iteration to the next, by 6 % of the coil images in a trial, for ever.
+_FLOOR = 0.75
+_LEAST = 1e-6  # an image of zeros moves no map, but divides nothing by zero either
 _TRIES = 40  # 2^40: no finite curvature is beyond it
 _START_SMOOTHING = 100.0  # weight of the proximal map that makes the first maps: 10 pixels
 _ADVICE = (
     "MAX_ITER: raise max_iter or tol. DIVERGED: no step length held, the prior's gradient is not that of its energy. "
     "NONFINITE: the data, the start or what the prior returned hold NaN or Inf."
 )
-
-
-@runtime_checkable
-class CoilTransform(Protocol):
-    """The transform of single coils, for data that no Cartesian mask describes.
-
-    ``adjoint(kspace)`` gives coil images ``(B, C, H, W)``, ``gram(coils)`` is ``F^H M^2 F`` of such, and ``bound`` is
-    its largest eigenvalue or more.
-    """
-
-    bound: float
-
-    def adjoint(self, kspace: Tensor, /) -> Tensor: ...
-
-    def gram(self, coils: Tensor, /) -> Tensor: ...
 
 
 def ipalm(
@@ -138,8 +126,8 @@ def ipalm(
     max_iter
         Iterations at most.
     tol
-        A sample stops when an iteration's steps change its image and its coil images by at most ``tol``, relative to
-        them. 0: all iterations are made, and no warning is given.
+        A sample stops when, past the continuation, an iteration's steps change its image and its coil images by at most
+        ``tol``, relative to them. 0: all iterations are made, and no warning is given.
 
     Returns
     -------
@@ -170,106 +158,20 @@ def ipalm(
     check_count("max_iter", max_iter, 0)
     check_count("seed", seed, 0)
     with torch.no_grad():
-        physics, data = _transform(kspace.detach(), mask)
+        physics, data = coil_transform(kspace.detach(), mask)
         weight = _weights(lam, data)
         state = _first(data, maps, start)
         run = _Run(
             physics, prior, retraction, inertia, maps is not None, mu, continuation, decay, jitter, seed, max_iter, tol
         )
-        with one_thread_if_small(data.numel()):
+        # torch's own operations are on images here: the kernels have the coil data, and threads of their own.
+        with one_thread_if_small(0 if data.is_cpu else SMALL + 1):
             solution = run.iterate(state, weight)
     return (
         solution
         if tol == 0 and not bool((solution.status > 1).any())
         else solution.warn_unless_converged("ipalm", _ADVICE)
     )
-
-
-# --- the transforms --------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Cartesian:
-    """F^H M^2 F of coil images, by a mask."""
-
-    mask: Tensor
-    bound: float
-
-    def gram(self, coils: Tensor, out: Tensor) -> Tensor:
-        one = coils.new_ones(1, 1, 1, 1)
-        sense_normal(coils.flatten(0, 1), one, self.mask, out=out.view(-1, *out.shape[2:]))
-        return out
-
-    def normal(self, image: Tensor, unit: Tensor) -> Tensor:
-        """``Re A^H A image`` with the maps ``unit``."""
-        return sense_normal(image.to(unit.dtype), unit, self.mask).real
-
-    def of(self, kept: Tensor) -> _Cartesian:
-        return replace(self, mask=self.mask[kept]) if len(self.mask) > 1 else self
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The same by a :class:`CoilTransform`, whose results are checked."""
-
-    physics: CoilTransform
-    bound: float
-
-    def gram(self, coils: Tensor, out: Tensor) -> Tensor:
-        return out.copy_(check_returned("mask.gram", outside(self.physics.gram)(coils), coils, "the coil images"))
-
-    def normal(self, image: Tensor, unit: Tensor) -> Tensor:
-        seen = self.gram(joint_coils(image, unit), torch.empty_like(unit))
-        return (seen.real * unit.real + seen.imag * unit.imag).sum(dim=1)
-
-    def of(self, kept: Tensor) -> _Given:
-        return self
-
-
-def _transform(kspace: Tensor, mask: Any) -> tuple[_Cartesian | _Given, Tensor]:
-    """The physics and ``F^H M k``, ``(B, C, H, W)``."""
-    if isinstance(mask, Tensor):
-        check_shape("kspace", kspace, (None, None, None, None), "(B, C, H, W)")
-        if 0 in kspace.shape[1:]:
-            raise ValueError(f"kspace: shape {tuple(kspace.shape)} has no coil or no pixels")
-        weights = mask.to(kspace.real.dtype) if mask.dtype == torch.bool else mask
-        ones = kspace.new_ones(kspace.shape[0], *kspace.shape[2:])
-        data = sense_maps_adjoint(kspace, ones, weights)  # checks the mask
-        if len(weights) not in (1, len(kspace)):
-            weights = weights.repeat_interleave(len(kspace) // len(weights), dim=0)
-        bound = float(weights.square().max()) if weights.numel() else 1.0
-        _warn_of_sampling(weights, kspace.shape[2:])
-        return _Cartesian(weights, bound), data
-    if isinstance(mask, type) or not isinstance(mask, CoilTransform):
-        raise TypeError(
-            f"mask: {type(mask).__name__}, expected a tensor, or an object with adjoint(kspace), gram(coils) and bound"
-        )
-    data = outside(mask.adjoint)(kspace)
-    check_dtype("mask.adjoint: what it returned", data, (kspace.dtype,))
-    check_shape("mask.adjoint: what it returned", data, (len(kspace), None, None, None), "(B, C, H, W)")
-    return _Given(mask, check_number("mask.bound", mask.bound, above=True)), data.contiguous()
-
-
-def _warn_of_sampling(mask: Tensor, shape: torch.Size) -> None:
-    """Tell of samplings that leave the joint problem open; looks at the sampled rows and columns of the first mask."""
-    sampled = (mask[0, 0] != 0).expand(*shape).cpu()
-    if not bool(sampled.any()):
-        warnings.warn("mask: samples nothing, the image will be zero", stacklevel=4)
-        return
-    if not bool(sampled[shape[0] // 2, shape[1] // 2]):
-        warnings.warn(
-            "mask: the centre of k-space is not sampled: the image comes near the true one and leaves it again; stop "
-            "early (max_iter), or sample the centre",
-            stacklevel=4,
-        )
-    for axis, name in ((1, "rows"), (0, "columns")):
-        places = sampled.any(dim=axis).nonzero()[:, 0].tolist()
-        spacing = math.gcd(*(b - a for a, b in pairwise(places))) if len(places) > 1 else 1
-        if spacing > 1:
-            warnings.warn(
-                f"mask: every sampled place is a multiple of {spacing} {name} from the others and no calibration line "
-                "lies between: maps and image that are folded fit the data as well as the true ones. Sample a few "
-                "lines more, or give maps",
-                stacklevel=4,
-            )
 
 
 # --- where it starts --------------------------------------------------------------------------------------------
@@ -303,8 +205,9 @@ def _weights(lam: float | Tensor, data: Tensor) -> Tensor:
 
 def _normalised(maps: Tensor) -> Tensor:
     """Maps of root sum of squares 1; equal ones where there were none, because an image without a map is free."""
-    root = torch.linalg.vector_norm(maps, dim=1, keepdim=True)
-    return torch.where(root > 0, maps / torch.where(root > 0, root, 1), maps.shape[1] ** -0.5)
+    unit = joint_coils(maps.real.new_ones((1, 1, 1)).expand(maps.shape[0], *maps.shape[2:]), maps)
+    empty = (unit == 0).all(dim=1, keepdim=True)
+    return unit.masked_fill_(empty, maps.shape[1] ** -0.5) if bool(empty.any()) else unit
 
 
 def _first(data: Tensor, maps: Tensor | None, start: Any) -> _State:
@@ -336,7 +239,7 @@ def _first(data: Tensor, maps: Tensor | None, start: Any) -> _State:
 # --- the iteration -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Run:
-    physics: _Cartesian | _Given
+    physics: Coils
     prior: Any
     retraction: bool
     inertia: bool
@@ -375,7 +278,8 @@ class _Run:
                     steps.keep(kept)
                     verdict, change = verdict[kept], change[kept]
             change, held = steps.advance(k + 1)
-            now = torch.where(change <= self.tol, int(Status.CONVERGED), int(Status.MAX_ITER))
+            ended = self.fixed or self.continuation * self.decay ** (k + 1) <= 1  # the problem is the one asked for
+            now = torch.where((change <= self.tol) & ended, int(Status.CONVERGED), int(Status.MAX_ITER))
             now = torch.where(held, now, int(Status.DIVERGED))
             now = torch.where(change.isfinite(), now, int(Status.NONFINITE))
             verdict = torch.where(verdict == Status.MAX_ITER, now, verdict)
@@ -385,7 +289,7 @@ class _Run:
 class _Steps:
     """The two block steps of the samples that still run, and their buffers."""
 
-    def __init__(self, run: _Run, state: _State, physics: _Cartesian | _Given, lam: Tensor) -> None:
+    def __init__(self, run: _Run, state: _State, physics: Coils, lam: Tensor) -> None:
         self.run, self.state, self.physics, self.lam = run, state, physics, lam
         self._buffers()
 
@@ -428,7 +332,7 @@ class _Steps:
             # F^H M^2 F <= bound: the data term takes no transform.
             return bound + _ratio(2 * test(proposal, d), dot(d, d))
 
-        held, s.L_u = _backtrack(attempt, s.L_u, bound)
+        held, s.L_u = _backtrack(attempt, s.L_u, torch.full_like(s.L_u, bound))
         change = _ratio(norm(proposal - bar), norm(proposal))
         s.u_before, s.u = s.u, proposal
         return change.to(bar.dtype), held
@@ -443,7 +347,8 @@ class _Steps:
             zero = torch.zeros_like(bar)
             noise = langevin_step(zero, zero, 0.0, run.jitter, seed=run.seed, counter=k)
         at = bar + noise
-        found = outside(prior.energy_and_gradient)(at.clone())
+        call: Any = (lambda f: f) if isinstance(prior, Charbonnier) else outside
+        found = call(prior.energy_and_gradient)(at.clone())
         check_tuple("prior.energy_and_gradient: what it returned", found, "energy", "gradient")
         energy = check_returned("prior.energy_and_gradient", found[0], bar[:, 0, 0], "a batch of numbers").double()
         slope = check_returned("prior.energy_and_gradient", found[1], bar)
@@ -451,7 +356,7 @@ class _Steps:
         if hasattr(prior, "curvature"):
 
             def by_curvature(u: Tensor, d: Tensor) -> Tensor:
-                rise = outside(prior.curvature)(at, d)
+                rise = call(prior.curvature)(at, d)
                 return lam * check_returned("prior.curvature", rise, bar[:, 0, 0], "a batch of numbers").double() / 2
 
             return by_curvature
@@ -460,7 +365,7 @@ class _Steps:
 
         def by_energy(u: Tensor, d: Tensor) -> Tensor:
             new = check_returned(
-                "prior.energy", energy_of(prior, u + noise), bar[:, 0, 0], "a batch of numbers"
+                "prior.energy", outside(energy_of)(prior, u + noise), bar[:, 0, 0], "a batch of numbers"
             ).double()
             rounding = 4 * eps * (energy.abs() + new.abs())  # a network's sums, of which the difference is taken
             return lam * (new - energy - dot(slope, d) - rounding)
@@ -472,6 +377,8 @@ class _Steps:
         mu = run.mu * max(1.0, run.continuation * run.decay**k)
         bar, coils = joint_extrapolate(s.maps, s.before, beta, s.u, out=(s.before, self.spare))
         self.physics.gram(coils, self.response)
+        floor = _FLOOR * bound * s.u.flatten(1).amax(dim=1).square().clamp(min=_LEAST)
+        s.L_maps = torch.maximum(s.L_maps, floor)
         step = 1 / s.L_maps
         moved, along = joint_maps_step(bar, self.response, s.data, s.u, step, out=(self.response, self.along))
         unit = coils if run.retraction else s.unit
@@ -488,14 +395,14 @@ class _Steps:
             joint_maps_test(coils, bar, moved, step, s.u, along, s.data, bound=bound, out=(unit, s.combined, sums))
             return _ratio(2 * sums[:, 1], sums[:, 0])
 
-        held, s.L_maps = _backtrack(attempt, s.L_maps, _FLOOR)
+        held, s.L_maps = _backtrack(attempt, s.L_maps, floor)
         change = _ratio(sums[:, 2].sqrt(), norm(s.u).to(sums.dtype))
         self.spare, s.before, s.maps = bar, s.maps, coils
         s.unit = unit
         return change, held
 
 
-def _backtrack(attempt: Callable[[], Tensor], L: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def _backtrack(attempt: Callable[[], Tensor], L: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     """Raise L, in place, until it is at least ``attempt()``, what each sample's step needs; then the next L.
 
     A sample that holds repeats its step, bit by bit. Of NaN there is nothing to find: such samples count as held. L
@@ -509,7 +416,7 @@ def _backtrack(attempt: Callable[[], Tensor], L: Tensor, floor: float) -> tuple[
             break
         L.mul_(torch.where(failed, _GROW, 1.0))
     lower = torch.minimum(L, (_MARGIN * needed).to(L.dtype))
-    return ~failed, torch.where(needed.isfinite(), torch.maximum(L / _SHRINK, lower).clamp(min=floor), L)
+    return ~failed, torch.where(needed.isfinite(), torch.maximum(torch.maximum(L / _SHRINK, lower), floor), L)
 
 
 def _ratio(change: Tensor, value: Tensor) -> Tensor:

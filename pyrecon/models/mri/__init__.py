@@ -1,4 +1,5 @@
-"""Classical reconstruction of Cartesian multi-coil MRI: zero-filled, CG-SENSE, and SENSE with wavelet or TV sparsity.
+"""Classical reconstruction of Cartesian multi-coil MRI: zero-filled, CG-SENSE, and SENSE with wavelet or TV sparsity;
+and joint estimation of image and coil maps, which needs no calibration lines.
 
 >>> scan = pyrecon.io.read("meas.dat")
 >>> images, report = reconstruct_mri(scan, CGSense())
@@ -10,11 +11,14 @@ sample, and of a pixel of a fully sampled image.
 """
 
 from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table, scan_of_images
+from pyrecon.models.mri.joint import JointMRI
 from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI, VarNetMRI
 from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
 from pyrecon.models.mri.map_reconstruct import reconstruct_maps
 from pyrecon.models.mri.methods import METHODS, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
-from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri
+from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri, reconstruct_with_maps
+
+METHODS["joint"] = JointMRI  # beside the others in one file it would be a circle of imports
 
 # Those that need trained weights.
 LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI, "luser": LUSERMRI, "varnet": VarNetMRI}
@@ -29,6 +33,7 @@ __all__ = [
     "DEProxMRI",
     "Evaluation",
     "Fitted",
+    "JointMRI",
     "MRIMethod",
     "MapMethod",
     "SenseFit",
@@ -41,5 +46,6 @@ __all__ = [
     "evaluation_table",
     "reconstruct_maps",
     "reconstruct_mri",
+    "reconstruct_with_maps",
     "scan_of_images",
 ]

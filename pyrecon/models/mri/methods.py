@@ -24,14 +24,25 @@ class MRIMethod(Method):
     ----------
     needs_maps
         Whether it needs coil maps; where not, it gets None.
+    finds_maps
+        Whether it estimates them itself: :meth:`estimate` then gives images and maps.
     """
 
     needs_maps: ClassVar[bool] = True
+    finds_maps: ClassVar[bool] = False
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         """Images ``(B, H, W)`` from k-space ``(B, C, H, W)`` complex, maps ``(B | 1, C, H, W)`` with a root sum of
         squares of 1 (or 0: no object there), and a mask ``(B | 1, 1, H | 1, W | 1)``."""
         raise NotImplementedError(f"{type(self).__name__}: a method defines solve")
+
+    def estimate(self, kspace: Tensor, mask: Tensor) -> Solution[tuple[Tensor, Tensor]]:
+        """Images and maps ``(B, C, H, W)``, of a method that finds maps."""
+        raise NotImplementedError(f"{type(self).__name__}: a method that finds maps defines estimate")
+
+    def story(self, kspace: Tensor, mask: Tensor) -> dict[str, Any]:
+        """What a report says of settings that come from the data."""
+        return {}
 
     def fitted(self, kspace: Tensor, mask: Tensor) -> MRIMethod:
         """The method with the settings that it takes from all of the data, not from a part of them."""

@@ -29,6 +29,7 @@ from pyrecon.linops import Sense
 from pyrecon.models.method import check_method
 from pyrecon.models.mri.methods import CGSense, MRIMethod, TVSense, count_samples
 from pyrecon.report import Recorder, Report
+from pyrecon.solvers import Solution
 
 CHUNK_BYTES = 2**29  # of coil data reconstructed at a time; a solver needs about four times as much
 
@@ -84,7 +85,29 @@ def reconstruct_mri(
     Raises
     ------
     DataError
-        If the scan is damaged, or has no calibration region and no maps are given.
+        If the scan is damaged, or has no calibration region, no maps are given and the method needs some:
+        :class:`~pyrecon.models.mri.JointMRI` does not.
+    """
+    options: dict[str, Any] = {"maps": maps, "coil_maps": coil_maps, "calibration": calibration, "whiten": whiten}
+    images, _, report = reconstruct_with_maps(scan, method, **options, coils=coils, device=device)
+    return images, report
+
+
+def reconstruct_with_maps(
+    scan: MRIScan,
+    method: MRIMethod | None = None,
+    *,
+    maps: Tensor | None = None,
+    coil_maps: Literal["espirit", "walsh"] = "espirit",
+    calibration: int = 24,
+    whiten: bool = True,
+    coils: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor | None, Report]:
+    """As :func:`reconstruct_mri`, with the maps in between: images, maps, report.
+
+    The maps ``(S | 1, C, H, W)`` complex64 are those of the whitened, compressed coils, with a root sum of squares of 1
+    or 0; None for a method without any.
     """
     if not isinstance(scan, MRIScan):
         raise TypeError(f"scan: expected an MRIScan from a reader or a simulation, got {type(scan).__name__}")
@@ -93,7 +116,7 @@ def reconstruct_mri(
         raise ValueError(f"coil_maps: {coil_maps!r} is not known, expected 'espirit' or 'walsh'")
     run = Recorder(method.name, method, device=device)
     report = run.report()
-    images = []
+    images, found = [], []
     iterations = 0
     with run:
         data = prepare(scan, maps, whiten, coils, report.details)
@@ -102,20 +125,30 @@ def reconstruct_mri(
         if method.needs_maps:
             data = with_coil_maps(data, coil_maps, calibration, torch.device(device), report.details)
         for part in data.parts():
+            here: Tensor | None
+            solution: Solution[Tensor]
             kspace, mask = (tensor.to(device) for tensor in data.tensors(part))
-            if not method.needs_maps:
-                solution = method.solve(kspace, None, mask)
-                run.add(solution)
-            else:
+            if method.finds_maps:
+                joint = method.estimate(kspace, mask)
+                here = joint.value[1]
+                solution = Solution(joint.value[0].to(kspace.dtype), joint.status, joint.iterations, joint.residual)
+                report.details |= method.story(kspace, mask)
+                found.append(here.cpu())
+            elif method.needs_maps:
                 here = data.maps_of(part).to(device)
                 solution = method.solve(kspace, here, mask)
+            else:
+                here, solution = None, method.solve(kspace, None, mask)
+            if here is None:
+                run.add(solution)
+            else:
                 misfit = ((Sense(here, mask)(solution.value) - kspace) * mask).flatten(1)
                 noise = (kspace.shape[1] * count_samples(mask, kspace)).sqrt() if data.noise_known else None
                 run.add(solution, residual=torch.linalg.vector_norm(misfit, dim=1), noise_level=noise)
             iterations = max(iterations, int(solution.iterations.max()))
             images.append(solution.value.cpu() * data.unit(part))
     report.details["iterations"] = iterations
-    return torch.cat(images), report
+    return torch.cat(images), torch.cat(found) if found else data.maps, report
 
 
 @dataclass(frozen=True)
@@ -205,17 +238,12 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
     if coils == 1:
         details["maps"] = "1 (single coil)"
         return replace(data, maps=torch.ones(1, 1, height, width, dtype=torch.complex64))
-    block = calibration_data(data.scan, size)
-    details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples"
-    block = block.to(device)
-    if kind == "espirit":
-        # Of 10 lines a kernel of 6 took 155 of 3,000 pixels of a brain for empty, and its maps of the others were off
-        # by 9 times as much as with 4; from 14 lines on 3 to 6 are equal. Fewer than 6 lines are too few for any.
-        side = min(block.shape[2:])
-        kernel = min(6, side // 2 - 1) if side >= 6 else 6
-        maps = espirit_maps(block, (height, width), noise_std=1.0, kernel=kernel)[0]
-    else:
-        maps = walsh_maps(block, (height, width))
+    try:
+        block = calibration_data(data.scan, size)
+        details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples"
+        maps = _estimated(block.to(device), kind, (height, width))
+    except DataError as error:
+        raise DataError(f"{error}; the method joint (JointMRI) needs neither") from None
     maps = maps.cpu().repeat_interleave(slices // len(maps), dim=0)
     empty = (maps == 0).flatten(1).all(dim=1).nonzero()[:, 0].tolist()
     if len(empty) == slices:
@@ -224,6 +252,16 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
         names = ", ".join(slice_name(data.scan, s) for s in empty[:8]) + (", ..." if len(empty) > 8 else "")
         warnings.warn(f"no signal rises above the noise in {names}: the image is zero there", stacklevel=4)
     return replace(data, maps=maps)
+
+
+def _estimated(block: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
+    if kind == "walsh":
+        return walsh_maps(block, shape)
+    # Of 10 lines a kernel of 6 took 155 of 3,000 pixels of a brain for empty, and its maps of the others were off
+    # by 9 times as much as with 4; from 14 lines on 3 to 6 are equal. Fewer than 6 lines are too few for any.
+    side = min(block.shape[2:])
+    kernel = min(6, side // 2 - 1) if side >= 6 else 6
+    return espirit_maps(block, shape, noise_std=1.0, kernel=kernel)[0]
 
 
 def _check_maps(maps: Tensor, scan: MRIScan) -> None:
