@@ -28,6 +28,7 @@ from pyrecon.experiments.stable_mri.study import (
 )
 from pyrecon.experiments.study import reproduce
 from pyrecon.models import GenerativePrior
+from pyrecon.models.weights import Card
 from pyrecon.ops import tv_prox
 from pyrecon.physics.masks import NAMES, named_mask
 from pyrecon.train.magnitude_scans import Batch, ScanConfig, scanner_of
@@ -248,9 +249,12 @@ def few_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tables_are_made_with_a_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_masks(monkeypatch)
     torch.manual_seed(0)
-    GenerativePrior(32, 4).save(tmp_path / "prior.safetensors")
+    prior = GenerativePrior(32, 4)
+    prior.card = Card("generative", "prior", (32, 32), {"images": "heads"})
+    prior.save(tmp_path / "prior.safetensors")
     options: dict[str, Any] = {"prior": str(tmp_path / "prior.safetensors"), "sizes": AMOUNTS}
     study = Small(tmp_path / "one", **options)
+    assert {study.config_of(coils).images for coils in METHODS} == {"heads"}  # the prior's
     study.folder.mkdir()
     parts = {"table": ["1", "2"], "experiment": ["pairs"]}
     written = [path for path, _ in reproduce(PAPER, study, parts)]
@@ -268,7 +272,7 @@ def test_tables_are_made_with_a_prior(tmp_path: Path, monkeypatch: pytest.Monkey
         assert numbers["psnr"] == pytest.approx(scores(image, truth)["psnr"], rel=1e-5)
         assert ("fitted ssim" in numbers) == (method in ("map", "mmse"))
     # One coefficient for all masks, TV's and MAP's from as many evaluations.
-    known = {(c, m): study._found(c, m) for c in ("single", "parallel") for m in ("tv", "map")}  # type: ignore[arg-type]
+    known = {(c, m): study.choice(c, m) for c in ("single", "parallel") for m in ("tv", "map")}  # type: ignore[arg-type]
     assert all(len(found["tried"]) == AMOUNTS.budget for found in known.values())
     assert all(found["psnr"][0] == max(found["tried psnr"]) for found in known.values())
     # The numbers alone make the same tables again, but for the pictures: no model is trained.
@@ -278,8 +282,9 @@ def test_tables_are_made_with_a_prior(tmp_path: Path, monkeypatch: pytest.Monkey
     for path, _ in reproduce(PAPER, again, {"experiment": ["pairs"]}):
         assert path.read_text() == text[path.name]
     assert not (again.folder / "models").exists()
-    torch.manual_seed(1)
-    GenerativePrior(32, 4).save(tmp_path / "prior.safetensors")
+    with torch.no_grad():
+        prior.network.last.weight.mul_(2)
+    prior.save(tmp_path / "prior.safetensors")
     other = Small(again.folder, **options)
     assert other.numbers("single", "in", "spiral-5x", "tv") == again.numbers("single", "in", "spiral-5x", "tv")
     with pytest.raises(DataError, match="other settings"):

@@ -222,10 +222,12 @@ class StableMRIStudy(Study):
     def coefficient(self, coils: Coils, method: Tuned) -> float:
         """lambda over the noise, the best mean PSNR on validation images at 4-fold lines with 8 % in the centre; the
         same for all masks and images. TV and MAP are given the same evaluations."""
-        found = self._found(coils, method)
-        return found["coefficient"][0]
+        return self.choice(coils, method)["coefficient"][0]
 
-    def _found(self, coils: Coils, method: Tuned) -> Numbers:
+    def choice(self, coils: Coils, method: Tuned) -> Numbers:
+        """``"coefficient"`` and its ``"psnr"``, all that were ``"tried"`` with their ``"tried psnr"``, and whether it
+        lies ``"at edge"`` of the range."""
+
         def compute() -> Numbers:
             batch = self.scans(coils, "in", TUNED, validation=True)
             run = self.tv if method == "tv" else lambda *given: self.mode(*given)[0]

@@ -97,7 +97,8 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
         "images, all of them generated.",
     ]
     tuned: tuple[Tuned, ...] = ("tv", "map") if study.energy is not None else ("tv",)
-    lam = [f"{LABELS[name]} {study.coefficient(coils, name):.3g}" for name in tuned]
+    edge = {name: " (an end of the range)" if study.choice(coils, name)["at edge"][0] else "" for name in tuned}
+    lam = [f"{LABELS[name]} {study.coefficient(coils, name):.3g}{edge[name]}" for name in tuned]
     notes.append(
         "lambda is a coefficient times the noise over the image's peak, one coefficient for all "
         f"masks: {', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at "
