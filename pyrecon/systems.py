@@ -98,6 +98,14 @@ SYSTEMS: dict[str, System] = {
         training_path="pyrecon.train.pinqi:PINQITraining",
         paper_path="pyrecon.experiments.pinqi:PAPER",
     ),
+    "supervised-mri": System(
+        "Stable MRI with a generative prior, and its rivals that are trained with ground truth",
+        model_path="pyrecon.models:VarNet",
+        methods_path="pyrecon.models.mri:LEARNED",
+        training_path="pyrecon.train.supervised_mri:SupervisedMRITraining",
+        paper_path="pyrecon.experiments.stable_mri:PAPER",
+        paper_name="stable-mri",
+    ),
 }
 
 

@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyrecon import plotting
-from pyrecon.models import DEQMPI, deq, luser, map_rivals
+from pyrecon.models import DEQMPI, deq, luser, map_rivals, supervised_mri
 from pyrecon.models.weights import Card, read_header, shipped_weights
 from pyrecon.nn import BallConsistency, ExactConsistency
 
 _HEADS = ("name", "for", "SNR, dB", "voxels", "data step", "penalty", "steps x batch", "validation, dB", "began with")
 _OTHER_HEADS = ("name", "network", "weights", "trained on", "pixels", "steps x batch", "validation", "began with")
-_LOADERS: dict[str, Callable[..., Any]] = {"luser": luser.load, "pinqi": map_rivals.load}
+_LOADERS: dict[str, Callable[..., Any]] = {
+    "luser": luser.load,
+    "pinqi": map_rivals.load,
+    "supervised-mri": supervised_mri.load,
+}
 _KINDS = {BallConsistency: "l2-ball", ExactConsistency: "y itself"}
 
 

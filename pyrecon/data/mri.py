@@ -309,6 +309,15 @@ def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple
     return centered_slice(height, best[0]), centered_slice(width, best[1])
 
 
+def calibration_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The largest fully sampled block about the centre, image by image: bool ``(B | 1, 1, H, W)`` from ``(B | 1, 1, H |
+    1, W | 1)``; nothing where the centre itself is not sampled. On the device of ``mask``."""
+    block = torch.zeros(len(mask), 1, *shape, dtype=torch.bool)
+    for own, sampled in zip(block, (mask != 0).cpu().numpy(), strict=True):
+        own[(0, *calibration_region(sampled[None], shape))] = True
+    return block.to(mask.device)
+
+
 def calibration_data(scan: MRIScan, size: int = 24) -> Tensor:
     """The centre of k-space that coil maps are estimated from, ``(S', C, h, w)`` with h, w at most ``size``.
 

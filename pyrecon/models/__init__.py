@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pyrecon.models.luser import LUSER
     from pyrecon.models.map_rivals import DOPAMINE, MANTIS, DeepT1, UnrolledMaps
     from pyrecon.models.pinqi import PINQI
+    from pyrecon.models.supervised_mri import ImageUNet, VarNet
     from pyrecon.models.unrolled import DEQ4IP, UnrolledDnCNN
 
 _MODULES = {
@@ -24,12 +25,14 @@ _MODULES = {
     "DEQMPI": "deq_mpi",
     "DOPAMINE": "map_rivals",
     "GenerativePrior": "generative",
+    "ImageUNet": "supervised_mri",
     "LUSER": "luser",
     "MANTIS": "map_rivals",
     "PINQI": "pinqi",
     "UNetRefinement": "deq",
     "UnrolledDnCNN": "unrolled",
     "UnrolledMaps": "map_rivals",
+    "VarNet": "supervised_mri",
 }
 __all__ = [
     "DEQ4IP",
@@ -43,9 +46,11 @@ __all__ = [
     "DataConsistency",
     "DeepT1",
     "GenerativePrior",
+    "ImageUNet",
     "UNetRefinement",
     "UnrolledDnCNN",
     "UnrolledMaps",
+    "VarNet",
 ]
 _module, __dir__ = submodules(
     __name__,
@@ -59,6 +64,7 @@ _module, __dir__ = submodules(
     "mpi",
     "mri",
     "pinqi",
+    "supervised_mri",
     "unrolled",
     "weights",
     *_MODULES,

@@ -12,7 +12,7 @@ sample, and of a pixel of a fully sampled image.
 
 from pyrecon.models.mri.evaluate import Evaluation, evaluate_mri, evaluation_table, scan_of_images
 from pyrecon.models.mri.joint import CoilwiseTransform, JointMRI
-from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI
+from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI, VarNetMRI
 from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
 from pyrecon.models.mri.map_reconstruct import reconstruct_maps
 from pyrecon.models.mri.methods import CLASSICAL, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
@@ -21,7 +21,7 @@ from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri, reco
 METHODS: dict[str, type[MRIMethod]] = {**CLASSICAL, "joint": JointMRI}
 
 # Those that need trained weights.
-LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI, "luser": LUSERMRI}
+LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI, "luser": LUSERMRI, "varnet": VarNetMRI}
 
 __all__ = [
     "LEARNED",
@@ -39,6 +39,7 @@ __all__ = [
     "MapMethod",
     "SenseFit",
     "TVSense",
+    "VarNetMRI",
     "WaveletSense",
     "ZeroFilled",
     "default_method",

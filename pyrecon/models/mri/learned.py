@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pyrecon.data.fourier import ifft_centered
 from pyrecon.linops import Sense
 from pyrecon.models._data_step import Reconstructor
 from pyrecon.models.deq import DEProx, for_inference
 from pyrecon.models.luser import ROLE, load_for
 from pyrecon.models.mri.methods import MRIMethod, given_maps
+from pyrecon.models.supervised_mri import ROLE as SUPERVISED
+from pyrecon.models.supervised_mri import VarNet, load_varnet
 from pyrecon.models.weights import Card, check_role, find_weights, which_weights
 from pyrecon.solvers import Solution
 
@@ -93,12 +96,64 @@ class LUSERMRI(LearnedMRI):
         return load_for("mri", self.weights)
 
 
+@dataclass(frozen=True)
+class VarNetMRI(MRIMethod):
+    """The end-to-end variational network with trained weights: :class:`pyrecon.models.VarNet`.
+
+    Needs no coil maps, and no scale: it estimates maps from the fully sampled centre and takes data of any unit. Images
+    are magnitudes. It knows the kind of sampling that it was trained on; others are warned about.
+
+    Attributes
+    ----------
+    weights
+        A file of :meth:`pyrecon.models.VarNet.save`; ``pyrecon train supervised-mri --model varnet`` makes one.
+    """
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "VarNet"
+    role: ClassVar[str] = SUPERVISED
+    needs_maps: ClassVar[bool] = False
+
+    @cached_property
+    def model(self) -> VarNet:
+        """The network, loaded once."""
+        return load_varnet(self.weights)
+
+    def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
+        model = self.model.to(kspace.device)
+        assert model.card is not None
+        brightest = float(torch.linalg.vector_norm(ifft_centered(kspace * mask), dim=1).amax())
+        shape = (kspace.shape[2], kspace.shape[3])
+        _warn(model.card, 1 / max(brightest, 1e-30), shape)
+        _warn_of_sampling(model.card, mask, shape)
+        found = model.reconstruct(kspace, mask)
+        return replace(found, value=found.value.to(kspace.dtype))
+
+
+def _warn_of_sampling(card: Card, mask: Tensor, shape: tuple[int, int]) -> None:
+    """Of masks that do not take whole lines along W, or are many times denser or sparser than those of training."""
+    trained = float(card.data["acceleration"])
+    full = mask.expand(-1, -1, *shape) != 0
+    rate = full.numel() / max(1, int(full.sum()))
+    lines = bool((full == full[..., :1]).all())
+    if not lines or not trained / _FAR <= rate <= _FAR * trained:
+        kind = f"{rate:.1f}-fold" + ("" if lines else ", not in whole rows")
+        warnings.warn(
+            f"data: sampled {kind}; the weights were trained on random rows, {trained:g}-fold: the images may show "
+            "what is not there",
+            stacklevel=5,
+        )
+
+
 def _warn(card: Card, noise: float, shape: tuple[int, int]) -> None:
     """Of data that are not like those of training; ``noise`` is that of a sample over the brightest pixel."""
     trained = float(card.data.get("noise_over_brightest", card.data.get("noise_std", noise)))
-    if not trained / _FAR <= noise <= _FAR * trained:
+    lowest = float(card.data.get("noise_low", trained))
+    if not lowest / _FAR <= noise <= _FAR * trained:
+        span = f"{trained:.2g}" if lowest == trained else f"{lowest:.2g} to {trained:.2g}"
         warnings.warn(
-            f"data: their noise is {noise:.2g} of the brightest pixel, the weights were trained at {trained:.2g}: the "
+            f"data: their noise is {noise:.2g} of the brightest pixel, the weights were trained at {span}: the "
             "images may be less good than they look",
             stacklevel=6,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrecon._threads import one_thread_if_small
 from pyrecon.data.fourier import ifft_centered
-from pyrecon.data.mri import calibration_region
+from pyrecon.data.mri import calibration_mask
 from pyrecon.linops import Sense, Wavelet
 from pyrecon.models.method import Method
 from pyrecon.ops import soft_threshold, tv_prox
@@ -256,11 +256,7 @@ def _direct(image: Tensor) -> Solution[Tensor]:
 
 def _centre(mask: Tensor, kspace: Tensor) -> Tensor:
     """Mask ``(B | 1, 1, H, W)`` of the largest fully sampled block about the centre of k-space."""
-    shape = (kspace.shape[2], kspace.shape[3])
-    centre = torch.zeros(len(mask), 1, *shape, dtype=torch.bool)
-    for block, sampled in zip(centre, mask.bool().cpu().numpy(), strict=True):
-        block[(0, *calibration_region(sampled[None], shape))] = True
-    return centre.to(kspace.device)
+    return calibration_mask(mask, (kspace.shape[2], kspace.shape[3])).to(kspace.device)
 
 
 def count_samples(mask: Tensor, kspace: Tensor) -> Tensor:
