@@ -305,11 +305,13 @@ class PreconditionedULA(Sampler):
             raise TypeError(f"dtype: {described(dtype)}, expected float32, float64, complex64 or complex128")
 
         def solve(v: Tensor) -> Tensor:
+            # Conjugate gradients keep the last finite iterate, zero here: a lost chain would stand still without a word.
+            # It stays lost, and is told of once, not by every solve.
+            fine = v.isfinite().flatten(1).all(1) if v.dim() > 1 else v.isfinite()
             found = conjugate_gradient(
-                lambda x: gram(x) / noise_std**2 + x / prior_std**2, v, rtol=rtol, max_iter=max_iter
+                lambda x: gram(x) / noise_std**2 + x / prior_std**2, select(fine, v, 0), rtol=rtol, max_iter=max_iter
             )
-            # Conjugate gradients keep the last finite iterate, zero here: a chain that stands still without a word.
-            return select(found.status != Status.NONFINITE, found.value, torch.nan)
+            return select(fine & (found.status != Status.NONFINITE), found.value, torch.nan)
 
         def perturb(draw: Draw) -> Tensor:
             white = draw(*draw.like.shape[1:])

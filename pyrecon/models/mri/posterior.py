@@ -179,8 +179,8 @@ class Posterior:
         energy, gradient = both
         if energy.shape != (len(u),) or gradient.shape != u.shape:
             raise ValueError(
-                f"prior: energy_and_gradient returned shapes {tuple(energy.shape)} and {tuple(gradient.shape)}, expected "
-                f"(B,) = ({len(u)},) and {tuple(u.shape)}"
+                f"prior: energy_and_gradient returned shapes {tuple(energy.shape)} and {tuple(gradient.shape)}, "
+                f"expected (B,) = ({len(u)},) and {tuple(u.shape)}"
             )
         return energy.detach(), gradient.detach().to(u.dtype) * self.inside
 
@@ -216,9 +216,11 @@ class Posterior:
             found = self.gram(u) + floor * u
             return found if metric is None else found + self.weight * self.inside * metric(u * self.inside)
 
-        solution = conjugate_gradient(precision, v, rtol=rtol, max_iter=max_iter)
-        # Conjugate gradients keep the last finite iterate, zero here: a chain that stands still without a word.
-        return torch.where((solution.status != Status.NONFINITE)[:, None, None], solution.value, torch.nan)
+        # A chain that is lost stays so, and is told of once, not by every solve.
+        fine = v.isfinite().flatten(1).all(1)[:, None, None]
+        solution = conjugate_gradient(precision, torch.where(fine, v, 0), rtol=rtol, max_iter=max_iter)
+        fine = fine & (solution.status != Status.NONFINITE)[:, None, None]
+        return torch.where(fine, solution.value, torch.nan)
 
     def residual(self, u: Tensor) -> Tensor:
         """``|A u - z|`` in units of the noise, of an image ``(1, H, W)`` or ``(H, W)``."""
