@@ -1,10 +1,19 @@
 """Iterative solvers: they take callables, know no operator class, and return a :class:`Solution` with a status."""
 
 from pyrecon._solution import ConvergenceError, ConvergenceWarning, Solution, Status
-from pyrecon.solvers._chains import Batches, Diagnostics, Draws, diagnose, effective_sample_size, quantiles, split_rhat
+from pyrecon.solvers._chains import (
+    Batches,
+    Chain,
+    Diagnostics,
+    Draws,
+    diagnose,
+    effective_sample_size,
+    quantiles,
+    split_rhat,
+)
 from pyrecon.solvers._conjugate_gradient import conjugate_gradient
 from pyrecon.solvers._fixed_point import Anderson, Broyden, FixedPointMethod, Picard, Shared, fixed_point
-from pyrecon.solvers._langevin import Chain, langevin, largest_curvature
+from pyrecon.solvers._langevin import langevin, largest_curvature
 from pyrecon.solvers._least_squares import cgls, sirt
 from pyrecon.solvers._proximal import fista, primal_dual
 from pyrecon.solvers._samplers import MALA, ULA, Draw, PreconditionedULA, Sampler

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_count, check_dtype, check_number
-from pyrecon._solution import ConvergenceWarning
+from pyrecon._solution import ConvergenceWarning, Status
+from pyrecon.ops._langevin import Moments
+from pyrecon.solvers._batch import select
 
 MIXED = 1.01  # split R-hat below which chains agree (Vehtari et al.)
 ENOUGH = 400  # effective samples: an interval's end is then good to a percent of probability
@@ -124,6 +125,83 @@ class Draws:
         return Draws(self.states.clone(), self.every, self.count)
 
 
+@dataclass
+class Chain:
+    """Samplers at work, one for each sample of a batch: what :func:`langevin` returns and can go on from.
+
+    Attributes
+    ----------
+    x
+        Their states, ``(B, ...)``.
+    moments
+        Running mean and variance of the states kept so far.
+    steps
+        Steps taken so far: the next one draws its noise from this counter.
+    seed, first_sample
+        Of the noise: see :func:`langevin`.
+    status
+        ``(B,)`` int8, values of :class:`Status`: MAX_ITER, all steps were taken; NONFINITE, a state was NaN or Inf.
+    memory
+        What its sampler remembers, ``(B,)`` each: see :class:`MALA`.
+    batches, draws
+        What :func:`diagnose` and :func:`quantiles` read; None where they were not asked for.
+    """
+
+    x: Tensor
+    moments: Moments
+    steps: int
+    seed: int
+    first_sample: int
+    status: Tensor
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    batches: Batches | None = None
+    draws: Draws | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the states kept: the estimate of least mean squared error. NaN for a NONFINITE sample."""
+        return self._finite(self.moments.mean)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the states kept, real; NaN for a NONFINITE sample, and before two were kept."""
+        return self._finite(self.moments.std())
+
+    @property
+    def acceptance(self) -> Tensor | None:
+        """Share of the proposals after the burn-in that :class:`MALA` accepted, ``(B,)``; None for other samplers."""
+        if "tried" not in self.memory:
+            return None
+        return self.memory["accepted"] / self.memory["tried"]
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Factor by which :class:`MALA` has adapted the step, ``(B,)``; None for other samplers."""
+        return self.memory["log_scale"].exp() if "log_scale" in self.memory else None
+
+    def nonfinite(self) -> Tensor:
+        """``(B,)`` bool."""
+        return self.status == Status.NONFINITE
+
+    def clone(self) -> Chain:
+        """A copy that shares no memory."""
+        m = self.moments
+        return Chain(
+            self.x.clone(),
+            Moments(m.mean.clone(), m.m2.clone(), m.count.clone()),
+            self.steps,
+            self.seed,
+            self.first_sample,
+            self.status.clone(),
+            {name: value.clone() for name, value in self.memory.items()},
+            None if self.batches is None else self.batches.clone(),
+            None if self.draws is None else self.draws.clone(),
+        )
+
+    def _finite(self, value: Tensor) -> Tensor:
+        return select(self.status != Status.NONFINITE, value, torch.nan)
+
+
 @dataclass(frozen=True)
 class Diagnostics:
     """What the chains of one problem say together, per pixel.
@@ -192,7 +270,7 @@ class Diagnostics:
         return self
 
 
-def diagnose(chain: Any, chains: int = 1) -> list[Diagnostics]:
+def diagnose(chain: Chain, chains: int = 1) -> list[Diagnostics]:
     """Effective samples, split R-hat and drift of every problem, from the batches that :func:`langevin` kept.
 
     Parameters
@@ -208,8 +286,6 @@ def diagnose(chain: Any, chains: int = 1) -> list[Diagnostics]:
     list of Diagnostics
         One for each problem. Real numbers only: take parts of complex ones by a gradient of real states.
     """
-    from pyrecon.solvers._langevin import Chain
-
     if not isinstance(chain, Chain):
         raise TypeError(f"chain: expected a Chain, got {type(chain).__name__}")
     if chain.batches is None:
@@ -231,15 +307,13 @@ def diagnose(chain: Any, chains: int = 1) -> list[Diagnostics]:
     return found
 
 
-def quantiles(chain: Any, levels: tuple[float, ...], chains: int = 1) -> Tensor:
+def quantiles(chain: Chain, levels: tuple[float, ...], chains: int = 1) -> Tensor:
     """Quantiles of the draws that :func:`langevin` kept, all chains of a problem together: ``(levels, problems, ...)``.
 
     Linear between order statistics. Of n independent draws the quantile p is that of a probability within
     ``sqrt(p (1 - p) / n)``; n is at most the number of draws and at most the effective samples. NaN where no chain is
     finite, or no draw was kept.
     """
-    from pyrecon.solvers._langevin import Chain
-
     if not isinstance(chain, Chain):
         raise TypeError(f"chain: expected a Chain, got {type(chain).__name__}")
     if chain.draws is None:
@@ -375,7 +449,7 @@ def _real_draws(draws: Tensor) -> Tensor:
     return draws.detach().double()
 
 
-def _groups(chain: Any, chains: int) -> Tensor:
+def _groups(chain: Chain, chains: int) -> Tensor:
     """Numbers of samples, (problems, chains)."""
     check_count("chains", chains)
     if len(chain.x) % chains:

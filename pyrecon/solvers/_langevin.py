@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,88 +19,11 @@ from pyrecon._check import check_callable, check_count, described
 from pyrecon._solution import ConvergenceWarning, Status
 from pyrecon.ops._langevin import Moments
 from pyrecon.solvers._batch import applied, check_state, dot, like, norm, real_dtype, select
-from pyrecon.solvers._chains import Batches, Draws
+from pyrecon.solvers._chains import Batches, Chain, Draws
 from pyrecon.solvers._fixed_point import check_args
 from pyrecon.solvers._samplers import ULA, Draw, Run, Sampler
 
 LOOK_EVERY = 64  # steps between two looks whether any sample is still finite: on a GPU a look waits
-
-
-@dataclass
-class Chain:
-    """Samplers at work, one for each sample of a batch: what :func:`langevin` returns and can go on from.
-
-    Attributes
-    ----------
-    x
-        Their states, ``(B, ...)``.
-    moments
-        Running mean and variance of the states kept so far.
-    steps
-        Steps taken so far: the next one draws its noise from this counter.
-    seed, first_sample
-        Of the noise: see :func:`langevin`.
-    status
-        ``(B,)`` int8, values of :class:`Status`: MAX_ITER, all steps were taken; NONFINITE, a state was NaN or Inf.
-    memory
-        What its sampler remembers, ``(B,)`` each: see :class:`MALA`.
-    batches, draws
-        What :func:`diagnose` and :func:`quantiles` read; None where they were not asked for.
-    """
-
-    x: Tensor
-    moments: Moments
-    steps: int
-    seed: int
-    first_sample: int
-    status: Tensor
-    memory: dict[str, Tensor] = field(default_factory=dict)
-    batches: Batches | None = None
-    draws: Draws | None = None
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the states kept: the estimate of least mean squared error. NaN for a NONFINITE sample."""
-        return self._finite(self.moments.mean)
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of the states kept, real; NaN for a NONFINITE sample, and before two were kept."""
-        return self._finite(self.moments.std())
-
-    @property
-    def acceptance(self) -> Tensor | None:
-        """Share of the proposals after the burn-in that :class:`MALA` accepted, ``(B,)``; None for other samplers."""
-        if "tried" not in self.memory:
-            return None
-        return self.memory["accepted"] / self.memory["tried"]
-
-    @property
-    def scale(self) -> Tensor | None:
-        """Factor by which :class:`MALA` has adapted the step, ``(B,)``; None for other samplers."""
-        return self.memory["log_scale"].exp() if "log_scale" in self.memory else None
-
-    def nonfinite(self) -> Tensor:
-        """``(B,)`` bool."""
-        return self.status == Status.NONFINITE
-
-    def clone(self) -> Chain:
-        """A copy that shares no memory."""
-        m = self.moments
-        return Chain(
-            self.x.clone(),
-            Moments(m.mean.clone(), m.m2.clone(), m.count.clone()),
-            self.steps,
-            self.seed,
-            self.first_sample,
-            self.status.clone(),
-            {name: value.clone() for name, value in self.memory.items()},
-            None if self.batches is None else self.batches.clone(),
-            None if self.draws is None else self.draws.clone(),
-        )
-
-    def _finite(self, value: Tensor) -> Tensor:
-        return select(self.status != Status.NONFINITE, value, torch.nan)
 
 
 @torch.no_grad()

@@ -305,8 +305,8 @@ class PreconditionedULA(Sampler):
             raise TypeError(f"dtype: {described(dtype)}, expected float32, float64, complex64 or complex128")
 
         def solve(v: Tensor) -> Tensor:
-            # Conjugate gradients keep the last finite iterate, zero here: a lost chain would stand still without a word.
-            # It stays lost, and is told of once, not by every solve.
+            # Conjugate gradients keep the last finite iterate, zero here: a lost chain would stand still, as if it were
+            # well. It stays lost, and is told of once, not by every solve.
             fine = v.isfinite().flatten(1).all(1) if v.dim() > 1 else v.isfinite()
             found = conjugate_gradient(
                 lambda x: gram(x) / noise_std**2 + x / prior_std**2, select(fine, v, 0), rtol=rtol, max_iter=max_iter
