@@ -24,6 +24,7 @@ from pyrecon import io
 from pyrecon._errors import DataError, Stopped
 from pyrecon.cli import app
 from pyrecon.data.raw import MRIScan
+from pyrecon.io.ismrmrd import write_ismrmrd
 from pyrecon.linops import Sense
 from pyrecon.models.mri.posterior import Posterior, SmoothedTV, held_maps
 from pyrecon.models.mri.sampling import Uncertainty, sample_mri
@@ -146,7 +147,7 @@ def test_maps_carry_the_phase() -> None:
 
 
 # --- the samples -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("sampler", "samples"), [("preconditioned", 3000), ("ula", 6000), ("mala", 6000)])
+@pytest.mark.parametrize(("sampler", "samples"), [("preconditioned", 1500), ("ula", 4000), ("mala", 4000)])
 def test_samples_have_the_posterior_of_a_gaussian_prior(sampler: str, samples: int) -> None:
     data = scan(noise=0.15)
     found, report = quick(
@@ -242,7 +243,7 @@ def test_a_scan_that_converges_says_so() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         found, report = sample_mri(
-            scan(noise=0.15), Gaussian(0.1), chains=4, burn_in=300, samples=2500, weight=1.0, maps=MAPS
+            scan(noise=0.15), Gaussian(0.1), chains=4, burn_in=300, samples=2000, weight=1.0, maps=MAPS
         )
     assert report.status == {"CONVERGED": 1}
     assert float(found.rhat[found.std > 0].median()) < 1.01
@@ -335,7 +336,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scan") / "scan.h5"
     image = head_phantom((24, 24), seed=1)
     data = simulate(image, coil_maps((24, 24), 3), random_lines((24, 24), 2, acl=10, seed=2), noise_std=0.03)
-    io.ismrmrd.write_ismrmrd(path, data)
+    write_ismrmrd(path, data)
     return path
 
 
@@ -387,17 +388,17 @@ def test_an_interrupted_command_goes_on(file: Path, tmp_path: Path) -> None:
         "--sampler",
         "ula",
     ]
-    command += ["--burn-in", "10", "--samples", "4000"]
+    command += ["--burn-in", "10", "--samples", "6000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     cut = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    time.sleep(9)
+    chains = tmp_path / "out.npz.chains/slice-0.safetensors"
+    while cut.poll() is None and not chains.exists():
+        time.sleep(0.05)
     cut.send_signal(signal.SIGTERM)
-    _, said = cut.communicate(timeout=60)
-    if cut.returncode == 0:
-        pytest.skip("was done before it was interrupted")
+    _, said = cut.communicate(timeout=120)
     assert cut.returncode == 1, said
-    if "chains are in" not in said:
-        pytest.skip("was interrupted before the first step")
+    assert "the same command goes on" in said
+    assert chains.exists()
     assert not target.exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
@@ -412,10 +413,10 @@ def test_intervals_hold_what_they_claim() -> None:
     from pyrecon.experiments.stable_mri.calibration import CASES, Law, Problem, run
     from pyrecon.solvers import MALA
 
-    here = Problem(dataclasses.replace(CASES[2], size=8), 0)
-    for name, steps in (("MALA", 3000), ("preconditioned ULA, CG", 3000)):
+    here = Problem(dataclasses.replace(CASES[2], sigma=0.1), 0)
+    for name, steps in (("MALA", 3000), ("preconditioned ULA, CG", 1500)):
         sampler, P = here.samplers()[name]
-        found = run(here, sampler, Law.of(here.precision, P), replicates=48, steps=steps, seed=1)
+        found = run(here, sampler, Law.of(here.precision, P), replicates=32, steps=steps, seed=1)
         assert 0.88 <= found.coverage <= 0.92
         assert 0.87 <= found.coverage_draws <= 0.92
         assert abs(found.variance / found.law - 1) <= 0.03

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -251,7 +252,7 @@ class _Walk:
     def run(self, total: int, done: Callable[[int], None], stop: Callable[[], bool]) -> Chain:
         """All ``total`` steps; Stopped where it is interrupted."""
         chain = self._found()
-        piece, saved = 1, time.perf_counter()
+        piece, saved = 1, -math.inf  # at once, so that a folder which cannot be written is told of at once
         try:
             while chain is None or chain.steps < total:
                 if stop():
