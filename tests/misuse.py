@@ -278,7 +278,7 @@ TARGETS: dict[str, Target] = {
     ),
     "solvers.langevin, MALA": Target(
         solvers.langevin,
-        {"gradient": map_(lambda x: ((x * x).sum(1) / 2, x)), "x0": randn(B, N), "step": value(0.1)}
+        {"gradient": map_(lambda x: ((x * x).reshape(len(x), -1).sum(1) / 2, x)), "x0": randn(B, N), "step": value(0.1)}
         | {"iterations": value(5), "burn_in": value(1), "sampler": value(solvers.MALA()), "seed": value(1)},
     ),
     "solvers.langevin, preconditioned": Target(

@@ -121,6 +121,14 @@ def test_formulas_are_those_of_the_papers_and_of_arviz() -> None:
             assert (float(ours[pixel]), float(split_rhat(draws)[pixel])) == pytest.approx(hand, rel=1e-9)
 
 
+def test_formulas_take_numbers_and_images() -> None:
+    draws = ar1(0.5, 3, 20, 6)
+    for formula in (split_rhat, effective_sample_size):
+        flat = formula(draws)
+        assert torch.equal(formula(draws.view(3, 20, 2, 3)), flat.view(2, 3))
+        torch.testing.assert_close(formula(draws[..., 0]), flat[0])
+
+
 @pytest.mark.parametrize("states", [4, 5, 6, 7, 9, 40])
 @pytest.mark.parametrize("phi", [-0.7, 0.0, 0.95])
 def test_formulas_at_short_and_odd_lengths(states: int, phi: float) -> None:

@@ -369,7 +369,7 @@ def _ess(halves: Tensor) -> Tensor:
     variance = covariance[0] + halves.mean(1).var(0)
     rho = 1 - (within - covariance) / variance
     rho[0] = 1
-    return torch.where(variance > 0, halves[:, :, 0].numel() / _tau(rho, halves), torch.nan)
+    return torch.where(variance > 0, halves.shape[0] * n / _tau(rho, halves), torch.nan)
 
 
 def _variance_of_mean(series: Tensor) -> Tensor:
@@ -388,7 +388,8 @@ def _autocovariance(series: Tensor) -> Tensor:
     n = series.shape[1]
     # By the Wiener-Khinchin theorem, padded so that nothing wraps around.
     spectrum = torch.fft.rfft(series, n=2 * n, dim=1)
-    return torch.fft.irfft(spectrum.abs().square(), n=2 * n, dim=1)[:, :n].mean(0) / n
+    sums: Tensor = torch.fft.irfft(spectrum.abs().square(), n=2 * n, dim=1)
+    return sums[:, :n].mean(0) / n
 
 
 def _tau(rho: Tensor, series: Tensor) -> Tensor:

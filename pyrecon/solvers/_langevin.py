@@ -28,7 +28,7 @@ LOOK_EVERY = 64  # steps between two looks whether any sample is still finite: o
 
 @torch.no_grad()
 def langevin(
-    gradient: Callable[..., Tensor],
+    gradient: Callable[..., Tensor | tuple[Tensor, Tensor]],
     x0: Tensor | Chain,
     args: tuple[Any, ...] = (),
     *,

@@ -116,7 +116,8 @@ class Problem:
 
     def _filtered(self, x: Tensor, gain: Tensor) -> Tensor:
         n = self.case.size
-        return torch.fft.ifft2(gain * torch.fft.fft2(x.view(-1, n, n))).real.flatten(1)
+        images: Tensor = torch.fft.ifft2(gain * torch.fft.fft2(x.view(-1, n, n)))
+        return self._real(images)
 
 
 @dataclass(frozen=True)

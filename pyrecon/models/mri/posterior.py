@@ -68,9 +68,9 @@ class SmoothedTV:
     def perturbation(self, draw: Draw) -> Tensor:
         """White numbers on differences, turned back: of the covariance :meth:`metric`."""
         _, height, width = draw.like.shape
-        gradient = torch.zeros_like(draw.like)
-        _add_adjoint(gradient, draw(height - 1, width), draw(height, width - 1))
-        return gradient / self.epsilon**0.5
+        eta = torch.zeros_like(draw.like)
+        _add_adjoint(eta, draw(height - 1, width), draw(height, width - 1))
+        return eta / float(self.epsilon**0.5)
 
     def __repr__(self) -> str:
         return f"SmoothedTV(epsilon={self.epsilon:g})"
@@ -196,15 +196,15 @@ class Posterior:
         if metric is None and self.weight:
             prior = float(largest_curvature(lambda u: self.weight * self._prior(u)[1], place, seed=seed))
         floor = max(prior, 1e-6 * self.data_curvature)
-        root = self.data_curvature**0.5
+        of_data, of_floor, of_prior = (float(c**0.5) for c in (self.data_curvature, floor, self.weight))
 
         def perturb(draw: Draw) -> Tensor:
             data = self.operator.adjoint(draw(*self.kspace.shape[1:], dtype=torch.complex64)).real
             # Pixels outside are as if sampled: one more white number each.
-            eta = root * torch.where(self.inside, data, draw(*draw.like.shape[1:]))
-            eta += floor**0.5 * draw(*draw.like.shape[1:])
+            eta: Tensor = of_data * torch.where(self.inside, data, draw(*draw.like.shape[1:]))
+            eta += of_floor * draw(*draw.like.shape[1:])
             if metric is not None:
-                eta += self.weight**0.5 * self.inside * self.prior.perturbation(draw)
+                eta += of_prior * self.inside * self.prior.perturbation(draw)
             return eta
 
         return PreconditionedULA(lambda v: self._solved(v, floor, rtol=rtol, max_iter=200), perturb)
@@ -225,7 +225,9 @@ class Posterior:
     def residual(self, u: Tensor) -> Tensor:
         """``|A u - z|`` in units of the noise, of an image ``(1, H, W)`` or ``(H, W)``."""
         image = (self.peak * u).reshape(1, *u.shape[-2:]).to(torch.complex64).to(self.kspace.device)
-        return torch.linalg.vector_norm(((self.operator(image) - self.kspace) * self.mask).flatten(1), dim=1)
+        misfit: Tensor = (self.operator(image) - self.kspace) * self.mask
+        size: Tensor = torch.linalg.vector_norm(misfit.flatten(1), dim=1)
+        return size
 
     def starts(self, chains: int, seed: int, nonneg: bool) -> Tensor:
         """From the least-squares image to uniform noise, so that chains which agree have forgotten where they began."""

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,7 +195,7 @@ def sample_mri(
             problem = Posterior(kspace, data.maps_of(part).to(device), mask, prior, weight)
             walk = _Walk(problem, settings, folder, index, scan)
             start = time.perf_counter()
-            chain = walk.run(total, lambda done, i=index: progress(i * total + done, count * total), stop)
+            chain = walk.run(total, partial(_advance, progress, index, count, total), stop)
             seconds = time.perf_counter() - start
             found, note = _summed_up(problem, chain, settings, walk, seconds)
             solution = Solution(found[0][None], torch.tensor([note.pop("status")], dtype=torch.int8),
@@ -212,8 +213,14 @@ def sample_mri(
             _state(folder, index).unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    stacked = [torch.stack([part[i].reshape(part[i].shape[-2:]) for part in parts]) for i in range(6)]
-    return Uncertainty(*stacked, level=level), report
+    mean, std, lower, upper, ess, rhat = (
+        torch.stack([part[i].reshape(part[i].shape[-2:]) for part in parts]) for i in range(6)
+    )
+    return Uncertainty(mean, std, lower, upper, ess, rhat, level), report
+
+
+def _advance(progress: Progress, index: int, count: int, total: int, done: int) -> None:
+    progress(index * total + done, count * total)
 
 
 class _Walk:
