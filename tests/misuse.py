@@ -294,8 +294,24 @@ TARGETS: dict[str, Target] = {
         solvers.langevin,
         {"gradient": map_(cg_matrix), "x0": randn(B, N), "args": value(()), "step": value(0.1), "iterations": value(5)}
         | {"burn_in": value(1), "thinning": value(2), "noise_std": value(0.1), "nonneg": value(False), "seed": value(1)}
-        | {"first_sample": value(0)},
+        | {"first_sample": value(0), "sampler": value(None), "batches": value(8), "draws": value(4)},
     ),
+    "solvers.langevin, MALA": Target(
+        solvers.langevin,
+        {"gradient": map_(lambda x: ((x * x).reshape(len(x), -1).sum(1) / 2, x)), "x0": randn(B, N), "step": value(0.1)}
+        | {"iterations": value(5), "burn_in": value(1), "sampler": value(solvers.MALA()), "seed": value(1)},
+    ),
+    "solvers.langevin, preconditioned": Target(
+        lambda solve, perturb, **a: solvers.langevin(sampler=solvers.PreconditionedULA(solve, perturb), **a),
+        {"gradient": map_(cg_matrix), "x0": randn(B, N), "step": value(0.1), "iterations": value(5)}
+        | {"solve": map_(lambda v: 0.5 * v), "perturb": map_(lambda draw: draw(N))},
+    ),
+    "solvers.largest_curvature": Target(
+        solvers.largest_curvature,
+        {"gradient": map_(cg_matrix), "x": randn(B, N), "solve": map_(lambda v: 0.5 * v), "iterations": value(3)},
+    ),
+    "solvers.split_rhat": Target(solvers.split_rhat, {"draws": randn(B, 9, N)}),
+    "solvers.effective_sample_size": Target(solvers.effective_sample_size, {"draws": randn(B, 9, N)}),
     **{
         f"implicit.{kind.__name__}": Target(layer(kind), FIXED)
         for kind in (

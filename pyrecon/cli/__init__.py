@@ -29,10 +29,11 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
 
 
 def _register() -> None:
-    from pyrecon.cli import bench, demo, evaluate, fit, info, reconstruct, reproduce, simulate, train
+    from pyrecon.cli import bench, demo, evaluate, fit, info, reconstruct, reproduce, sample, simulate, train
 
     app.command("reconstruct")(reconstruct.reconstruct)
     app.command("fit")(fit.fit)
+    app.command("sample")(sample.sample)
     app.add_typer(simulate.app, name="simulate")
     app.add_typer(train.app, name="train")
     app.add_typer(evaluate.app, name="evaluate")

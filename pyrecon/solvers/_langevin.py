@@ -1,71 +1,34 @@
-"""Sampling by the unadjusted Langevin algorithm: posterior mean and standard deviation of every pixel.
+"""Sampling by Langevin algorithms: posterior mean and standard deviation of every pixel.
 
 x <- x - step/2 grad H(x) + sqrt(step) xi draws from a distribution near exp(-H): Roberts and Tweedie, Bernoulli 2:341
 (1996). For a Gaussian H it is Gaussian with the right mean, and a variance that is too large by the factor
-1 / (1 - step L / 4) along a direction of curvature L; the step must be below 4 / L.
+1 / (1 - step L / 4) along a direction of curvature L; the step must be below 4 / L. What else a step can be is in
+:mod:`pyrecon.solvers._samplers`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_callable, check_count
+from pyrecon._check import check_callable, check_count, described
 from pyrecon._solution import ConvergenceWarning, Status
-from pyrecon.ops._langevin import Moments, langevin_step
-from pyrecon.solvers._batch import applied, check_state, select
+from pyrecon.ops._langevin import Moments
+from pyrecon.solvers._batch import applied, check_state, dot, like, norm, real_dtype, select
+from pyrecon.solvers._chains import Batches, Chain, Draws
 from pyrecon.solvers._fixed_point import check_args
+from pyrecon.solvers._samplers import ULA, Draw, Run, Sampler
 
 LOOK_EVERY = 64  # steps between two looks whether any sample is still finite: on a GPU a look waits
 
 
-@dataclass
-class Chain:
-    """Samplers at work, one for each sample of a batch: what :func:`langevin` returns and can go on from.
-
-    Attributes
-    ----------
-    x
-        Their states, ``(B, ...)``.
-    moments
-        Running mean and variance of the states kept so far.
-    steps
-        Steps taken so far: the next one draws its noise from this counter.
-    seed, first_sample
-        Of the noise: see :func:`langevin`.
-    status
-        ``(B,)`` int8, values of :class:`Status`: MAX_ITER, all steps were taken; NONFINITE, a state was NaN or Inf.
-    """
-
-    x: Tensor
-    moments: Moments
-    steps: int
-    seed: int
-    first_sample: int
-    status: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the states kept: the estimate of least mean squared error. NaN for a NONFINITE sample."""
-        return self._finite(self.moments.mean)
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of the states kept, real; NaN for a NONFINITE sample, and before two were kept."""
-        return self._finite(self.moments.std())
-
-    def _finite(self, value: Tensor) -> Tensor:
-        return select(self.status != Status.NONFINITE, value, torch.nan)
-
-
 @torch.no_grad()
 def langevin(
-    gradient: Callable[..., Tensor],
+    gradient: Callable[..., Tensor | tuple[Tensor, Tensor]],
     x0: Tensor | Chain,
     args: tuple[Any, ...] = (),
     *,
@@ -77,6 +40,9 @@ def langevin(
     nonneg: bool = False,
     seed: int | None = None,
     first_sample: int | None = None,
+    sampler: Sampler | None = None,
+    batches: int | None = None,
+    draws: int | None = None,
 ) -> Chain:
     """Sample from ``exp(-H)`` by Langevin steps, a chain for each sample of a batch.
 
@@ -108,6 +74,15 @@ def langevin(
     first_sample
         Number of the first sample in the whole batch, 0 if not given, when x0 is a part of one: each sample then gets
         the noise it has in the whole. A chain knows its seed and its place, and neither may be given again.
+    sampler
+        How the chain moves: ``ULA()`` if not given, ``MALA()`` (``gradient`` then returns ``(H(x), grad H(x))``), or
+        ``PreconditionedULA(...)``. A chain goes on with the kind it began with.
+    batches
+        Keep the means and spreads of up to this many batches of the states after the burn-in, an even number from 8 on,
+        which :func:`diagnose` reads: 32 are enough. Each takes twice the memory of the state. None: none are kept.
+    draws
+        Keep up to this many of the states, an even number from 4 on, evenly thinned, which :func:`quantiles` reads. At
+        least half of as many are there, once so many states have come. A chain goes on with its own batches and draws.
 
     Returns
     -------
@@ -119,25 +94,23 @@ def langevin(
         check_count(name, value, least)
     check_callable("gradient", gradient)
     args = check_args(args)
-    chain = _start(x0, seed, first_sample)
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler: expected a sampler like MALA(), got {described(sampler)}")
+    how = ULA() if sampler is None else sampler
+    chain = _start(x0, seed, first_sample, how, batches, draws)
     x, moments = chain.x, chain.moments
-    offset = chain.first_sample * (x.numel() // max(len(x), 1))
-    failed = chain.status == Status.NONFINITE
+    failed = chain.nonfinite()
+    run = Run(gradient, args, noise_std, nonneg, chain.seed, chain.first_sample, burn_in)
+    how.check(run)
+    if iterations:
+        how.begin(run, x)
     for k in range(chain.steps, chain.steps + iterations):
-        g = applied("gradient", gradient, x, *args)
         kept = k >= burn_in and (k - burn_in + 1) % thinning == 0
-        langevin_step(
-            x,
-            g,
-            step(k) if callable(step) else step,
-            noise_std,
-            seed=chain.seed,
-            counter=k,
-            offset=offset,
-            nonneg=nonneg,
-            moments=moments if kept else None,
-            out=x,
-        )
+        how.move(run, x, k, step(k) if callable(step) else step, chain.memory, moments if kept else None)
+        if kept and chain.batches is not None:
+            chain.batches.update(x)
+        if kept and chain.draws is not None:
+            chain.draws.update(x)
         chain.steps += 1
         if k % LOOK_EVERY == LOOK_EVERY - 1:
             failed |= ~_finite(x)
@@ -155,20 +128,101 @@ def langevin(
     return chain
 
 
-def _start(x0: Tensor | Chain, seed: int | None, first_sample: int | None) -> Chain:
+@torch.no_grad()
+def largest_curvature(
+    gradient: Callable[..., Tensor],
+    x: Tensor,
+    args: tuple[Any, ...] = (),
+    *,
+    solve: Callable[[Tensor], Tensor] | None = None,
+    iterations: int = 20,
+    seed: int = 0,
+) -> Tensor:
+    """The largest curvature L of H near ``x``, of size: what a step is measured in, ``(B,)`` float64.
+
+    Power iteration with differences of gradients, so L comes from below, by a few percent; one gradient an iteration.
+    A step of ``0.2 / L`` makes variances of a Gaussian 5 % too large along the stiffest direction, less elsewhere, and
+    ``4 / L`` diverges. Where H is no quadratic, L is that of the place: take it where the chain will be.
+
+    Parameters
+    ----------
+    gradient, args
+        As in :func:`langevin`.
+    x
+        The place, ``(B, ...)``.
+    solve
+        P of :class:`PreconditionedULA`: L is then that of ``P^(1/2) Hess H P^(1/2)``.
+    iterations
+        Gradients to take, beside the one at ``x``.
+    seed
+        Of the direction to begin with.
+    """
+    check_callable("gradient", gradient)
+    args = check_args(args)
+    check_state("x", x)
+    if solve is not None:
+        check_callable("solve", solve)
+    check_count("iterations", iterations)
+    check_count("seed", seed, 0, 2**63 - 1)
+    here = applied("gradient", gradient, x, *args)
+    # The root of the precision: rounding and the third derivative weigh the same.
+    away = torch.finfo(real_dtype(x)).eps ** 0.5 * (1 + norm(x))
+    v = Draw(x, seed, 0, 0)(*x.shape[1:])
+    u, found = v, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    if solve is not None:
+        v = applied("solve", solve, u)
+    for _ in range(iterations):
+        length = norm(v)
+        v, u = (w / like(length, x) for w in (v, u))
+        t = like(away, x)
+        hessian_v = (applied("gradient", gradient, x + t * v, *args) - here) / t
+        # The Rayleigh quotient in the metric of P^-1: <v, K v> / <v, P^-1 v> with v = P u.
+        found = (dot(v, hessian_v) / dot(v, u)).abs()
+        u = hessian_v
+        v = u if solve is None else applied("solve", solve, u)
+        # K v = 0 has nowhere to go on to.
+        still = norm(v) == 0
+        v, u = select(still, torch.ones_like(v), v), select(still, torch.ones_like(u), u)
+    return found
+
+
+def _start(
+    x0: Tensor | Chain,
+    seed: int | None,
+    first_sample: int | None,
+    sampler: Sampler,
+    batches: int | None,
+    draws: int | None,
+) -> Chain:
     if isinstance(x0, Chain):
         if seed is not None or first_sample is not None:
             raise ValueError("seed, first_sample: a chain has its own, expected None when x0 is a Chain")
-        moments = Moments(x0.moments.mean.clone(), x0.moments.m2.clone(), x0.moments.count.clone())
-        return Chain(x0.x.clone(), moments, x0.steps, x0.seed, x0.first_sample, x0.status.clone())
+        if batches is not None or draws is not None:
+            raise ValueError("batches, draws: a chain has its own, expected None when x0 is a Chain")
+        if x0.memory.keys() != sampler.memory(x0.x[:0]).keys():
+            raise ValueError(f"sampler: the chain began with another one than {type(sampler).__name__}")
+        return x0.clone()
     check_state("x0", x0)
     if seed is not None:
         check_count("seed", seed, 0, 2**63 - 1)
     if first_sample is not None:
         check_count("first_sample", first_sample, 0)
+    for name, count, least in (("batches", batches, 8), ("draws", draws, 4)):
+        if count is not None and check_count(name, count, least) % 2:
+            raise ValueError(f"{name}: {count} does not fit, expected an even number")
     x = x0.detach().clone(memory_format=torch.contiguous_format).resolve_conj().resolve_neg()
     status = torch.full((len(x),), Status.MAX_ITER, dtype=torch.int8, device=x.device)
-    return Chain(x, Moments.zeros_like(x), 0, seed or 0, first_sample or 0, status)
+    return Chain(
+        x,
+        Moments.zeros_like(x),
+        0,
+        seed or 0,
+        first_sample or 0,
+        status,
+        sampler.memory(x),
+        None if batches is None else Batches.like(x, batches),
+        None if draws is None else Draws.like(x, draws),
+    )
 
 
 def _finite(value: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ and joint estimation of image and coil maps, which needs no calibration lines.
 >>> scan = pyrecon.io.read("meas.dat")
 >>> images, report = reconstruct_mri(scan, CGSense())
 
-Scans of several contrasts become maps of T1 by :func:`reconstruct_maps` and the methods in ``MAPPING``.
+:func:`sample_mri` says what the data leave open. Scans of several contrasts become
+maps of T1 by :func:`reconstruct_maps` and the methods in ``MAPPING``.
 
 The methods work on whitened data, so every weight is in units of the noise: 1 is the standard deviation of a k-space
 sample, and of a pixel of a fully sampled image.
@@ -16,7 +17,9 @@ from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI, VarNetMRI
 from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
 from pyrecon.models.mri.map_reconstruct import reconstruct_maps
 from pyrecon.models.mri.methods import CLASSICAL, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
+from pyrecon.models.mri.posterior import SmoothedTV
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri, reconstruct_with_maps
+from pyrecon.models.mri.sampling import Uncertainty, sample_mri
 
 METHODS: dict[str, type[MRIMethod]] = {**CLASSICAL, "joint": JointMRI}
 
@@ -38,7 +41,9 @@ __all__ = [
     "MRIMethod",
     "MapMethod",
     "SenseFit",
+    "SmoothedTV",
     "TVSense",
+    "Uncertainty",
     "VarNetMRI",
     "WaveletSense",
     "ZeroFilled",
@@ -48,5 +53,6 @@ __all__ = [
     "reconstruct_maps",
     "reconstruct_mri",
     "reconstruct_with_maps",
+    "sample_mri",
     "scan_of_images",
 ]
