@@ -79,11 +79,6 @@ SYSTEMS: dict[str, System] = {
         paper_path="pyrecon.experiments.ei_deq:PAPER",
         paper_name="ei-deq",
     ),
-    "generative": System(
-        "Stable MRI: a generative prior on magnitude images, trained by maximum likelihood",
-        model_path="pyrecon.models:GenerativePrior",
-        training_path="pyrecon.train.generative:GenerativeTraining",
-    ),
     "luser": System(
         "LUSER: loop-unrolled reconstruction with shallow equilibria, and its rivals",
         model_path="pyrecon.models:LUSER",
@@ -99,10 +94,18 @@ SYSTEMS: dict[str, System] = {
         paper_path="pyrecon.experiments.pinqi:PAPER",
     ),
     "supervised-mri": System(
-        "Stable MRI with a generative prior, and its rivals that are trained with ground truth",
+        "Rivals of the generative prior that are trained with ground truth: a U-Net, the variational network",
         model_path="pyrecon.models:VarNet",
         methods_path="pyrecon.models.mri:LEARNED",
         training_path="pyrecon.train.supervised_mri:SupervisedMRITraining",
+        paper_path="pyrecon.experiments.stable_mri:PAPER",
+        paper_name="stable-mri",
+    ),
+    "generative": System(
+        "Stable MRI: a generative prior on magnitude images, trained by maximum likelihood",
+        model_path="pyrecon.models:GenerativePrior",
+        methods_path="pyrecon.models.mri:METHODS",
+        training_path="pyrecon.train.generative:GenerativeTraining",
         paper_path="pyrecon.experiments.stable_mri:PAPER",
         paper_name="stable-mri",
     ),

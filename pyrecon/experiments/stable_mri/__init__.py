@@ -5,6 +5,8 @@ M. Zach, F. Knoll, T. Pock, Stable deep MRI reconstruction using generative prio
 
 from pathlib import Path
 
+from pyrecon.experiments.stable_mri.calibration import calibration
+from pyrecon.experiments.stable_mri.figures import figure_1
 from pyrecon.experiments.stable_mri.pictures import picture
 from pyrecon.experiments.stable_mri.study import StableMRIStudy
 from pyrecon.experiments.stable_mri.tables import differences, table_1, table_2
@@ -15,8 +17,8 @@ PAPER = Paper(
     "stable-mri",
     StableMRIStudy,
     {"1": table_1, "2": table_2},
-    {},
-    {"pairs": differences},
+    {1: figure_1},
+    {"pairs": differences, "calibration": calibration},
     picture,
     (
         Option("--prior", str, None, "Weights of the generative prior: a file, or a name that ships."),

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from pyrecon import plotting
 from pyrecon._check import check_count, check_number, check_shape
+from pyrecon._errors import DataError
+from pyrecon.experiments.study import Drawing
 from pyrecon.models.generative import GenerativePrior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Landscape", "landscape", "landscape_figure", "trajectory"]
+    from pyrecon.experiments.stable_mri.study import StableMRIStudy
+
+__all__ = ["Landscape", "figure_1", "landscape", "landscape_figure", "trajectory"]
 
 _MARGIN = 0.15  # of the plane beyond the trajectory, in shares of its extent
 _BATCH = 64
@@ -133,6 +137,22 @@ def landscape_figure(found: Landscape, *, states: int = 4) -> Figure:
         axis.set_title(f"state {i}", fontsize=7)
         axis.set_axis_off()
     return figure
+
+
+def figure_1(study: StableMRIStudy) -> Drawing:
+    """Of a chain of Langevin steps from noise by the study's prior."""
+    prior = study.energy
+    if prior is None:
+        raise DataError("figure 1: no prior is there; give one with --prior, or train it: pyrecon train generative")
+    steps = 1000 if study.scale == "quick" else 10_000
+    found = landscape(prior, trajectory(prior, steps=steps, every=10, seed=study.seed))
+    rows = [["state", "first component", "second component"]]
+    rows += [[str(10 * i), f"{a:.6g}", f"{b:.6g}"] for i, (a, b) in enumerate(found.path.tolist())]
+    caption = (
+        f"exp(-R / {found.temperature:.2g}) on the plane of the first two principal components of a chain of {steps} "
+        "Langevin steps from permuted pixels, and some of its states. The published T, 7, is of another scale of R."
+    )
+    return Drawing(landscape_figure(found), rows, caption)
 
 
 def _heights(found: Landscape) -> NDArray[np.float64]:
