@@ -220,7 +220,7 @@ def dense_prox(maps: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-# In single precision at 32 x 32 from 4 coils with noise of 1 % of the peak.
+# In single precision at 32 x 32 from 4 coils with noise of 1 % of the peak; measured 41.2, 43.2 and 45.5 dB.
 @pytest.mark.parametrize("kind", ["points", "lines", "full"])
 def test_image_and_maps_are_recovered_without_calibration_lines(kind: str) -> None:
     kspace, truth, seen = scan()
@@ -234,7 +234,7 @@ def test_image_and_maps_are_recovered_without_calibration_lines(kind: str) -> No
     found = ipalm(kspace * mask, mask, Charbonnier(), lam=1e-3, max_iter=300)
     image, maps = found.value
     zero_filled = torch.linalg.vector_norm(coil_data(kspace, mask.float()), dim=1)
-    assert psnr(image, truth) > (34 if kind != "full" else 36)
+    assert psnr(image, truth) > (38 if kind != "full" else 42)
     assert kind == "full" or psnr(image, truth) > psnr(zero_filled, truth) + 10
     torch.testing.assert_close(maps.abs().square().sum(1), torch.ones(1, 32, 32))
     inside = truth > 0.1
@@ -248,7 +248,7 @@ def test_retraction_is_worth_decibels_without_calibration_lines() -> None:
     mask = random_mask(32, 0.4)
     both = [ipalm(kspace * mask, mask, Charbonnier(), lam=1e-3, retraction=r, max_iter=200) for r in (True, False)]
     with_it, without = (psnr(s.value[0], truth) for s in both)
-    assert with_it > without + 3
+    assert with_it > without + 10
 
 
 def test_samples_do_not_see_each_other_and_nan_is_told() -> None:
