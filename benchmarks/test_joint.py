@@ -1,7 +1,7 @@
 """Speed of pyrecon/solvers/_ipalm.py: joint image and coil maps, smoothed total variation, no network.
 
 The rival makes the same iterations in torch: transforms by torch.fft along both axes, as a full-size mask needs them,
-sine transforms as matrix products, which take half of the time of transforms of odd extensions.
+sine transforms as matrix products.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrecon import ops
 from pyrecon.ops._joint import joint_extrapolate, joint_maps_step, joint_maps_test
 from pyrecon.physics.mri import coil_maps, head_phantom
-from pyrecon.solvers import CenterCrop, Charbonnier, ConvergenceWarning, Denoised, Status, ipalm
+from pyrecon.solvers import Charbonnier, ConvergenceWarning, Denoised, Status, ipalm
 from pyrecon.solvers import _ipalm as module
 
 DOUBLE = torch.complex128
@@ -101,45 +101,6 @@ def test_results_may_take_the_place_of_inputs() -> None:
         joint_extrapolate(maps, previous, 0.5, u, out=(maps, torch.empty_like(maps)))
     with pytest.raises(ValueError, match="maps: is not differentiable here"):
         joint_extrapolate(maps.clone().requires_grad_(), previous, 0.5, u)
-
-
-# --- the priors ------------------------------------------------------------------------------------------------------
-def test_charbonnier_gradient_and_curvature() -> None:
-    generator = torch.Generator().manual_seed(0)
-    u, d = (torch.randn(2, 7, 5, dtype=torch.float64, generator=generator) for _ in range(2))
-    prior = Charbonnier(0.1)
-    leaf = u.clone().requires_grad_()
-    energy, gradient = prior.energy_and_gradient(u)
-    rows, cols = (torch.zeros_like(u) for _ in range(2))
-    rows[:, :-1], cols[:, :, :-1] = u[:, 1:] - u[:, :-1], u[:, :, 1:] - u[:, :, :-1]
-    torch.testing.assert_close(energy, (rows**2 + cols**2 + 0.01).sqrt().flatten(1).sum(1))
-    assert torch.equal(prior.energy(u), energy)
-    torch.testing.assert_close(torch.autograd.grad(prior.energy(leaf).sum(), leaf)[0], gradient)
-    for size in (1e-3, 0.1, 10.0):
-        rise = prior.energy(u + size * d) - energy - (gradient * size * d).flatten(1).sum(1)
-        bound = prior.curvature(u, size * d) / 2
-        assert bool((rise <= bound + 1e-12).all())
-    flat = torch.ones_like(u)  # where nothing is bent yet it is the second derivative
-    rise = prior.energy(flat + 1e-3 * d) - prior.energy(flat)
-    torch.testing.assert_close(rise, prior.curvature(flat, 1e-3 * d) / 2, rtol=1e-3, atol=0)
-
-
-def test_center_crop_is_the_adjoint_of_padding() -> None:
-    class Square:
-        def energy_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
-            assert u.shape[1:] == (4, 7)
-            return u.square().flatten(1).sum(1) / 2, u
-
-    prior = CenterCrop(Square(), (4, 7))
-    assert not hasattr(prior, "curvature")
-    u = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
-    energy, gradient = prior.energy_and_gradient(u)
-    wanted = torch.zeros_like(u)
-    wanted[:, 2:6] = u[:, 2:6]  # rows about 9 // 2; columns padded
-    assert torch.equal(gradient, wanted)
-    torch.testing.assert_close(energy, wanted.square().flatten(1).sum(1) / 2)
-    assert torch.equal(prior.energy(u), energy)
-    assert hasattr(CenterCrop(Charbonnier(), (4, 4)), "curvature")
 
 
 # --- the solver ------------------------------------------------------------------------------------------------------
@@ -259,7 +220,7 @@ def dense_prox(maps: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-# In single precision at 32 x 32 from 4 coils with noise of 1 % of the peak; measured 36.8, 36.9, 37.5 dB and more.
+# In single precision at 32 x 32 from 4 coils with noise of 1 % of the peak; measured 41.2, 43.2 and 45.5 dB.
 @pytest.mark.parametrize("kind", ["points", "lines", "full"])
 def test_image_and_maps_are_recovered_without_calibration_lines(kind: str) -> None:
     kspace, truth, seen = scan()
@@ -273,7 +234,7 @@ def test_image_and_maps_are_recovered_without_calibration_lines(kind: str) -> No
     found = ipalm(kspace * mask, mask, Charbonnier(), lam=1e-3, max_iter=300)
     image, maps = found.value
     zero_filled = torch.linalg.vector_norm(coil_data(kspace, mask.float()), dim=1)
-    assert psnr(image, truth) > (34 if kind != "full" else 36)
+    assert psnr(image, truth) > (38 if kind != "full" else 42)
     assert kind == "full" or psnr(image, truth) > psnr(zero_filled, truth) + 10
     torch.testing.assert_close(maps.abs().square().sum(1), torch.ones(1, 32, 32))
     inside = truth > 0.1
@@ -287,7 +248,7 @@ def test_retraction_is_worth_decibels_without_calibration_lines() -> None:
     mask = random_mask(32, 0.4)
     both = [ipalm(kspace * mask, mask, Charbonnier(), lam=1e-3, retraction=r, max_iter=200) for r in (True, False)]
     with_it, without = (psnr(s.value[0], truth) for s in both)
-    assert with_it > without + 3
+    assert with_it > without + 10
 
 
 def test_samples_do_not_see_each_other_and_nan_is_told() -> None:

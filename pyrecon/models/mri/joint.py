@@ -54,7 +54,7 @@ class JointMRI(MRIMethod):
         Of TV, in units of the brightest pixel.
     tol
         Stops when a step changes image and coil images by less than ``tol`` relative to them. Without calibration lines
-        the way is long and flat: 1e-4 stopped 1 to 5 dB below the end on a measured scan.
+        the way is long and flat: 1e-4 stopped 2 to 4 dB below the end on a measured scan.
     max_iter
         Iterations at most.
     """
