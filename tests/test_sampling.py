@@ -26,11 +26,11 @@ from pyrecon.cli import app
 from pyrecon.data.raw import MRIScan
 from pyrecon.io.ismrmrd import write_ismrmrd
 from pyrecon.linops import Sense
-from pyrecon.models.mri.posterior import Posterior, SmoothedTV, held_maps
+from pyrecon.models.mri.posterior import Posterior, held_maps
 from pyrecon.models.mri.sampling import Uncertainty, sample_mri
 from pyrecon.physics.mri import coil_maps, head_phantom, random_lines, simulate
 from pyrecon.report import Report
-from pyrecon.solvers import ConvergenceWarning, Draw
+from pyrecon.solvers import Charbonnier, ConvergenceWarning, Draw
 
 N = 16
 
@@ -65,7 +65,7 @@ def quick(data: MRIScan, prior: Any = None, **options: Any) -> tuple[Uncertainty
 def problem(weight: float = 3.0, prior: Any = None) -> Posterior:
     data = held_maps(scan(), MAPS, 24, None, torch.device("cpu"), {})
     kspace, mask = data.tensors(slice(0, 1))
-    return Posterior(kspace, data.maps_of(slice(0, 1)), mask, prior or SmoothedTV(0.05), weight)
+    return Posterior(kspace, data.maps_of(slice(0, 1)), mask, prior or Charbonnier(0.05), weight)
 
 
 # --- the energy --------------------------------------------------------------------------------------------------
@@ -99,13 +99,13 @@ def test_smoothed_tv_is_its_definition() -> None:
     columns = torch.nn.functional.pad(u[:, :, 1:] - u[:, :, :-1], (0, 1))
     energy = (rows.square() + columns.square() + 0.03**2).sqrt().flatten(1).sum(1)
     (gradient,) = torch.autograd.grad(energy.sum(), u)
-    ours = SmoothedTV(0.03).energy_and_gradient(u.detach())
+    ours = Charbonnier(0.03).energy_and_gradient(u.detach())
     torch.testing.assert_close(ours[0], energy.detach())
     torch.testing.assert_close(ours[1], gradient)
 
 
 def test_metric_of_smoothed_tv_lies_above_its_hessian_and_is_perturbed_by_its_covariance() -> None:
-    prior = SmoothedTV(0.03)
+    prior = Charbonnier(0.03)
     for scale in (0.0, 0.01, 1.0):
         u = scale * torch.rand(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).view(4, 5, 5)
 
@@ -124,7 +124,7 @@ def test_metric_of_smoothed_tv_lies_above_its_hessian_and_is_perturbed_by_its_co
         assert ((eta.T @ eta / 20000 - metric).abs() <= 5 * error).all()
 
 
-@pytest.mark.parametrize("prior", [SmoothedTV(0.05), Gaussian()], ids=["metric", "largest curvature"])
+@pytest.mark.parametrize("prior", [Charbonnier(0.05), Gaussian()], ids=["metric", "largest curvature"])
 def test_preconditioner_solves_what_it_perturbs_by(prior: Any) -> None:
     here = problem(prior=prior)
     how = here.preconditioned(1e-6, 0)
@@ -216,7 +216,7 @@ def test_default_weight_is_that_of_the_temperature() -> None:
     kspace, mask = prepared.tensors(slice(0, 1))
     maps = prepared.maps_of(slice(0, 1))
     assert Posterior(kspace, maps, mask, Cold(), None).weight == pytest.approx(5.0)
-    plain = Posterior(kspace, maps, mask, SmoothedTV(), None)
+    plain = Posterior(kspace, maps, mask, Charbonnier(0.01), None)
     assert plain.weight == pytest.approx(0.2 * plain.peak)
 
 
@@ -327,7 +327,7 @@ def test_scans_that_cannot_be_sampled_are_named() -> None:
     with pytest.raises(DataError, match="kspace: NaN or Inf in slice 0"):
         quick(bad)
     with pytest.raises(ValueError, match="epsilon: 0"):
-        SmoothedTV(0)
+        Charbonnier(0)
 
 
 # --- the command line --------------------------------------------------------------------------------------------

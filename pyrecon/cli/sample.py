@@ -106,10 +106,11 @@ def sample(
 
 
 def _prior(name: str, device: str) -> Any:
-    from pyrecon.models.mri.posterior import SmoothedTV
+    from pyrecon.models.mri.sampling import TV_EPSILON
+    from pyrecon.solvers import Charbonnier
 
     if name == "tv":
-        return SmoothedTV()
+        return Charbonnier(TV_EPSILON)
     from pyrecon import models
 
     try:

@@ -6,6 +6,8 @@ A prior is any object with ``energy_and_gradient(u) -> ((B,), like u)`` for ``u`
     R(u + d) <= R(u) + <grad R(u), d> + 1/2 curvature(u, d)        for all d
 
 With it a backtracking test needs no energy: a difference of energies in single precision says nothing of small steps.
+For sampling (:mod:`pyrecon.models.mri.posterior`) it may offer ``metric(v)`` and ``perturbation(draw)``, a constant
+operator above its Hessian and numbers of that covariance.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from pyrecon._check import check_callable, check_number, check_size, described
 from pyrecon.solvers._batch import applied, check_state, dot
+from pyrecon.solvers._samplers import Draw
 
 
 @runtime_checkable
@@ -39,31 +42,42 @@ class Charbonnier:
     ----------
     epsilon
         Positive, in units of the image: differences below it are smoothed, beyond it edges are kept. The published
-        value is for images of peak 1.
+        value is for images of peak 1. The curvature is up to ``8 / epsilon``, and a sampler's steps fall with it: 0.01
+        costs ten times fewer of them, and smooths only differences that noise of a percent hides.
     """
 
     def __init__(self, epsilon: float = 1e-3) -> None:
         self.epsilon = check_number("epsilon", epsilon, above=True)
 
     def energy_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """R(u) in double precision, ``(B,)``, and its gradient, for u ``(B, H, W)``."""
         rows, cols, root = self._differences(u)
-        energy = root.flatten(1).sum(1, dtype=torch.float64).to(u.dtype)
+        energy = root.flatten(1).sum(1, dtype=torch.float64)
         gradient = torch.zeros_like(u)
-        rows, cols = rows.div_(root[:, :-1]), cols.div_(root[:, :, :-1])
-        gradient[:, 1:] += rows
-        gradient[:, :-1] -= rows
-        gradient[:, :, 1:] += cols
-        gradient[:, :, :-1] -= cols
+        _add_adjoint(gradient, rows.div_(root[:, :-1]), cols.div_(root[:, :, :-1]))
         return energy, gradient
 
     def energy(self, u: Tensor) -> Tensor:
-        return self._differences(u)[2].flatten(1).sum(1, dtype=torch.float64).to(u.dtype)
+        return self._differences(u)[2].flatten(1).sum(1, dtype=torch.float64)
 
     def curvature(self, u: Tensor, d: Tensor) -> Tensor:
         _, _, root = self._differences(u)
         rows, cols = (d[:, 1:] - d[:, :-1]).square_(), (d[:, :, 1:] - d[:, :, :-1]).square_()
         both = rows.div_(root[:, :-1]).flatten(1).sum(1, dtype=torch.float64)
-        return (both + cols.div_(root[:, :, :-1]).flatten(1).sum(1, dtype=torch.float64)).to(u.dtype)
+        return both + cols.div_(root[:, :, :-1]).flatten(1).sum(1, dtype=torch.float64)
+
+    def metric(self, v: Tensor) -> Tensor:
+        """``D^T D v / epsilon``, above the Hessian of R wherever that is taken: the unit of a sampler's steps."""
+        gradient = torch.zeros_like(v)
+        _add_adjoint(gradient, v[:, 1:] - v[:, :-1], v[:, :, 1:] - v[:, :, :-1])
+        return gradient / self.epsilon
+
+    def perturbation(self, draw: Draw) -> Tensor:
+        """White numbers on differences, turned back: of the covariance :meth:`metric`."""
+        _, height, width = draw.like.shape
+        eta = torch.zeros_like(draw.like)
+        _add_adjoint(eta, draw(height - 1, width), draw(height, width - 1))
+        return eta / float(self.epsilon**0.5)
 
     def _differences(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Along rows, along columns, and the root of every pixel."""
@@ -75,6 +89,14 @@ class Charbonnier:
 
     def __repr__(self) -> str:
         return f"Charbonnier(epsilon={self.epsilon:g})"
+
+
+def _add_adjoint(image: Tensor, rows: Tensor, cols: Tensor) -> None:
+    """D^T of differences along rows and columns, added to an image."""
+    image[:, 1:] += rows
+    image[:, :-1] -= rows
+    image[:, :, 1:] += cols
+    image[:, :, :-1] -= cols
 
 
 class Denoised:

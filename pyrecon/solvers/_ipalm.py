@@ -351,23 +351,20 @@ class _Steps:
         call: Any = (lambda f: f) if isinstance(prior, Charbonnier) else outside
         found = call(prior.energy_and_gradient)(at.clone())
         check_tuple("prior.energy_and_gradient: what it returned", found, "energy", "gradient")
-        energy = check_returned("prior.energy_and_gradient", found[0], bar[:, 0, 0], "a batch of numbers").double()
+        energy = _numbers("prior.energy_and_gradient", found[0], bar)
         slope = check_returned("prior.energy_and_gradient", found[1], bar)
         gradient += like(lam, bar) * slope
         if hasattr(prior, "curvature"):
 
             def by_curvature(u: Tensor, d: Tensor) -> Tensor:
-                rise = call(prior.curvature)(at, d)
-                return lam * check_returned("prior.curvature", rise, bar[:, 0, 0], "a batch of numbers").double() / 2
+                return lam * _numbers("prior.curvature", call(prior.curvature)(at, d), bar) / 2
 
             return by_curvature
 
         eps = torch.finfo(bar.dtype).eps
 
         def by_energy(u: Tensor, d: Tensor) -> Tensor:
-            new = check_returned(
-                "prior.energy", outside(energy_of)(prior, u + noise), bar[:, 0, 0], "a batch of numbers"
-            ).double()
+            new = _numbers("prior.energy", outside(energy_of)(prior, u + noise), bar)
             rounding = 4 * eps * (energy.abs() + new.abs())  # a network's sums, of which the difference is taken
             return lam * (new - energy - dot(slope, d) - rounding)
 
@@ -401,6 +398,14 @@ class _Steps:
         self.spare, s.before, s.maps = bar, s.maps, coils
         s.unit = unit
         return change, held
+
+
+def _numbers(name: str, value: Any, bar: Tensor) -> Tensor:
+    """What a prior said of each image, ``(B,)`` in the images' precision or in double, as doubles."""
+    numbers = bar[:, 0, 0]
+    if isinstance(value, Tensor) and value.dtype == torch.float64:
+        numbers = numbers.double()
+    return check_returned(name, value, numbers, "a batch of numbers").double()
 
 
 def _backtrack(attempt: Callable[[], Tensor], L: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:

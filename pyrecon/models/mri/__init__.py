@@ -17,7 +17,6 @@ from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI, VarNetMRI
 from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
 from pyrecon.models.mri.map_reconstruct import reconstruct_maps
 from pyrecon.models.mri.methods import CLASSICAL, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
-from pyrecon.models.mri.posterior import SmoothedTV
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri, reconstruct_with_maps
 from pyrecon.models.mri.sampling import Uncertainty, sample_mri
 
@@ -41,7 +40,6 @@ __all__ = [
     "MRIMethod",
     "MapMethod",
     "SenseFit",
-    "SmoothedTV",
     "TVSense",
     "Uncertainty",
     "VarNetMRI",

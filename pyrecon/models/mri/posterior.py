@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_number, check_tuple
+from pyrecon._check import check_tuple
 from pyrecon._errors import DataError
 from pyrecon.data.mri import calibration_region
 from pyrecon.data.raw import MRIScan
@@ -28,52 +28,6 @@ from pyrecon.linops import Sense
 from pyrecon.models.mri.methods import count_samples
 from pyrecon.models.mri.reconstruct import Prepared, prepare, with_coil_maps
 from pyrecon.solvers import Draw, PreconditionedULA, Status, conjugate_gradient, largest_curvature
-
-
-class SmoothedTV:
-    """Smoothed total variation, ``sum over pixels of sqrt((D_y u)^2 + (D_x u)^2 + epsilon^2)``: a prior by hand.
-
-    Differences are zero past the last row and column. Charbonnier et al., IEEE Trans Image Process 6:298 (1997).
-
-    Parameters
-    ----------
-    epsilon
-        In units of the image, peak 1. The curvature is up to ``8 / epsilon``, and the steps of a sampler fall with it:
-        0.01 costs ten times fewer of them than the 0.001 of the maximum-a-posteriori estimates, and smooths only
-        differences that noise of a percent hides.
-    """
-
-    def __init__(self, epsilon: float = 1e-2) -> None:
-        self.epsilon = check_number("epsilon", epsilon, above=True)
-
-    def energy_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """R(u), ``(B,)`` float64, and its gradient, for u ``(B, H, W)``."""
-        rows, columns = u[:, 1:] - u[:, :-1], u[:, :, 1:] - u[:, :, :-1]
-        square = torch.full_like(u, self.epsilon**2)
-        square[:, :-1] += rows.square()
-        square[:, :, :-1] += columns.square()
-        root = square.sqrt_()
-        rows, columns = rows / root[:, :-1], columns / root[:, :, :-1]
-        gradient = torch.zeros_like(u)
-        _add_adjoint(gradient, rows, columns)
-        return root.flatten(1).sum(1, dtype=torch.float64), gradient
-
-    def metric(self, v: Tensor) -> Tensor:
-        """``D^T D v / epsilon``, above the Hessian of R wherever that is taken: the unit of a sampler's steps."""
-        gradient = torch.zeros_like(v)
-        rows, columns = v[:, 1:] - v[:, :-1], v[:, :, 1:] - v[:, :, :-1]
-        _add_adjoint(gradient, rows, columns)
-        return gradient / self.epsilon
-
-    def perturbation(self, draw: Draw) -> Tensor:
-        """White numbers on differences, turned back: of the covariance :meth:`metric`."""
-        _, height, width = draw.like.shape
-        eta = torch.zeros_like(draw.like)
-        _add_adjoint(eta, draw(height - 1, width), draw(height, width - 1))
-        return eta / float(self.epsilon**0.5)
-
-    def __repr__(self) -> str:
-        return f"SmoothedTV(epsilon={self.epsilon:g})"
 
 
 def held_maps(
@@ -106,14 +60,6 @@ def held_maps(
         turned.append(here * torch.where(size > 0, image / size, 1)[:, None])
     details["phase"] = "of the fully sampled centre, held"
     return Prepared(data.scan, data.noise_known, data.scale, torch.cat(turned), data.gain)
-
-
-def _add_adjoint(image: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """D^T of differences along rows and columns, added to an image."""
-    image[:, 1:] += rows
-    image[:, :-1] -= rows
-    image[:, :, 1:] += columns
-    image[:, :, :-1] -= columns
 
 
 class Posterior:

@@ -25,12 +25,13 @@ from pyrecon._errors import DataError, Stopped
 from pyrecon._plain import plain
 from pyrecon.data.raw import MRIScan
 from pyrecon.io.chains import read_chain, write_chain
-from pyrecon.models.mri.posterior import Posterior, SmoothedTV, held_maps
+from pyrecon.models.mri.posterior import Posterior, held_maps
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import (
     MALA,
     ULA,
     Chain,
+    Charbonnier,
     Draw,
     Sampler,
     Solution,
@@ -43,6 +44,7 @@ from pyrecon.solvers import (
 
 Progress = Callable[[int, int], None]
 SAMPLERS = ("preconditioned", "ula", "mala")
+TV_EPSILON = 0.01  # of the prior that is taken where none is given
 _BATCHES = 32
 _CHECKPOINT = 60.0  # seconds of work that a power cut may cost
 _PIECE = 1.0  # seconds between two looks whether to stop
@@ -107,7 +109,7 @@ def sample_mri(
         From a reader or a simulation.
     prior
         Has ``energy_and_gradient(u) -> ((B,), like u)`` of images ``(B, H, W)`` float32 of peak 1: a
-        ``GenerativePrior``, or :class:`SmoothedTV`, which it is if not given.
+        ``GenerativePrior``, or :class:`~pyrecon.solvers.Charbonnier`; that with 0.01 if not given.
     sampler
         ``"preconditioned"``: ULA with (A^H A + s^-2)^-1, most effective samples an evaluation of the prior; ``"ula"``:
         cheapest a step; ``"mala"``: no bias of the step, but steps that fall with the number of pixels.
@@ -157,7 +159,7 @@ def sample_mri(
     """
     if not isinstance(scan, MRIScan):
         raise TypeError(f"scan: expected an MRIScan from a reader or a simulation, got {type(scan).__name__}")
-    prior = SmoothedTV() if prior is None else prior
+    prior = Charbonnier(TV_EPSILON) if prior is None else prior
     if not callable(getattr(prior, "energy_and_gradient", None)):
         raise TypeError(f"prior: {type(prior).__name__} has no energy_and_gradient(u)")
     if sampler not in SAMPLERS:
@@ -176,7 +178,7 @@ def sample_mri(
     check_callable("progress", progress)
     check_callable("stop", stop)
     settings = {
-        "prior": repr(prior) if isinstance(prior, SmoothedTV) else type(prior).__name__,
+        "prior": repr(prior) if isinstance(prior, Charbonnier) else type(prior).__name__,
         "sampler": sampler, "chains": chains, "burn_in": burn_in, "samples": samples, "thinning": thinning,
         "level": level, "weight": weight, "bias": bias, "nonneg": nonneg, "draws": draws, "seed": seed,
     }  # fmt: skip
