@@ -12,10 +12,11 @@ import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
-from pyrecon.cli._jobs import check_device
+from pyrecon.cli._jobs import check_device, placed_grid, volumes_of
 from pyrecon.cli.reconstruct import MRI_FORMATS, check_target
 
 if TYPE_CHECKING:
+    from pyrecon.data.placement import Volumes
     from pyrecon.data.raw import Grid, MRIScan
     from pyrecon.io.results import Result
     from pyrecon.models.mri.sampling import Uncertainty
@@ -31,7 +32,9 @@ class Kind(StrEnum):
 
 
 def sample(
-    file: Annotated[Path, typer.Argument(help="A raw-data file of MRI: Siemens twix or ISMRMRD.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A raw-data file of MRI: Siemens twix, ISMRMRD or fastMRI.", show_default=False)
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Maps: .nii, .nii.gz, .npz or .h5. Default: FILE_posterior.nii.gz."),
@@ -40,9 +43,13 @@ def sample(
         str, typer.Option(help="tv (smoothed total variation), or weights of a generative prior: a file or a name.")
     ] = "tv",
     sampler: Annotated[
-        Kind,
-        typer.Option(help="preconditioned: most of an evaluation; ula: cheapest a step; mala: no bias of the step."),
-    ] = Kind.PRECONDITIONED,
+        Kind | None,
+        typer.Option(
+            help="preconditioned: most of an evaluation; ula: cheapest a step; mala: no bias of the step. Default: ula "
+            "for tv, else preconditioned.",
+            show_default=False,
+        ),
+    ] = None,
     chains: Annotated[int, typer.Option(help="Chains of every slice.", min=1)] = 4,
     burn_in: Annotated[int, typer.Option(help="Steps to forget the start.", min=0)] = 500,
     samples: Annotated[int, typer.Option(help="States of each chain to keep after them.", min=8)] = 2000,
@@ -51,6 +58,9 @@ def sample(
     weight: Annotated[
         float | None, typer.Option(help="Of the prior; default: what suits it.", min=0, show_default=False)
     ] = None,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Coil maps together with an image, as where no calibration lines are.")
+    ] = False,
     coils: Annotated[int | None, typer.Option(help="Compress to this many coils.", min=1, show_default=False)] = None,
     slices: Annotated[
         int | None, typer.Option(help="Only the first slices, so many.", min=1, show_default=False)
@@ -85,17 +95,17 @@ def sample(
     if slices is not None:
         scan = first_slices(scan, slices)
     with _console.progress() as bar:
-        task = bar.add_task(f"{sampler}: {len(scan.kspace)} slices, {chains} chains")
+        task = bar.add_task(f"{len(scan.kspace)} slices, {chains} chains")
         found, report = sample_mri(
-            scan, chosen, sampler=sampler.value, chains=chains, burn_in=burn_in, samples=samples, thinning=thinning,
-            level=level, weight=weight, coils=coils, seed=seed, device=device,
+            scan, chosen, sampler=sampler and sampler.value, chains=chains, burn_in=burn_in, samples=samples, thinning=thinning,
+            level=level, weight=weight, joint=joint, coils=coils, seed=seed, device=device,
             state=target.with_name(f"{target.name}.chains"),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     report.details |= {"file": file.name}
     report.parameters["prior"] = prior
     grid = _grid(scan)
-    io.write_result(target, _result(found, report, grid))
+    io.write_result(target, _result(found, report, grid, volumes_of(scan, np.arange(grid.shape[0]), grid.shape[1:])))
     if figure is not None:
         _draw(figure, found, f"{file.name}: {report.method}", grid, scan.labels)
     if as_json:
@@ -111,13 +121,9 @@ def _prior(name: str, device: str) -> Any:
 
     if name == "tv":
         return Charbonnier(TV_EPSILON)
-    from pyrecon import models
+    from pyrecon.models import GenerativePrior
 
-    try:
-        generative = models.GenerativePrior
-    except AttributeError:
-        raise DataError(f"--prior: {name!r}, expected tv; this version has no generative prior") from None
-    return generative.from_pretrained(name).to(device)
+    return GenerativePrior.from_pretrained(name).to(device)
 
 
 def _grid(scan: MRIScan) -> Grid:
@@ -143,13 +149,18 @@ def _volumes(found: Uncertainty) -> dict[str, Any]:
     }
 
 
-def _result(found: Uncertainty, report: Report, grid: Grid) -> Result:
+def _result(found: Uncertainty, report: Report, grid: Grid, arranged: Volumes) -> Result:
+    """Volumes of one time lie where the scanner had them; those of several follow each other, nowhere in space."""
     from pyrecon.io import Result
 
-    named = _volumes(found)
+    named, order = _volumes(found), arranged.order
+    report.details["geometry"] = arranged.note
     told = report.to_dict()
     image = np.stack([value.numpy() for value in named.values()])
-    return Result(image, grid, report.method, told["parameters"], told, tuple(named))
+    affine = None
+    if len(order) == 1:
+        image, grid, affine = image[:, order[0]], placed_grid(grid, order.shape[1], arranged), arranged.affine
+    return Result(image, grid, report.method, told["parameters"], told, tuple(named), affine=affine, placed=False)
 
 
 def _draw(path: Path, found: Uncertainty, heading: str, grid: Grid, labels: tuple[str, ...], most: int = 4) -> None:

@@ -42,7 +42,9 @@ METHODS: dict[Coils, tuple[str, ...]] = {
 FITTED = ("map", "mmse")  # of parallel imaging also with the curve of intensities
 NOISE = 0.01  # root mean square of a complex sample's noise; the brightest pixel is 1
 TUNED = "cartesian-4x"  # the mask on which the one coefficient of lambda is chosen, as published
-_RANGE = Range(0.01, 3.0)  # of that coefficient: lambda over the noise, of an image of peak 1
+# Of that coefficient: lambda of TV over the noise of an image of peak 1, and of MAP over noise^2 / (2 T), of which 1 is
+# the most probable image.
+_RANGES = {"tv": Range(0.01, 3.0), "map": Range(0.01, 10.0)}
 _TEST_SEED = 10**6  # of images that no training draws
 _TOGETHER = 16
 
@@ -190,7 +192,7 @@ class StableMRIStudy(Study):
         # The prior knows the range of its images. Zero-filled ones have another with every mask; total variation's do
         # not.
         unit = _peaks(self.tv(coils, batch, self.coefficient(coils, "tv")))
-        weight, steps = coefficient * NOISE / unit, self.amounts.iterations
+        weight, steps = coefficient * (NOISE / unit).square() / (2 * self.energy.temperature), self.amounts.iterations
         if coils == "single":
             return estimates.map_known(batch, self.energy, weight, steps, unit), batch.maps
         return estimates.joint(batch, self.energy, weight, steps, unit)
@@ -220,7 +222,7 @@ class StableMRIStudy(Study):
 
     # --- what is chosen on validation images -------------------------------------------------------------------------
     def coefficient(self, coils: Coils, method: Tuned) -> float:
-        """lambda over the noise, the best mean PSNR on validation images at 4-fold lines with 8 % in the centre; the
+        """lambda over what the noise says, the best mean PSNR on validation images at 4-fold lines with 8 % in the centre; the
         same for all masks and images. TV and MAP are given the same evaluations."""
         return self.choice(coils, method)["coefficient"][0]
 
@@ -236,7 +238,7 @@ class StableMRIStudy(Study):
                 self.progress(f"{method}, {coils}: choosing lambda", 0, 1)
                 return float(metrics.psnr(run(coils, batch, settings["coefficient"]), batch.images).mean())
 
-            found: Found = search({"coefficient": _RANGE}, score, budget=self.amounts.budget, seed=self.seed)
+            found: Found = search({"coefficient": _RANGES[method]}, score, budget=self.amounts.budget, seed=self.seed)
             tried = [(settings["coefficient"], value) for settings, value in found.tried]
             return {
                 "psnr": [found.score], "coefficient": [found.settings["coefficient"]],

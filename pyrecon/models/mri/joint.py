@@ -17,7 +17,8 @@ from pyrecon.ops import sense_maps_adjoint
 from pyrecon.solvers import CenterCrop, Charbonnier, Denoised, Solution, ipalm
 
 # lam / (sigma / peak) of the rule from the noise. TV: within 0.7 dB of the best for noise of 0.3 to 3 % of the peak and
-# masks with and without calibration lines. The others are of the same form and were not searched for.
+# masks with and without calibration lines. The denoiser's is of the same form and was not searched for. A generative
+# prior knows the temperature T of its energies: lam = weight (sigma / peak)^2 / (2 T), 1 at the most probable image.
 _NOISE_RULE = {"tv": 0.1, "denoiser": 1.0, "generative": 1.0, "none": 0.0}
 # The published rule is a regression on what is rounding in single precision; in exact arithmetic it gives lambda =
 # 0.5477 for lambda D + R, with mu = 10 (TV: lambda / 0.003 and 100), which is this for D + lam R.
@@ -42,7 +43,8 @@ class JointMRI(MRIMethod):
         Of the learned priors: a file, or the name of shipped ones.
     rule
         ``"noise"``: ``lam = weight * sigma / peak``, sigma the standard deviation of a complex sample and peak the
-        brightest pixel. ``"published"``: the constants that the published regression has in exact arithmetic, for lam
+        brightest pixel; of a generative prior ``weight * (sigma / peak)^2 / (2 T)``, with the temperature T that its
+        energies were trained at. ``"published"``: the constants that the published regression has in exact arithmetic, for lam
         and mu.
     weight
         Of the rule from the noise; None: 0.1 for TV, 1 for the learned priors.
@@ -128,6 +130,8 @@ class JointMRI(MRIMethod):
         if self.rule == "noise":
             weight = _NOISE_RULE[self.prior] if self.weight is None else self.weight
             lam, mu = weight * noise, 0.1
+            if self.prior == "generative":
+                lam = weight * noise.square() / (2 * self.image_prior.prior.temperature)
         else:
             scale = 0.003 / _PUBLISHED if self.prior == "tv" else 1 / _PUBLISHED
             lam, mu = torch.full_like(noise, scale), (100.0 if self.prior == "tv" else 10.0) * scale
@@ -155,10 +159,8 @@ class JointMRI(MRIMethod):
             model = DEProx.load(find_weights(self.weights or "de-prox-mri"))
             for_inference(model)
             return Denoised(lambda u: _real(model.denoised(u.to(u.dtype.to_complex()))))
-        try:
-            from pyrecon.models import GenerativePrior
-        except (ImportError, AttributeError):
-            raise ValueError("prior: 'generative' is not in this version; use tv, denoiser or none") from None
+        from pyrecon.models import GenerativePrior
+
         if self.weights is None:
             raise which_weights("generative", "mri", "pyrecon train generative")
         prior: Any = GenerativePrior.from_pretrained(self.weights)

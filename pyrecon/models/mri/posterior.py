@@ -15,6 +15,7 @@ Sources: Zach, Knoll and Pock, Stable deep MRI reconstruction using generative p
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from pyrecon._errors import DataError
 from pyrecon.data.mri import calibration_region
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
+from pyrecon.models.mri.joint import JointMRI
 from pyrecon.models.mri.methods import count_samples
 from pyrecon.models.mri.reconstruct import Prepared, prepare, with_coil_maps
 from pyrecon.solvers import Draw, PreconditionedULA, Status, conjugate_gradient, largest_curvature
@@ -37,9 +39,23 @@ def held_maps(
     coils: int | None,
     device: torch.device,
     details: dict[str, Any],
+    *,
+    joint: bool = False,
 ) -> Prepared:
-    """The scan in units of its noise, with maps that carry the phase of the image: what sampling holds fixed."""
-    data = with_coil_maps(prepare(scan, maps, True, coils, details), "espirit", calibration, device, details)
+    """The scan in units of its noise, with maps that carry the phase of the image: what sampling holds fixed.
+
+    They are estimated from the calibration lines; with ``joint``, or where there are none, together with an image by
+    :class:`~pyrecon.models.mri.JointMRI`, as published.
+    """
+    data = prepare(scan, maps, True, coils, details)
+    if joint and maps is None:
+        return _joint_maps(data, device, details)
+    try:
+        data = with_coil_maps(data, "espirit", calibration, device, details)
+    except DataError:
+        if maps is not None or data.scan.kspace.shape[1] == 1:
+            raise
+        return _joint_maps(data, device, details)
     turned = []
     for part in (slice(i, i + 1) for i in range(len(data.scan.kspace))):
         kspace, mask = data.tensors(part)
@@ -60,6 +76,17 @@ def held_maps(
         turned.append(here * torch.where(size > 0, image / size, 1)[:, None])
     details["phase"] = "of the fully sampled centre, held"
     return Prepared(data.scan, data.noise_known, data.scale, torch.cat(turned), data.gain)
+
+
+def _joint_maps(data: Prepared, device: torch.device, details: dict[str, Any]) -> Prepared:
+    """Of an image with a small total variation; its phase is in the maps."""
+    method, found = JointMRI(), []
+    for part in data.parts():
+        kspace, mask = (tensor.to(device) for tensor in data.tensors(part))
+        found.append(method.estimate(kspace, mask).value[1].cpu())
+    details["maps"] = "estimated together with an image (joint)"
+    details["phase"] = "in the maps, held"
+    return replace(data, maps=torch.cat(found))
 
 
 class Posterior:

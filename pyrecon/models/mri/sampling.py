@@ -82,7 +82,7 @@ def sample_mri(
     scan: MRIScan,
     prior: Any = None,
     *,
-    sampler: Literal["preconditioned", "ula", "mala"] = "preconditioned",
+    sampler: Literal["preconditioned", "ula", "mala"] | None = None,
     chains: int = 4,
     burn_in: int = 500,
     samples: int = 2000,
@@ -93,6 +93,7 @@ def sample_mri(
     nonneg: bool = True,
     draws: int = 128,
     maps: Tensor | None = None,
+    joint: bool = False,
     calibration: int = 24,
     coils: int | None = None,
     seed: int = 0,
@@ -112,7 +113,8 @@ def sample_mri(
         ``GenerativePrior``, or :class:`~pyrecon.solvers.Charbonnier`; that with 0.01 if not given.
     sampler
         ``"preconditioned"``: ULA with (A^H A + s^-2)^-1, most effective samples an evaluation of the prior; ``"ula"``:
-        cheapest a step; ``"mala"``: no bias of the step, but steps that fall with the number of pixels.
+        cheapest a step; ``"mala"``: no bias of the step, but steps that fall with the number of pixels. If not given:
+        ``"ula"`` for total variation, whose evaluation costs less than a solve, else ``"preconditioned"``.
     chains
         Of every slice, begun apart: from a smooth least-squares image to uniform noise.
     burn_in, samples, thinning
@@ -132,6 +134,9 @@ def sample_mri(
     maps, calibration, coils
         As in :func:`~pyrecon.models.mri.reconstruct_mri`. The phase of the image is estimated from the fully sampled
         centre and held, as the maps are: what they leave uncertain is not in the result.
+    joint
+        Maps and phase are estimated together with an image (:class:`~pyrecon.models.mri.JointMRI`), as they are where
+        there are no calibration lines.
     seed
         Of all noise.
     device
@@ -162,6 +167,8 @@ def sample_mri(
     prior = Charbonnier(TV_EPSILON) if prior is None else prior
     if not callable(getattr(prior, "energy_and_gradient", None)):
         raise TypeError(f"prior: {type(prior).__name__} has no energy_and_gradient(u)")
+    if sampler is None:
+        sampler = "ula" if isinstance(prior, Charbonnier) else "preconditioned"
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: {sampler!r} is not known, expected one of {', '.join(SAMPLERS)}")
     for name, value, least in (
@@ -175,19 +182,21 @@ def sample_mri(
         check_number("weight", weight)
     check_number("bias", bias, above=True)
     check_flag("nonneg", nonneg)
+    check_flag("joint", joint)
     check_callable("progress", progress)
     check_callable("stop", stop)
     settings = {
         "prior": repr(prior) if isinstance(prior, Charbonnier) else type(prior).__name__,
         "sampler": sampler, "chains": chains, "burn_in": burn_in, "samples": samples, "thinning": thinning,
         "level": level, "weight": weight, "bias": bias, "nonneg": nonneg, "draws": draws, "seed": seed,
+        "joint": joint,
     }  # fmt: skip
     run = Recorder("posterior sampling", settings, device=device)
     report = run.report()
     parts: list[list[Tensor]] = []
     notes: list[dict[str, Any]] = []
     with run:
-        data = held_maps(scan, maps, calibration, coils, torch.device(device), report.details)
+        data = held_maps(scan, maps, calibration, coils, torch.device(device), report.details, joint=joint)
         count = len(data.scan.kspace)
         total = burn_in + samples * thinning
         folder = None if state is None else Path(state)
