@@ -97,15 +97,17 @@ def sample(
     with _console.progress() as bar:
         task = bar.add_task(f"{len(scan.kspace)} slices, {chains} chains")
         found, report = sample_mri(
-            scan, chosen, sampler=sampler and sampler.value, chains=chains, burn_in=burn_in, samples=samples, thinning=thinning,
-            level=level, weight=weight, joint=joint, coils=coils, seed=seed, device=device,
+            scan, chosen, sampler=None if sampler is None else sampler.value, chains=chains, burn_in=burn_in,
+            samples=samples, thinning=thinning, level=level, weight=weight, joint=joint, coils=coils, seed=seed,
+            device=device,
             state=target.with_name(f"{target.name}.chains"),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     report.details |= {"file": file.name}
     report.parameters["prior"] = prior
     grid = _grid(scan)
-    io.write_result(target, _result(found, report, grid, volumes_of(scan, np.arange(grid.shape[0]), grid.shape[1:])))
+    count, height, width = grid.shape
+    io.write_result(target, _result(found, report, grid, volumes_of(scan, np.arange(count), (height, width))))
     if figure is not None:
         _draw(figure, found, f"{file.name}: {report.method}", grid, scan.labels)
     if as_json:

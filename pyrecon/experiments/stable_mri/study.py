@@ -222,8 +222,8 @@ class StableMRIStudy(Study):
 
     # --- what is chosen on validation images -------------------------------------------------------------------------
     def coefficient(self, coils: Coils, method: Tuned) -> float:
-        """lambda over what the noise says, the best mean PSNR on validation images at 4-fold lines with 8 % in the centre; the
-        same for all masks and images. TV and MAP are given the same evaluations."""
+        """lambda over what the noise says, the best mean PSNR on validation images at 4-fold lines with 8 % in the
+        centre; the same for all masks and images. TV and MAP are given the same evaluations."""
         return self.choice(coils, method)["coefficient"][0]
 
     def choice(self, coils: Coils, method: Tuned) -> Numbers:

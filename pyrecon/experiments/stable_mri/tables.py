@@ -100,8 +100,8 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
     edge = {name: " (an end of the range)" if study.choice(coils, name)["at edge"][0] else "" for name in tuned}
     lam = [f"{LABELS[name]} {study.coefficient(coils, name):.3g}{edge[name]}" for name in tuned]
     notes.append(
-        "lambda is a coefficient times the noise over the image's peak, one coefficient for all "
-        f"masks: {', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at "
+        "lambda is a coefficient times what the noise says: TV's the noise s over the image's peak, MAP's s^2 / (2 T), "
+        f"T the temperature of the prior's training. One coefficient for all masks: {', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at "
         f"4-fold lines with 8 % in the centre; {amounts.iterations} iterations."
     )
     if coils == "parallel":

@@ -44,8 +44,8 @@ class JointMRI(MRIMethod):
     rule
         ``"noise"``: ``lam = weight * sigma / peak``, sigma the standard deviation of a complex sample and peak the
         brightest pixel; of a generative prior ``weight * (sigma / peak)^2 / (2 T)``, with the temperature T that its
-        energies were trained at. ``"published"``: the constants that the published regression has in exact arithmetic, for lam
-        and mu.
+        energies were trained at. ``"published"``: the constants that the published regression has in exact arithmetic,
+        for lam and mu.
     weight
         Of the rule from the noise; None: 0.1 for TV, 1 for the learned priors.
     lam, mu
