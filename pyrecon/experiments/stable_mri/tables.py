@@ -101,8 +101,9 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
     lam = [f"{LABELS[name]} {study.coefficient(coils, name):.3g}{edge[name]}" for name in tuned]
     notes.append(
         "lambda is a coefficient times what the noise says: TV's the noise s over the image's peak, MAP's s^2 / (2 T), "
-        f"T the temperature of the prior's training. One coefficient for all masks: {', '.join(lam)}, each the best of {amounts.budget} on {amounts.validation} validation images at "
-        f"4-fold lines with 8 % in the centre; {amounts.iterations} iterations."
+        f"T the temperature of the prior's training. One coefficient for all masks: {', '.join(lam)}, each the best of "
+        f"{amounts.budget} on {amounts.validation} validation images at 4-fold lines with 8 % in the centre; "
+        f"{amounts.iterations} iterations."
     )
     if coils == "parallel":
         notes.append(
