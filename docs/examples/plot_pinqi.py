@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pyrecon import plotting
-from pyrecon.experiments.maps import map_errors
+from pyrecon.metrics import t1_errors
 from pyrecon.models.mri import PINQIMRI, SenseFit, reconstruct_maps
 from pyrecon.physics.t1 import TIMES, scan_brains, unseen_brains
 
@@ -35,7 +35,7 @@ for name, method in methods.items():
 # How far from the truth, inside the brain.
 truth, inside = torch.from_numpy(known.t1), torch.from_numpy(known.inside)
 for name, maps in found.items():
-    errors = map_errors(torch.from_numpy(maps.values["T1"]), truth, inside)
+    errors = t1_errors(torch.from_numpy(maps.values["T1"]), truth, inside)
     numbers = ", ".join(f"{k} {float(v):.3f}" for k, v in errors.items())
     print(f"{name:15s} {numbers}")
 
