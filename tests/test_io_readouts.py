@@ -305,6 +305,75 @@ def test_lines_of_one_direction_are_left_as_they_are(tmp_path: Path, write: Writ
     assert notes(scan) == ""
 
 
+# ---- flags
+
+
+@pytest.mark.parametrize("flag", ["SLICE_ACCEL_REFSCAN", "2NDHADAMARPULSE", "FIRST_SCAN_IN_BLADE", "SWAPPED"])
+def test_siemens_flags_of_what_lines_cannot_be_laid_on_a_grid_are_refused(tmp_path: Path, flag: str) -> None:
+    k = kspace()
+    lines = [{"data": k[:, row], "at": {"Lin": row}, "center_line": N // 2} for row in range(N)]
+    lines[3]["flags"] = [flag]
+    (tmp_path / "m.dat").write_bytes(twix_bytes(lines, PROTOCOL))
+    with pytest.raises(DataError, match=f"1 readouts with the flag {flag}: .* not supported"):
+        read(tmp_path / "m.dat")
+
+
+@pytest.mark.parametrize("flag", ["RAWDATACORRECTION", "SCANSCALEFACTOR", "SIGNREV", "RETRO_REPEATTHISHEARTBEAT"])
+def test_siemens_flags_that_ask_for_what_is_not_done_are_told(tmp_path: Path, flag: str) -> None:
+    k = kspace()
+    lines = [{"data": k[:, row], "at": {"Lin": row}, "center_line": N // 2, "flags": [flag]} for row in range(N)]
+    (tmp_path / "m.dat").write_bytes(twix_bytes(lines, PROTOCOL))
+    assert f"{N} readouts ask for" in notes(read(tmp_path / "m.dat"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"),
+    [("PACE", "navigator"), ("RTFEEDBACK", "feedback"), ("PHASESTABSCAN", "phase stabilisation"),
+     ("RETRO_DUMMYSCAN", "dummy"), ("CT_NORMALIZE", "dummy")],
+)  # fmt: skip
+def test_siemens_readouts_that_no_image_is_made_of_are_counted(tmp_path: Path, flag: str, kind: str) -> None:
+    k = kspace()
+    lines = [{"data": k[:, row], "at": {"Lin": row}, "center_line": N // 2} for row in range(N)]
+    plain = tmp_path / "p.dat"
+    plain.write_bytes(twix_bytes(lines, PROTOCOL))
+    lines.insert(5, {"data": 9 * k[:, 7], "at": {"Lin": 7}, "center_line": N // 2, "flags": [flag]})
+    (tmp_path / "m.dat").write_bytes(twix_bytes(lines, PROTOCOL))
+    scan = read(tmp_path / "m.dat")
+    assert scan.metadata["readouts"] == {"image": N, kind: 1}
+    np.testing.assert_array_equal(scan.kspace, read(plain).kspace)
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"),
+    [("IS_NAVIGATION_DATA", "navigator"), ("IS_HPFEEDBACK_DATA", "feedback"), ("IS_RTFEEDBACK_DATA", "feedback"),
+     ("IS_DUMMYSCAN_DATA", "dummy"), ("IS_SURFACECOILCORRECTIONSCAN_DATA", "surface-coil correction"),
+     ("IS_PHASE_STABILIZATION", "phase stabilisation"), ("IS_PHASE_STABILIZATION_REFERENCE", "phase stabilisation")],
+)  # fmt: skip
+def test_ismrmrd_readouts_that_no_image_is_made_of_are_counted(tmp_path: Path, flag: str, kind: str) -> None:
+    k = kspace()
+    header = mrd_header(mrd_encoding((2 * N, N, 1), (400.0, 200.0, 5.0)))
+    lines = [{"data": k[:, row], "at": {"kspace_encode_step_1": row}} for row in range(N)]
+    plain = read(mrd_file(tmp_path / "p.h5", lines, header))
+    lines.insert(5, {"data": 9 * k[:, 7], "at": {"kspace_encode_step_1": 7}, "flags": [flag]})
+    scan = read(mrd_file(tmp_path / "m.h5", lines, header))
+    assert scan.metadata["readouts"] == {kind: 1, "image": N}
+    np.testing.assert_array_equal(scan.kspace, plain.kspace)
+
+
+def test_ismrmrd_flags_of_compression_are_refused_and_of_users_told(tmp_path: Path) -> None:
+    k = kspace()
+    header = mrd_header(mrd_encoding((2 * N, N, 1), (400.0, 200.0, 5.0)))
+    lines = [
+        {"data": k[:, row], "at": {"kspace_encode_step_1": row}, "flags": ["USER3", "FIRST_IN_SLICE"]}
+        for row in range(N)
+    ]
+    scan = read(mrd_file(tmp_path / "m.h5", lines, header))
+    assert "flags that the format does not define (59); they are not looked at" in notes(scan)
+    lines[0]["flags"] = ["COMPRESSION2"]
+    with pytest.raises(DataError, match="readouts with compressed samples"):
+        read(mrd_file(tmp_path / "c.h5", lines, header))
+
+
 # ---- what a header does not know
 
 

@@ -40,6 +40,8 @@ _OTHER_KINDS = {
 }  # fmt: skip
 _NOT_IMAGE = _PHASE_CORRECTION | sum(1 << (bit - 1) for bit in _OTHER_KINDS)
 _COMPRESSED = sum(1 << (bit - 1) for bit in (53, 54, 55, 56))
+# What bits 57 to 64 mean only their writer knows, and 32 to 52 are not defined.
+_UNKNOWN = sum(1 << (bit - 1) for bit in (*range(32, 53), *range(57, 65)))
 
 _INDEX = np.dtype(
     [(name, "<u2") for name in ("kspace_encode_step_1", "kspace_encode_step_2", "average", *_COUNTERS[:3])]
@@ -105,6 +107,10 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     def readouts(chosen: NDArray[np.bool_]) -> list[Readout]:
         return [_readout(heads[i], data[i], encoding) for i in np.flatnonzero(chosen)]
 
+    unknown = int(np.bitwise_or.reduce(heads["flags"][kinds["image"]]) & _UNKNOWN)
+    if unknown:
+        bits = ", ".join(str(bit) for bit in range(1, 65) if unknown >> (bit - 1) & 1)
+        notes.append(f"image readouts have flags that the format does not define ({bits}); they are not looked at")
     here = heads["encoding_space_ref"] == space
     image, references = readouts(kinds["image"] & here), readouts(kinds["reference"] & here)
     if integrated(image, references):

@@ -35,14 +35,30 @@ __all__ = ["read_twix"]
 _COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
 _MDH_NAMES = ("Sli", "Eco", "Phs", "Rep", "Set")
 _OTHER_COUNTERS = ("Ida", "Idb", "Idc", "Idd", "Ide", "Seg")
-# Readouts that no image is made of, by the flags they have.
+# Readouts that no image is made of, by the flags they have. What is done for every flag: docs/formats.md.
 _OTHER_KINDS = {
     "noise": ("NOISEADJSCAN",),
-    "multi-slice reference": ("SLICE_ACCEL_REFSCAN", "SLICE_ACCEL_PHASCOR"),
     "phase correction": ("PHASCOR",),
+    "navigator": ("PACE",),
     "feedback": ("RTFEEDBACK", "HPFEEDBACK", "noname60"),
     "phase stabilisation": ("REFPHASESTABSCAN", "PHASESTABSCAN"),
-    "dummy": ("RETRO_DUMMYSCAN", "B1_CONTROLLOOP"),
+    "dummy": ("RETRO_DUMMYSCAN", "B1_CONTROLLOOP", "CT_NORMALIZE"),
+}
+# Of image readouts: what cannot be reconstructed from them line by line, and what is not done for them.
+_REFUSED = {
+    "SLICE_ACCEL_REFSCAN": "slices measured at once (simultaneous multi-slice)",
+    "SLICE_ACCEL_PHASCOR": "slices measured at once (simultaneous multi-slice)",
+    "2NDHADAMARPULSE": "slices in Hadamard pairs",
+    "FIRST_SCAN_IN_BLADE": "blades that turn (BLADE, PROPELLER)",
+    "SWAPPED": "readout and phase encoding swapped from line to line",
+}
+_NOT_DONE = {
+    "RAWDATACORRECTION": "a correction of the channels' gains by factors of the protocol",
+    "SCANSCALEFACTOR": "a scale factor of its own",
+    "SIGNREV": "a reversed sign",
+    "RETRO_REPEATTHISHEARTBEAT": "the repetition of a heartbeat that was rejected",
+    "RETRO_REPEATPREVHEARTBEAT": "the repetition of a heartbeat that was rejected",
+    "RETRO_ABORTSCANNOW": "the end of a scan that was broken off",
 }
 _MOST_HEADER = 64 * 2**20
 _DMA_BITS = 2**25
@@ -69,8 +85,8 @@ def read_twix(path: PathLike) -> MRIScan:
     if not kinds.get("image"):
         raise DataError(f"{path}: {len(lines)} readouts, none of them image data; expected an imaging measurement")
     references = kinds.get("reference", [])
+    notes = _told(path, kinds["image"])
     geometry = _geometry(path, protocol, kinds["image"] + references)
-    notes: list[str] = []
     image, reference = ([geometry.place(line) for line in some] for some in (kinds["image"], references))
     if integrated(image, reference):
         image, reference = image + reference, []
@@ -106,6 +122,16 @@ def read_twix(path: PathLike) -> MRIScan:
         | phase_correction(navigated)
         | ({"notes": notes} if notes else {}),
     )
+
+
+def _told(path: Path, image: list[_Line]) -> list[str]:
+    """What flags of image readouts ask for and does not happen; DataError where that would be another image."""
+    for flag, what in _REFUSED.items():
+        count = sum(line.has(flag) for line in image)
+        if count:
+            raise DataError(f"{path}: {count} readouts with the flag {flag}: {what}, which is not supported")
+    counts = {flag: sum(line.has(flag) for line in image) for flag in _NOT_DONE}
+    return [f"{n} readouts ask for {_NOT_DONE[flag]} ({flag}), which is not done" for flag, n in counts.items() if n]
 
 
 def _kinds(lines: list[_Line]) -> dict[str, list[_Line]]:

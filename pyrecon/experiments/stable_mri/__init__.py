@@ -8,6 +8,7 @@ from pathlib import Path
 from pyrecon.experiments.stable_mri.calibration import calibration
 from pyrecon.experiments.stable_mri.figures import figure_1
 from pyrecon.experiments.stable_mri.pictures import picture
+from pyrecon.experiments.stable_mri.retraction import retraction
 from pyrecon.experiments.stable_mri.study import StableMRIStudy
 from pyrecon.experiments.stable_mri.tables import differences, table_1, table_2
 from pyrecon.experiments.study import Paper
@@ -18,7 +19,7 @@ PAPER = Paper(
     StableMRIStudy,
     {"1": table_1, "2": table_2},
     {1: figure_1},
-    {"pairs": differences, "calibration": calibration},
+    {"pairs": differences, "calibration": calibration, "retraction": retraction},
     picture,
     (
         Option("--prior", str, None, "Weights of the generative prior: a file, or a name that ships."),
