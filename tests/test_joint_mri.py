@@ -163,8 +163,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "sigma" in done.output
     image, found = io.read_result(target), io.read_result(maps)
     assert image.method == "joint"
-    assert found.image.shape == (1, 2, *image.image.shape[-2:])
-    assert np.allclose((np.abs(found.image) ** 2).sum(1), 1, atol=1e-5)
+    assert found.image.shape == (2, 1, *image.image.shape[-2:])  # coils, slices
+    assert np.allclose((np.abs(found.image) ** 2).sum(0), 1, atol=1e-5)
+    assert np.allclose(found.affine, image.affine)
     wrong = CliRunner().invoke(app, [*call[:-1], str(tmp_path / "maps.png")])
     assert isinstance(wrong.exception, DataError)
     assert "expected .npz or .h5" in str(wrong.exception)

@@ -243,7 +243,7 @@ def test_a_scan_that_converges_says_so() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         found, report = sample_mri(
-            scan(noise=0.15), Gaussian(0.1), chains=4, burn_in=300, samples=2000, weight=1.0, maps=MAPS
+            scan(noise=0.15), Gaussian(0.1), chains=4, burn_in=300, samples=2600, weight=1.0, maps=MAPS
         )
     assert report.status == {"CONVERGED": 1}
     assert float(found.rhat[found.std > 0].median()) < 1.01
