@@ -18,8 +18,8 @@ template <class T>
 void joint_step(Address maps, Address response, Address data, Address image, Address step, Address out, Address along,
                 std::int64_t batch, std::int64_t coils, std::int64_t pixels, int threads) {
   PYRECON_SELECT(joint_step<T>)
-  (JointStep<T>{ptr<const T>(maps), ptr<const T>(response), ptr<const T>(data), ptr<const T>(image),
-                ptr<const T>(step), ptr<T>(out), ptr<T>(along), batch, coils, pixels, threads});
+  (JointStep<T>{ptr<const T>(maps), ptr<const T>(response), ptr<const T>(data), ptr<const T>(image), ptr<const T>(step),
+                ptr<T>(out), ptr<T>(along), batch, coils, pixels, threads});
 }
 
 template <class T>

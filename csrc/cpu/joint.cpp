@@ -196,8 +196,8 @@ void joint_test(const JointTest<T>& job) {
       const T u = image[i], curved = u * (bound * u - along[i]) / 2;
       // Where there was no map, or is none, the data term has no derivative: no bound is claimed.
       const bool smooth = old_inv[2 * i] != 0 && new_inv[2 * i] != 0;
-      const T pixel_excess = shrunk[2 * i] * rate * (slope[2 * i] + slope[2 * i + 1]) +
-                             curved * (turned[2 * i] + turned[2 * i + 1]);
+      const T pixel_excess =
+          shrunk[2 * i] * rate * (slope[2 * i] + slope[2 * i + 1]) + curved * (turned[2 * i] + turned[2 * i + 1]);
       excess += smooth ? pixel_excess : T(0);
       change += u * u * (turned[2 * i] + turned[2 * i + 1]);
     }
@@ -213,7 +213,7 @@ void joint_test(const JointTest<T>& job) {
     }
 }
 
-#define PYRECON_JOINT(T)                        \
+#define PYRECON_JOINT(T)                           \
   template void joint_coils(const JointCoils<T>&); \
   template void joint_step(const JointStep<T>&);   \
   template void joint_test(const JointTest<T>&);

@@ -27,7 +27,7 @@ template <class T>
 struct JointTest {
   const T *proposal, *maps, *moved, *step, *image, *along, *data;
   T *unit, *combined;  // unit may be proposal
-  T* sums;              // (batch, 3)
+  T* sums;             // (batch, 3)
   double bound;
   int64_t batch, coils, pixels;
   int threads;
