@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyrecon import plotting
-from pyrecon.models import DEQMPI, deq, luser, map_rivals, supervised_mri
+from pyrecon.models import DEQMPI, deq, generative, luser, map_rivals, supervised_mri
 from pyrecon.models.weights import Card, read_header, shipped_weights
 from pyrecon.nn import BallConsistency, ExactConsistency
 
 _HEADS = ("name", "for", "SNR, dB", "voxels", "data step", "penalty", "steps x batch", "validation, dB", "began with")
 _OTHER_HEADS = ("name", "network", "weights", "trained on", "pixels", "steps x batch", "validation", "began with")
 _LOADERS: dict[str, Callable[..., Any]] = {
+    "generative": generative.GenerativePrior.load,
     "luser": luser.load,
     "pinqi": map_rivals.load,
     "supervised-mri": supervised_mri.load,
@@ -57,12 +58,14 @@ def _others() -> str:
         card = model.card
         assert card is not None
         data, ways = card.data, [card.training, *_ancestors(card.training)]
+        task = f"{data['task']}: " if "task" in data else ""
+        noise = f", noise {data['noise_std']:g}" if "noise_std" in data else ""
         arc = f" of {data['angles']} {data['beam']}-beam views over {data['arc']:g} degrees" if "arc" in data else ""
         cells = [
             f"`{name}`",
             _network(card),
             f"{sum(weights.numel() for weights in model.parameters()):,}",
-            f"{data['task']}: {data['images']}{arc}, noise {data['noise_std']:g}",
+            f"{task}{data['images']}{arc}{noise}",
             " x ".join(map(str, card.shape)),
             _stages(ways[0]),
             ", ".join(_qualities(card)),

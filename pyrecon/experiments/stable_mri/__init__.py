@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pyrecon.experiments.stable_mri.calibration import calibration
 from pyrecon.experiments.stable_mri.figures import figure_1
+from pyrecon.experiments.stable_mri.forms import retraction
 from pyrecon.experiments.stable_mri.pictures import picture
-from pyrecon.experiments.stable_mri.retraction import retraction
 from pyrecon.experiments.stable_mri.study import StableMRIStudy
 from pyrecon.experiments.stable_mri.tables import differences, table_1, table_2
 from pyrecon.experiments.study import Paper
