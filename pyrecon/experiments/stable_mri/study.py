@@ -98,7 +98,7 @@ class StableMRIStudy(Study):
         changes: dict[str, Any] = {} if self.pixels is None else {"size": self.pixels}
         card = None if self.energy is None else self.energy.card
         if card is not None and card.data.get("images") in SHOWN:  # the same images for all
-            changes["images"] = card.data["images"]
+            changes |= {"images": card.data["images"], "pool": card.training["config"]["pool"]}
         return {name: Recipe(name, changes | {"seed": self.seed}) for name in ("unet", "varnet")}
 
     @cached_property
