@@ -101,8 +101,8 @@ class MRIJob(Job):
     def _written(
         self, images: Any, report: Report, method: str, labels: tuple[str, ...], *, placed: bool = True
     ) -> Result:
+        report.details["geometry"] = self.volumes.note
         told = report.to_dict()
-        told["details"]["geometry"] = self.volumes.note
         grid = placed_grid(self.grid, images.shape[-3], self.volumes)
         affine = self.volumes.affine if placed else None
         return Result(images, grid, method, told["parameters"], told, labels, affine=affine, placed=False)
