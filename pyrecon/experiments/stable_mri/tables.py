@@ -106,7 +106,7 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
         + (
             f"{amounts.iterations} iterations."
             if coils == "single"
-            else f"{amounts.joint} iterations of TV, {amounts.iterations} of MAP, which begins with TV's image and maps."
+            else f"{amounts.joint} iterations of TV, {amounts.iterations} of MAP, begun with TV's image and maps."
         )
     )
     if coils == "parallel":
