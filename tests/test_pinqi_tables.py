@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pyrecon.experiments.maps import map_errors
 from pyrecon.experiments.pinqi import PAPER, PINQIStudy, published
 from pyrecon.experiments.pinqi.study import ABLATIONS, METHODS, mapped, name_of, sense_fit
 from pyrecon.experiments.study import Sizes, reproduce
+from pyrecon.metrics import t1_errors
 from pyrecon.train.map_data import ScanConfig, held_back
 from pyrecon.train.pinqi import new_model
 
@@ -50,7 +50,7 @@ def test_tables_are_made_from_trained_models(tmp_path: Path, monkeypatch: pytest
     model = study.model(name_of("pinqi", 1))
     assert model is not None
     batch, _ = study.test_set("five")
-    found = map_errors(mapped(model, batch), 1 / batch.parameters[:, 0], batch.inside[:, 0])
+    found = t1_errors(mapped(model, batch), 1 / batch.parameters[:, 0], batch.inside[:, 0])
     assert numbers["nrmse"] == pytest.approx(found["nrmse"].tolist(), rel=1e-4)
     assert numbers["nrmse"] != study.numbers("pinqi", 0)["nrmse"]
     # Another folder with the numbers needs no models.
@@ -83,6 +83,6 @@ def test_a_fit_of_all_the_data_is_the_truth() -> None:
     config = ScanConfig(size=24, coils=3, acceleration=1.0, centre=6, noise_low=0.0, noise_high=0.0)
     batch, labels = held_back(config, 3)
     truth, inside = 1 / batch.parameters[:, 0], batch.inside[:, 0]
-    errors = map_errors(sense_fit(batch, 30), truth, inside)
+    errors = t1_errors(sense_fit(batch, 30), truth, inside)
     assert float(errors["nrmse"].max()) < 1e-3
     assert bool((labels[inside] >= 0).all())

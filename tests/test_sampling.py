@@ -390,7 +390,8 @@ def test_an_interrupted_command_goes_on(file: Path, tmp_path: Path) -> None:
     ]
     command += ["--burn-in", "10", "--samples", "6000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    cut = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    options: dict[str, Any] = {"env": environment, "cwd": tmp_path}  # not where the sources lie
+    cut = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
     chains = tmp_path / "out.npz.chains/slice-0.safetensors"
     while cut.poll() is None and not chains.exists():
         time.sleep(0.05)
@@ -400,11 +401,11 @@ def test_an_interrupted_command_goes_on(file: Path, tmp_path: Path) -> None:
     assert "the same command goes on" in said
     assert chains.exists()
     assert not target.exists()
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
     assert again.returncode == 0, again.stderr
     other = tmp_path / "whole.npz"
     command[command.index(str(target))] = str(other)
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=300).returncode == 0
+    assert subprocess.run(command, capture_output=True, timeout=300, **options).returncode == 0
     assert np.array_equal(io.read_result(target).image, io.read_result(other).image)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pyrecon._errors import DataError
+from pyrecon.metrics import t1_errors
 from pyrecon.models.map_rivals import load
 from pyrecon.train.config import Cosine
 from pyrecon.train.map_data import Data, held_back, scanned
-from pyrecon.train.pinqi import Config, Everything, PINQITraining, error, new_model
+from pyrecon.train.pinqi import Config, Everything, PINQITraining, new_model, t1_of
 from pyrecon.train.run import train
 from pyrecon.train.task import Interrupted
 
@@ -60,7 +61,8 @@ def test_the_error_is_that_of_t1_in_the_brain() -> None:
     wrong = truth.clone()
     wrong[0, 0, 0, 0], wrong[0, 0, 1, 0] = 0.8, 9.0  # 0.25 s in the brain, and outside
     expected = (0.25**2 / (1 + 4 + 0.25)) ** 0.5
-    assert float(error(wrong, truth, inside)) == pytest.approx(expected, rel=1e-6)
+    found = t1_errors(t1_of(wrong), 1 / truth[:, 0], inside[:, 0])
+    assert float(found["nrmse"]) == pytest.approx(expected, rel=1e-6)
 
 
 RUNS: list[dict[str, Any]] = [

@@ -99,7 +99,9 @@ class StableMRIStudy(Study):
         changes: dict[str, Any] = {} if self.pixels is None else {"size": self.pixels}
         card = None if self.energy is None else self.energy.card
         if card is not None and card.data.get("images") in SHOWN:  # the same images for all
-            changes |= {"images": card.data["images"], "pool": card.training["config"]["pool"]}
+            changes["images"] = card.data["images"]
+            drawn = card.training.get("config", {}).get("pool")
+            changes |= {} if drawn is None else {"pool": drawn}
         return {name: Recipe(name, changes | {"seed": self.seed}) for name in ("unet", "varnet")}
 
     @cached_property
