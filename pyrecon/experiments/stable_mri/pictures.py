@@ -24,7 +24,8 @@ def picture(pictures: Pictures) -> Any:
                 continue
             last = method == "truth"
             value = "" if last else f"{float(metrics.psnr(image[None], truth[None])):.1f} dB"
-            title = f"{name}\n{method}" if method == next(iter(images)) else method
+            words = name.replace(", ", ",\n")  # as wide as a panel
+            title = f"{words}\n{method}" if method == next(iter(images)) else method
             shown.append(plotting.Panel(image.numpy(), title, value, (0.0, peak)))
             if not last:
                 errors.append(plotting.Panel((image - truth).abs().numpy(), "", "", (0.0, _ERROR * peak), "magma"))
