@@ -37,7 +37,7 @@ for name in ("cartesian-4x", "radial-6x", "gaussian-8x"):
     mask = named_mask(name, (size, size), seed=2)
     part = undersample(scan, mask)
     images, found_maps, report = reconstruct_with_maps(part, method)
-    options = {"sampler": "ula", "chains": 2, "burn_in": 100, "samples": 300}
+    options = {"sampler": "ula", "chains": 2, "burn_in": 200, "samples": 1000}
     found, told = sample_mri(part, prior, joint=True, **options)
     image = images[0].abs()
     print(f"{name:13s} {report.seconds:4.1f} s, samples {told.seconds:4.1f} s")
