@@ -27,7 +27,7 @@ from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io.ismrmrd import write_ismrmrd
 from pyrecon.io.sinogram import write_sinogram
 from pyrecon.physics.ct import scanner
-from pyrecon.testing.mrd import fastmri_file
+from pyrecon.testing.mrd import fastmri_file, mrd_encoding, mrd_file, mrd_header
 from pyrecon.testing.siemens import twix_bytes
 
 SIEMENS = Path(__file__).parents[2] / "shared/data/siemens_gre_2coils.dat"
@@ -61,6 +61,25 @@ def fastmri(path: Path) -> None:
     rng = np.random.default_rng(5)
     kspace = (rng.standard_normal((2, 3, 12, 8)) + 1j * rng.standard_normal((2, 3, 12, 8))).astype(np.complex64)
     fastmri_file(path, kspace, mask=np.ones(8, np.float32), reconstruction_rss=np.ones((2, 8, 8), np.float32))
+
+
+def echo_planar(path: Path) -> None:
+    """Lines of both directions with navigators, and references of another encoding space."""
+    rng = np.random.default_rng(6)
+
+    def samples(count: int) -> np.ndarray[Any, np.dtype[np.complex64]]:
+        return (rng.standard_normal((2, count)) + 1j * rng.standard_normal((2, count))).astype(np.complex64)
+
+    lines: list[dict[str, Any]] = [
+        {"data": samples(8), "flags": ["IS_PHASECORR_DATA", *["IS_REVERSE"] * (i % 2)]} for i in range(3)
+    ]
+    for row in range(6):
+        lines.append({"data": samples(8), "at": {"kspace_encode_step_1": row}, "flags": ["IS_REVERSE"] * (row % 2)})
+    for row in range(4):
+        lines.append({"data": samples(6), "at": {"kspace_encode_step_1": row}, "encoding_space_ref": 1,
+                      "flags": ["IS_PARALLEL_CALIBRATION"]})  # fmt: skip
+    coarse = mrd_encoding((6, 4, 1), (300.0, 300.0, 40.0), oversampling=1.0)
+    mrd_file(path, lines, mrd_header(mrd_encoding(), coarse))
 
 
 def ismrmrd(path: Path) -> None:
@@ -169,6 +188,7 @@ FEW_AND_ALL = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pyt
         (htc, 700),
         (exchange, 300),
         (fastmri, 300),
+        (echo_planar, 400),
     ],
     ids=[
         "mdf",
@@ -185,6 +205,7 @@ FEW_AND_ALL = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pyt
         "htc",
         "data-exchange",
         "fastmri",
+        "echo-planar",
     ],
 )
 def test_damaged_bytes(tmp_path: Path, write: Callable[[Path], None], count: int, share: float) -> None:

@@ -140,6 +140,32 @@ def test_a_reference_scan_of_its_own_stays_out_of_the_image(tmp_path: Path, writ
     assert min(correlation(reconstructed(scan)[0])) > 0.96 > 0.9 > correlation(reconstructed(scan, ZeroFilled())[0])[0]
 
 
+@FORMATS
+@pytest.mark.parametrize("rows", [range(0, N, 2), range(1, N, 2)], ids=["lines of the image", "lines between"])
+def test_references_with_counters_of_their_own_are_no_image(tmp_path: Path, write: Write, rows: range) -> None:
+    """Another contrast is a scan of its own, whatever lines it has."""
+    k, lines = kspace(), [line(kspace()[:, row], row) for row in range(0, N, 2)]
+    middle = [row for row in rows if abs(row - N // 2) < 9]
+    lines += [line(3 * k[:, row], row, "reference", contrast=1) for row in middle]
+    scan = read(write(tmp_path / "m", lines))
+    assert len(scan.kspace) == 1
+    assert int(scan.mask.sum()) == N // 2
+    np.testing.assert_array_equal(np.flatnonzero(scan.calibration.any(axis=(0, 1, 3))), middle)
+
+
+@FORMATS
+def test_references_that_are_zero_or_of_another_coil_are_left_out(tmp_path: Path, write: Write) -> None:
+    k = kspace()
+    lines = [line(k[:, row], row) for row in range(N)]
+    extra = [line(0 * k[:, 9], 9, "reference"), line(kspace(channels=2)[:, 10], 10, "reference")]
+    scan = read(write(tmp_path / "m", [*lines, *extra]))
+    assert scan.calibration is None
+    assert "2 of 2 reference readouts are left out" in notes(scan)
+    scan = read(write(tmp_path / "n", [*lines, *extra, line(2 * k[:, 12], 12, "reference")]))
+    np.testing.assert_array_equal(np.flatnonzero(scan.calibration.any(axis=(0, 1, 3))), [12])
+    assert "2 of 3 reference readouts are left out" in notes(scan)
+
+
 def test_references_of_another_encoding_space(tmp_path: Path) -> None:
     """A coarser matrix, half the oversampling and counters of their own: the same steps in k-space from its centre."""
     k, rows = kspace(), 12
@@ -163,6 +189,10 @@ def test_references_of_another_encoding_space(tmp_path: Path) -> None:
     images, report = reconstructed(scan)
     assert report.details["maps"].startswith("espirit from 12 x ")
     assert min(correlation(images)) > 0.97
+    encodings[1] = mrd_encoding((16, rows, 1), (1e-3, 200.0, 5.0), oversampling=1.0)  # a grid of 6 million columns
+    hostile = read(mrd_file(tmp_path / "h.h5", own, mrd_header(*encodings)))
+    assert hostile.calibration is None
+    assert "left out: its field of view along x is 0.001 mm" in notes(hostile)
     encodings[1] = mrd_encoding((16, rows, 1), (200.0, 230.0, 5.0), oversampling=1.0)
     other = read(mrd_file(tmp_path / "n.h5", own, mrd_header(*encodings)))
     assert other.calibration is None
@@ -180,12 +210,17 @@ def test_lines_left_out_in_turn_give_maps_from_their_average(tmp_path: Path, wri
 
 
 @FORMATS
-def test_a_repetition_broken_off_is_named_and_spoils_no_other(tmp_path: Path, write: Write) -> None:
+@pytest.mark.parametrize(("kept", "share"), [(10, 31), (18, 56)], ids=["before the centre", "past it"])
+def test_a_repetition_broken_off_is_named_and_spoils_no_other(
+    tmp_path: Path, write: Write, kept: int, share: int
+) -> None:
+    """Past the centre, its few lines about it must not be all that the others' maps come from."""
     k = kspace()
-    lines = [line(k[:, row], row, repetition=r) for r in range(3) for row in range(N if r < 2 else 10)]
+    lines = [line(k[:, row], row, repetition=r) for r in range(3) for row in range(N if r < 2 else kept)]
     scan = read(write(tmp_path / "m", lines))
-    with pytest.warns(UserWarning, match="repetition 2: only 31 % of the samples that others have"):
-        images, _ = reconstruct_mri(scan, CGSense())
+    with pytest.warns(UserWarning, match=f"repetition 2: only {share} % of the samples that others have"):
+        images, report = reconstruct_mri(scan, CGSense())
+    assert report.details["maps"] == "espirit from 24 x 24 samples, averaged over time"
     assert min(correlation(images[:2])) > 0.98
 
 
@@ -288,6 +323,9 @@ def test_lines_sampled_backwards_get_the_phase_of_the_others(tmp_path: Path, wri
     navigators = [sampled(N // 2, i % 2 == 0, "navigator") for i in range(3)]
     scan = read(write(tmp_path / "m", [*navigators, *image]))
     assert scan.metadata["phase_correction"] == "lines of both directions, by 3 navigators"
+    beyond = {**navigators[0], "data": navigators[0]["data"][:, 8:], "center": 2}  # ends outside the matrix
+    outside = read(write(tmp_path / "o", [*navigators, *image, beyond]))
+    np.testing.assert_array_equal(outside.kspace, scan.kspace)
     straight = read(write(tmp_path / "s", [line(k[:, row], row) for row in range(N)]))
     error = np.linalg.norm(scan.kspace - straight.kspace) / np.linalg.norm(straight.kspace)
     assert error < 0.05  # the navigators' noise
@@ -308,11 +346,16 @@ def test_lines_of_one_direction_are_left_as_they_are(tmp_path: Path, write: Writ
 # ---- flags
 
 
-@pytest.mark.parametrize("flag", ["SLICE_ACCEL_REFSCAN", "2NDHADAMARPULSE", "FIRST_SCAN_IN_BLADE", "SWAPPED"])
-def test_siemens_flags_of_what_lines_cannot_be_laid_on_a_grid_are_refused(tmp_path: Path, flag: str) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [["SLICE_ACCEL_REFSCAN"], ["SLICE_ACCEL_REFSCAN", "PATREFSCAN"], ["SLICE_ACCEL_PHASCOR", "PHASCOR"],
+     ["2NDHADAMARPULSE"], ["FIRST_SCAN_IN_BLADE"], ["SWAPPED"]],
+)  # fmt: skip
+def test_siemens_flags_of_what_lines_cannot_be_laid_on_a_grid_are_refused(tmp_path: Path, flags: list[str]) -> None:
     k = kspace()
+    flag = flags[0]
     lines = [{"data": k[:, row], "at": {"Lin": row}, "center_line": N // 2} for row in range(N)]
-    lines[3]["flags"] = [flag]
+    lines[3]["flags"] = flags
     (tmp_path / "m.dat").write_bytes(twix_bytes(lines, PROTOCOL))
     with pytest.raises(DataError, match=f"1 readouts with the flag {flag}: .* not supported"):
         read(tmp_path / "m.dat")

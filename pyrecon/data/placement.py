@@ -95,6 +95,8 @@ def turned(values: NDArray[Kind], turn: NDArray[np.bool_]) -> NDArray[Kind]:
     if len(values) == 1 and len(turn) > 1 and (turn != turn[0]).any():
         values = np.repeat(values, len(turn), axis=0)
     each = turn if len(values) > 1 else turn[:1]
+    if not each.any():
+        return values
     result = np.array(values)
     for i, axis in enumerate((-2, -1)):
         n = values.shape[axis]

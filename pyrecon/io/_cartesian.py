@@ -12,7 +12,7 @@ from pyrecon._errors import DataError
 from pyrecon.data.placement import Frame, Placement, Stack, placed, turned
 from pyrecon.data.raw import Complex
 from pyrecon.io._files import PathLike, check_memory, listing
-from pyrecon.io._readouts import Readout
+from pyrecon.io._readouts import Readout, choose, of_image, one_direction
 
 # A k-space matrix this much larger than the samples measured comes from a damaged counter, not from undersampling.
 _MOST_UNDERSAMPLING = 64
@@ -124,7 +124,28 @@ def averages(readouts: Sequence[Readout]) -> float:
     return len(readouts) / len({(r.row, r.partition, r.entry) for r in readouts})
 
 
-def calibration_of(reference: Assembled, image: Assembled, notes: list[str]) -> Complex:
+def reference_scan(
+    path: PathLike,
+    references: Sequence[Readout],
+    navigators: Sequence[Readout],
+    image: Assembled,
+    names: tuple[Sequence[str], Sequence[str]],
+    notes: list[str],
+) -> Complex | None:
+    """The calibration of a reference scan of its own; None where nothing of it can be used. ``names`` are those of the
+    counters, and of those that images have no axis for."""
+    channels, rows, columns = image.kspace.shape[1:]
+    usable = of_image(references, channels, notes)
+    if not usable:
+        return None
+    chosen = choose(path, usable, *names, channels)
+    notes += chosen.notes
+    lines, _ = one_direction(chosen.readouts, navigators, columns, notes)
+    partitions = int(image.where[:, 1].max()) + 1
+    return _calibration_of(assemble(path, lines, (partitions, rows, columns), chosen.names), image, notes)
+
+
+def _calibration_of(reference: Assembled, image: Assembled, notes: list[str]) -> Complex:
     """The reference lines ``(S', C, H, W)`` of a scan of its own, as a scan has them: each for S / S' entries in a row.
 
     Entries of the image go with the first reference of the same slice and partition; a slice that has none, with the
@@ -177,9 +198,10 @@ def _stack(entries: Sequence[tuple[int, ...]], names: Sequence[str], partitions:
     """Volumes are entries that differ in their slice alone."""
     rest = [(0, *entry[1:]) for entry in entries]
     times = sorted(set(rest))
-    volume = np.array([times.index(entry) for entry in rest], np.int64).repeat(partitions)
-    counters = sorted({entry[0] for entry in entries})
-    number = [counters.index(entry[0]) * partitions + p for entry in entries for p in range(partitions)]
+    when = {entry: i for i, entry in enumerate(times)}
+    volume = np.array([when[entry] for entry in rest for _ in range(partitions)], np.int64)
+    counters = {counter: i for i, counter in enumerate(sorted({entry[0] for entry in entries}))}
+    number = [counters[entry[0]] * partitions + p for entry in entries for p in range(partitions)]
     return Stack(volume, np.array(number, np.int64), _labels(times, names, 1))
 
 

@@ -16,6 +16,7 @@ from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._readouts import Readout
 
 _MOST_ENCODINGS = 64
+_MOST_ZOOM = 16  # of one encoding's readout against another's: what is resampled must not take any memory
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Encoding:
     center: tuple[int, int]  # of partitions and rows, in counter values
     oversampling: float
     field_of_view: tuple[float, float, float]
-    extent: tuple[float, float, float]  # encoded, x, y, z in metres; 1 where it is not known
+    extent: tuple[float, float, float]  # encoded, x, y, z in metres; 1 mm a pixel where it is not known
     notes: list[str]
 
     def differs_from(self, other: Encoding) -> str:
@@ -34,21 +35,26 @@ class Encoding:
         for axis, ours, theirs in zip("yz", self.extent[1:], other.extent[1:], strict=True):
             if abs(ours / theirs - 1) > 1e-2:
                 return f"its field of view along {axis} is {1e3 * ours:g} mm, the image's {1e3 * theirs:g} mm"
+        if not 1 / _MOST_ZOOM <= self.extent[0] / other.extent[0] <= _MOST_ZOOM:
+            return f"its field of view along x is {1e3 * self.extent[0]:g} mm, the image's {1e3 * other.extent[0]:g} mm"
         if not all(n <= m for n, m in zip(self.shape[:2], other.shape[:2], strict=True)):
             return f"it has {self.shape[0]} x {self.shape[1]} lines, the image {other.shape[0]} x {other.shape[1]}"
         return ""
 
-    def moved(self, r: Readout, own: Encoding) -> Readout:
-        """A readout of the encoding ``own`` on this one's matrix."""
+    def moved(self, r: Readout, own: Encoding) -> Readout | None:
+        """A readout of the encoding ``own`` on this one's matrix; None where it lies outside its own."""
         (_, rows, columns), (_, own_rows, own_columns) = self.shape, own.shape
+        if not 0 <= r.column <= r.column + r.data.shape[1] <= own_columns:
+            return None
         whole = np.zeros((len(r.data), own_columns), np.complex64)
         whole[:, r.column : r.column + r.data.shape[1]] = r.data
         # Along the readout, another field of view is another step in k-space: what lies outside is cut off as an image.
-        count = round(own_columns * self.extent[0] / own.extent[0])
-        line = _fitted(_centred(np.fft.ifft, whole), count)
-        line = _fitted(_centred(np.fft.fft, line), columns)
+        count = max(1, round(own_columns * self.extent[0] / own.extent[0]))
+        with np.errstate(over="ignore", invalid="ignore"):  # of samples that the file is refused for later
+            line = _fitted(_centred(np.fft.ifft, whole), count)
+            line = _fitted(_centred(np.fft.fft, line), columns) * np.sqrt(count / own_columns)
         return r._replace(
-            data=np.asarray(line * np.sqrt(count / own_columns), np.complex64),
+            data=np.asarray(line, np.complex64),
             row=r.row - own_rows // 2 + rows // 2,
             partition=r.partition - own.shape[0] // 2 + self.shape[0] // 2,
             column=0,

@@ -66,7 +66,7 @@ def choose(
     """
     notes: list[str] = []
     kept = _of_one_array(readouts, channels, notes)
-    measured = [r for r in kept if _is_measured(r)]
+    measured = [r for r in kept if is_measured(r)]
     if kept and not measured:
         raise DataError(f"{path}: all {len(kept)} imaging readouts are zero, nothing to reconstruct")
     if len(measured) < len(kept):
@@ -77,7 +77,8 @@ def choose(
     return _apart(measured, tuple(names), tuple(others), notes)
 
 
-def _is_measured(r: Readout) -> bool:
+def is_measured(r: Readout) -> bool:
+    """Whether any sample of any channel is not exactly zero."""
     with np.errstate(invalid="ignore"):  # NaN, which the file is refused for later
         return bool(r.data.any())
 
@@ -127,9 +128,21 @@ def integrated(image: Sequence[Readout], reference: Sequence[Readout]) -> bool:
     """Whether reference lines were measured in the place of image lines that are skipped, not beside them.
 
     Integrated reference lines fill the gaps of the image's: together they are the calibration, and all are image data.
-    A scan of its own has lines that the image has too, and another contrast.
+    A scan of its own has lines that the image has too, or counters of its own, and another contrast.
     """
-    return not {r.line for r in image} & {r.line for r in reference}
+    entries = {r.entry for r in image}
+    return all(r.entry in entries for r in reference) and not {r.line for r in image} & {r.line for r in reference}
+
+
+def of_image(references: Sequence[Readout], channels: int, notes: list[str]) -> list[Readout]:
+    """Reference readouts of the image's coils that were measured; others are told of."""
+    kept = [r for r in references if len(r.data) == channels and is_measured(r)]
+    if len(kept) < len(references):
+        notes.append(
+            f"{len(references) - len(kept)} of {len(references)} reference readouts are left out: they are zero, or of "
+            f"another number of channels than the image's {channels}"
+        )
+    return kept
 
 
 # --- lines of both directions --------------------------------------------------------------------------------------
@@ -147,7 +160,7 @@ def one_direction(
     if len(directions) < 2:
         return readouts, 0
     channels = {len(r.data) for r in readouts}
-    usable = [r for r in navigators if len(r.data) in channels and _sound(r)]
+    usable = [r for r in navigators if len(r.data) in channels and _sound(r) and _fits(r, columns)]
     phases: dict[tuple[int, ...], Complex | None] = {}
     for entry in {r.entry for r in readouts}:
         phases[entry] = _phase(_nearest(usable, entry), columns)
@@ -170,6 +183,11 @@ def phase_correction(navigators: int) -> dict[str, str]:
 def _sound(r: Readout) -> bool:
     """Measured, finite, and so far below the largest number that products are too."""
     return bool(np.isfinite(r.data).all() and 0 < np.abs(r.data).max() < _LARGEST)
+
+
+def _fits(r: Readout, columns: int) -> bool:
+    """Whether it lies within the matrix; an image's readout that does not is refused when it is laid there."""
+    return bool(0 <= r.column <= r.column + r.data.shape[1] <= columns)
 
 
 def _nearest(navigators: Sequence[Readout], entry: tuple[int, ...]) -> list[Readout]:
@@ -200,9 +218,10 @@ def _line_image(r: Readout, columns: int) -> Complex:
 
 
 def _corrected(r: Readout, phase: Complex | None, columns: int) -> Readout:
-    if phase is None:
+    if phase is None or not _fits(r, columns):
         return r
-    image = _line_image(r, columns) * phase
+    with np.errstate(over="ignore", invalid="ignore"):  # of samples that the file is refused for later
+        image = _line_image(r, columns) * phase
     line = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image, axes=1), axis=1), axes=1)
     kept = line[:, r.column : r.column + r.data.shape[1]]  # a partial echo stays one
     return r._replace(data=np.asarray(kept, np.complex64))

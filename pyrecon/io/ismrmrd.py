@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, calibration_of, oriented
+from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
 from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
@@ -121,11 +121,7 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     navigators = readouts(kinds["phase correction"] & here)
     lines, navigated = one_direction(chosen.readouts, navigators, encoding.shape[2], notes)
     found = assemble(path, lines, encoding.shape, chosen.names)
-    calibration = None
-    if references:
-        usable = choose(path, references, _COUNTERS, _OTHER_COUNTERS, found.kspace.shape[1])
-        notes += usable.notes
-        calibration = calibration_of(assemble(path, usable.readouts, encoding.shape, usable.names), found, notes)
+    calibration = reference_scan(path, references, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
     noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
     known, left_out = settings_of(header.sequence, found.contrasts)
     facts = header.facts | phase_correction(navigated)
@@ -218,8 +214,11 @@ def _elsewhere(
         if not isinstance(own, Encoding) or problem:
             notes.append(f"{len(lines)} reference lines of encoding space {space} are left out: {problem}")
             continue
-        for i in lines:
-            found.append(encoding.moved(_readout(heads[i], data[i], own), own))
+        moved = [encoding.moved(_readout(heads[i], data[i], own), own) for i in lines]
+        kept = [r for r in moved if r is not None]
+        if len(kept) < len(moved):
+            notes.append(f"{len(moved) - len(kept)} reference lines of encoding space {space} lie outside its matrix")
+        found += kept
     return found
 
 

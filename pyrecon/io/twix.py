@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, calibration_of, oriented
+from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
 from pyrecon.io._files import PathLike, check_finite, existing_file
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
@@ -44,7 +44,7 @@ _OTHER_KINDS = {
     "phase stabilisation": ("REFPHASESTABSCAN", "PHASESTABSCAN"),
     "dummy": ("RETRO_DUMMYSCAN", "B1_CONTROLLOOP", "CT_NORMALIZE"),
 }
-# Of image readouts: what cannot be reconstructed from them line by line, and what is not done for them.
+# What cannot be reconstructed line by line, and of image readouts what is not done for them.
 _REFUSED = {
     "SLICE_ACCEL_REFSCAN": "slices measured at once (simultaneous multi-slice)",
     "SLICE_ACCEL_PHASCOR": "slices measured at once (simultaneous multi-slice)",
@@ -85,7 +85,8 @@ def read_twix(path: PathLike) -> MRIScan:
     if not kinds.get("image"):
         raise DataError(f"{path}: {len(lines)} readouts, none of them image data; expected an imaging measurement")
     references = kinds.get("reference", [])
-    notes = _told(path, kinds["image"])
+    _check_flags(path, lines)
+    notes = _not_done(kinds["image"])
     geometry = _geometry(path, protocol, kinds["image"] + references)
     image, reference = ([geometry.place(line) for line in some] for some in (kinds["image"], references))
     if integrated(image, reference):
@@ -95,13 +96,8 @@ def read_twix(path: PathLike) -> MRIScan:
     navigators = [geometry.place(line) for line in kinds.get("phase correction", [])]
     readouts, navigated = one_direction(chosen.readouts, navigators, geometry.shape[2], notes)
     found = assemble(path, readouts, geometry.shape, chosen.names)
-    channels = found.kspace.shape[1]
-    noise, noise_ratio = _noise(path, measurements, channels, notes)
-    calibration = None
-    if reference:
-        usable = choose(path, reference, _COUNTERS, _OTHER_COUNTERS, channels)
-        notes += usable.notes
-        calibration = calibration_of(assemble(path, usable.readouts, geometry.shape, usable.names), found, notes)
+    noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1], notes)
+    calibration = reference_scan(path, reference, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
     kspace, mask, calibration, placement = oriented(found, calibration, geometry.field_of_view[2], against=True)
     return MRIScan(
         kspace=kspace,
@@ -124,12 +120,16 @@ def read_twix(path: PathLike) -> MRIScan:
     )
 
 
-def _told(path: Path, image: list[_Line]) -> list[str]:
-    """What flags of image readouts ask for and does not happen; DataError where that would be another image."""
+def _check_flags(path: Path, lines: list[_Line]) -> None:
+    """DataError where readouts, of whatever kind, say that the image cannot be made line by line."""
     for flag, what in _REFUSED.items():
-        count = sum(line.has(flag) for line in image)
+        count = sum(line.has(flag) for line in lines)
         if count:
             raise DataError(f"{path}: {count} readouts with the flag {flag}: {what}, which is not supported")
+
+
+def _not_done(image: list[_Line]) -> list[str]:
+    """What flags of image readouts ask for and does not happen."""
     counts = {flag: sum(line.has(flag) for line in image) for flag in _NOT_DONE}
     return [f"{n} readouts ask for {_NOT_DONE[flag]} ({flag}), which is not done" for flag, n in counts.items() if n]
 

@@ -272,14 +272,22 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
 
 
 def _calibration(scan: MRIScan, size: int) -> tuple[Tensor, NDArray[np.int64], str]:
-    """The centre of k-space, which of them each entry belongs to, and whether it is an average over time."""
+    """The centre of k-space, which of them each entry belongs to, and whether it is an average over time.
+
+    The average where it is larger: lines are left out in turn, or an entry was broken off before others were.
+    """
+    slices = len(scan.kspace)
+    several = scan.places is not None and scan.calibration is None and len(np.unique(scan.places)) < slices
     try:
         block = calibration_data(scan, size)
     except DataError:
-        if scan.places is None or scan.calibration is not None:
+        if not several:
             raise
         return *averaged_calibration(scan, size), ", averaged over time"
-    slices = len(scan.kspace)
+    if several and min(block.shape[2:]) < size:
+        average, places = averaged_calibration(scan, size)
+        if average[0, 0].numel() > block[0, 0].numel():
+            return average, places, ", averaged over time"
     return block, np.arange(slices) // (slices // len(block)), ""
 
 
