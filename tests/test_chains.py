@@ -265,6 +265,7 @@ COMPLEX = langevin(lambda x: x, torch.zeros(4, 3, dtype=torch.complex64), step=0
         (lambda: quantiles(COMPLEX, (0.5,)), "chain: complex states"),
         (lambda: diagnose(chain_of(randn(4, 9, 2)), 3), "chains: 3 does not divide the batch of 4"),
         (lambda: quantiles(chain_of(randn(4, 9, 2)), (1.5,)), "levels: 1.5 does not fit"),
+        (lambda: quantiles(chain_of(randn(4, 9, 2)), ()), "levels: none were given"),
         (lambda: split_rhat(randn(4, 3)), r"draws: shape \(4, 3\)"),
         (lambda: effective_sample_size(randn(9)), r"draws: shape \(9,\)"),
         (lambda: effective_sample_size(randn(2, 9).to(torch.complex128)), "draws: complex"),

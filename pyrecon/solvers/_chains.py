@@ -320,6 +320,8 @@ def quantiles(chain: Chain, levels: tuple[float, ...], chains: int = 1) -> Tenso
         raise ValueError("chain: kept no draws; run langevin(..., draws=100)")
     if chain.x.is_complex():
         raise TypeError("chain: complex states, expected real ones")
+    if not levels:
+        raise ValueError("levels: none were given, expected numbers from 0 to 1")
     for level in levels:
         if not 0 <= check_number("levels", level) <= 1:
             raise ValueError(f"levels: {level} does not fit, expected numbers from 0 to 1")

@@ -48,7 +48,7 @@ from pyrecon.solvers._batch import applied, like, select
 from pyrecon.solvers._conjugate_gradient import conjugate_gradient
 
 _STREAM = 1 << 56  # counters of a stream of its own begin at a multiple of it: the steps use those below
-_FASTEST = 0.6  # exponent of the decay of MALA's adaptation
+_DECAY = 0.6  # exponent of MALA's adaptation, between 1/2 and 1
 
 
 @dataclass
@@ -216,7 +216,7 @@ class MALA(Sampler):
             memory["tried"] += 1
         elif self.adapt:
             rate = log_r.clamp(max=0).exp().nan_to_num(nan=0.0)
-            memory["log_scale"] += (rate - self.target) * (k + 1) ** -_FASTEST
+            memory["log_scale"] += (rate - self.target) * (k + 1) ** -_DECAY
 
     def _evaluated(self, run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energy in double and gradient, checked."""
