@@ -151,15 +151,13 @@ def _calibration_of(reference: Assembled, image: Assembled, notes: list[str]) ->
     Entries of the image go with the first reference of the same slice and partition; a slice that has none, with the
     nearest one that has.
     """
-    places = [tuple(place) for place in reference.where.tolist()]
-    nearest = [
-        min(range(len(places)), key=lambda i: (abs(places[i][0] - slice_), abs(places[i][1] - partition), i))
-        for slice_, partition in image.where.tolist()
-    ]
-    lacking = sorted({s for (s, p), i in zip(image.where.tolist(), nearest, strict=True) if places[i] != (s, p)})
+    places, inverse = np.unique(image.where, axis=0, return_inverse=True)
+    reach = 1 + max(int(reference.where[:, 1].max()), int(places[:, 1].max()))  # no partition is as far as a slice
+    nearest = np.array([np.argmin(np.abs(reference.where - place) @ (reach, 1)) for place in places])
+    lacking = np.unique(places[(reference.where[nearest] != places).any(axis=1), 0]).tolist()
     if lacking:
         notes.append(f"no reference lines of {listing('slice', lacking)}: those of the nearest slice serve")
-    chosen = np.array(nearest)
+    chosen = nearest[inverse.ravel()]
     count = len(np.unique(chosen))
     each = len(chosen) // count
     if len(chosen) == each * count and (chosen.reshape(-1, each) == chosen[::each, None]).all():
