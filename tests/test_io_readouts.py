@@ -166,6 +166,17 @@ def test_references_that_are_zero_or_of_another_coil_are_left_out(tmp_path: Path
     assert "2 of 3 reference readouts are left out" in notes(scan)
 
 
+@FORMATS
+def test_slices_without_references_take_those_of_the_nearest(tmp_path: Path, write: Write) -> None:
+    k, middle = kspace(), range(N // 2 - 4, N // 2 + 4)
+    lines = [line(k[:, row], row, slice=s) for s in range(5) for row in range(N)]
+    lines += [line((2 + s) * k[:, row], row, "reference", slice=s) for s in (4, 1) for row in middle]
+    scan = read(write(tmp_path / "m", lines))
+    scale = np.abs(scan.calibration).max(axis=(1, 2, 3)) / np.abs(k[:, middle]).max()
+    np.testing.assert_allclose(scale, [3, 3, 3, 6, 6], rtol=1e-6)
+    assert "no reference lines of slices 0, 2, 3: those of the nearest slice serve" in notes(scan)
+
+
 def test_references_of_another_encoding_space(tmp_path: Path) -> None:
     """A coarser matrix, half the oversampling and counters of their own: the same steps in k-space from its centre."""
     k, rows = kspace(), 12
