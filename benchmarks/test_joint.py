@@ -1,7 +1,7 @@
-"""Speed of pyrecon/solvers/_ipalm.py: joint image and coil maps, smoothed total variation, no network.
+"""Speed of pyrecon/solvers/_ipalm.py and _charbonnier.py of the ops: joint image and coil maps, no network.
 
 The rival makes the same iterations in torch: transforms by torch.fft along both axes, as a full-size mask needs them,
-sine transforms as matrix products.
+sine transforms as matrix products, total variation by differences of the image.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import pyrecon
+from pyrecon.ops import charbonnier
 from pyrecon.physics.mri import coil_maps, head_phantom
 from pyrecon.solvers import Charbonnier, ipalm
 from pyrecon.solvers import _ipalm as ours
 
 LAM, MU, CONTINUATION, DECAY = 1e-3, 0.1, 100.0, 0.95
+EPSILON = 1e-3
 AXES = (-2, -1)
 
 
@@ -59,11 +62,13 @@ class TorchLoop:
             beta = k / (k + 3) if k > 1 else 0.0
             bar = u + beta * (u - u_before)
             gradient = (maps.conj() * (self.gram(maps * bar[:, None]) - data)).sum(1).real
-            gradient = gradient + LAM * self.prior.energy_and_gradient(bar)[1]
+            with pyrecon.backend("reference"):
+                gradient = gradient + LAM * self.prior.energy_and_gradient(bar)[1]
             while True:
                 new = (bar - gradient / L_u).clamp(min=0)
                 d = new - bar
-                needed = 1 + LAM * float(self.prior.curvature(bar, d)) / float(d.square().sum())
+                with pyrecon.backend("reference"):
+                    needed = 1 + LAM * float(self.prior.curvature(bar, d)) / float(d.square().sum())
                 if needed <= L_u:
                     break
                 L_u *= ours._GROW
@@ -128,4 +133,36 @@ def test_joint(
         goal={"ratio": 1 / 5, "against": "torch"} if coils == 15 else None,
         bytes_moved=None,
         sizes={"coils": coils, "height": rows, "width": cols, "iterations": iterations},
+    )
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torch", "torch.compile"])
+@pytest.mark.parametrize("batch", [1, 16], ids=["mri", "batch"])
+def test_charbonnier(timed: Callable[..., None], device: str, impl: str, batch: int) -> None:
+    rows, cols = (640, 368) if batch == 1 else (320, 320)
+    u = head_phantom((rows, cols), seed=0).real.expand(batch, -1, -1).contiguous().to(device)
+    u += 0.01 * torch.randn(u.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    out = (u.new_empty(batch), torch.empty_like(u))
+
+    def plain(u: Tensor) -> tuple[Tensor, Tensor]:
+        down, right = u[:, 1:] - u[:, :-1], u[:, :, 1:] - u[:, :, :-1]
+        pad = torch.nn.functional.pad
+        root = (pad(down, (0, 0, 0, 1)).square() + pad(right, (0, 1)).square() + EPSILON**2).sqrt()
+        down, right = down / root[:, :-1], right / root[:, :, :-1]
+        gradient = pad(down, (0, 0, 1, 0)) - pad(down, (0, 0, 0, 1)) + pad(right, (1, 0)) - pad(right, (0, 1))
+        return root.sum(dim=(1, 2), dtype=torch.float64).float(), gradient
+
+    compiled = torch.compile(plain) if impl == "torch.compile" else plain
+    with pyrecon.backend("reference"):
+        expected = charbonnier(u.double(), EPSILON)
+    timed(
+        (lambda: charbonnier(u, EPSILON, out=out)) if impl == "pyrecon" else (lambda: compiled(u)),
+        row=f"Charbonnier energy and gradient {batch}x{rows}x{cols}",
+        impl=impl,
+        expected=expected,
+        # Differences of numbers of size 1 over epsilon: their roundings are 1 / epsilon larger in the quotient.
+        k=2 / EPSILON,
+        goal=None,
+        bytes_moved=2 * u.numel() * u.element_size(),
+        sizes={"batch": batch, "height": rows, "width": cols},
     )

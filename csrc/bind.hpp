@@ -13,6 +13,7 @@ T* ptr(std::uintptr_t address) {
 }
 
 void register_anderson(pybind11::module_& m);
+void register_charbonnier(pybind11::module_& m);
 void register_consistency(pybind11::module_& m);
 void register_deq_mpi(pybind11::module_& m);
 void register_epg(pybind11::module_& m);

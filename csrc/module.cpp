@@ -47,6 +47,7 @@ PYBIND11_MODULE(_core, m) {
       "Threads that OpenMP and MKL (0: as OpenMP) take for the calling thread; returns those before.");
 
   register_anderson(m);
+  register_charbonnier(m);
   register_consistency(m);
   register_deq_mpi(m);
   register_epg(m);

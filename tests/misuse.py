@@ -209,6 +209,10 @@ TARGETS: dict[str, Target] = {
         ops.joint_coils,
         {"image": randn(B, 4, 4), "maps": KSPACE["kspace"], "out": lambda: torch.empty(B, 2, 4, 4, dtype=C)},
     ),
+    "ops.charbonnier": Target(
+        ops.charbonnier,
+        {"u": randn(B, 4, 4), "epsilon": value(0.1), "out": lambda: (torch.empty(B), torch.empty(B, 4, 4))},
+    ),
     "ops.kaczmarz": Target(ops.kaczmarz, KACZMARZ | {"out": lambda: torch.empty(B, N)}),
     "ops.kaczmarz, dual": Target(
         lambda **a: ops.kaczmarz(return_dual=True, **a),

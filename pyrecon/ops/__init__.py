@@ -1,6 +1,7 @@
 """Fast operators that drop into torch code: each one has a plain-torch reference that defines it."""
 
 from pyrecon.ops._anderson import anderson_mix
+from pyrecon.ops._charbonnier import charbonnier
 from pyrecon.ops._consistency import project_l2_ball, sm_consistency
 from pyrecon.ops._custom import CustomSignal, inversion_recovery
 from pyrecon.ops._fbp import fbp
@@ -44,6 +45,7 @@ __all__ = [
     "ViewBeam",
     "VoxelFit",
     "anderson_mix",
+    "charbonnier",
     "dst1",
     "fbp",
     "fit_voxels",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import check_callable, check_number, check_size, described
+from pyrecon.ops._charbonnier import charbonnier, charbonnier_curvature
 from pyrecon.solvers._batch import applied, check_state, dot
 from pyrecon.solvers._samplers import Draw
 
@@ -50,21 +51,14 @@ class Charbonnier:
         self.epsilon = check_number("epsilon", epsilon, above=True)
 
     def energy_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """R(u) in double precision, ``(B,)``, and its gradient, for u ``(B, H, W)``."""
-        rows, cols, root = self._differences(u)
-        energy = root.flatten(1).sum(1, dtype=torch.float64)
-        gradient = torch.zeros_like(u)
-        _add_adjoint(gradient, rows.div_(root[:, :-1]), cols.div_(root[:, :, :-1]))
-        return energy, gradient
+        """R(u), ``(B,)``, and its gradient, for u ``(B, H, W)``."""
+        return charbonnier(u, self.epsilon)
 
     def energy(self, u: Tensor) -> Tensor:
-        return self._differences(u)[2].flatten(1).sum(1, dtype=torch.float64)
+        return charbonnier(u, self.epsilon)[0]
 
     def curvature(self, u: Tensor, d: Tensor) -> Tensor:
-        _, _, root = self._differences(u)
-        rows, cols = (d[:, 1:] - d[:, :-1]).square_(), (d[:, :, 1:] - d[:, :, :-1]).square_()
-        both = rows.div_(root[:, :-1]).flatten(1).sum(1, dtype=torch.float64)
-        return both + cols.div_(root[:, :, :-1]).flatten(1).sum(1, dtype=torch.float64)
+        return charbonnier_curvature(u, d, self.epsilon)
 
     def metric(self, v: Tensor) -> Tensor:
         """``D^T D v / epsilon``, above the Hessian of R wherever that is taken: the unit of a sampler's steps."""
@@ -78,14 +72,6 @@ class Charbonnier:
         eta = torch.zeros_like(draw.like)
         _add_adjoint(eta, draw(height - 1, width), draw(height, width - 1))
         return eta / float(self.epsilon**0.5)
-
-    def _differences(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Along rows, along columns, and the root of every pixel."""
-        rows, cols = u[:, 1:] - u[:, :-1], u[:, :, 1:] - u[:, :, :-1]
-        square = torch.full_like(u, self.epsilon**2)
-        square[:, :-1].addcmul_(rows, rows)
-        square[:, :, :-1].addcmul_(cols, cols)
-        return rows, cols, square.sqrt_()
 
     def __repr__(self) -> str:
         return f"Charbonnier(epsilon={self.epsilon:g})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyrecon.testing.cases._case import Case, complex_randn, randn
 from pyrecon.testing.cases.anderson import CASES as ANDERSON
+from pyrecon.testing.cases.charbonnier import CASES as CHARBONNIER
 from pyrecon.testing.cases.consistency import CASES as CONSISTENCY
 from pyrecon.testing.cases.deq_mpi import CASES as DEQ_MPI
 from pyrecon.testing.cases.epg import CASES as EPG
@@ -20,8 +21,8 @@ from pyrecon.testing.cases.sine import CASES as SINE
 from pyrecon.testing.cases.variation import CASES as VARIATION
 
 CASES: tuple[Case, ...] = (
-    *ANDERSON, *CONSISTENCY, *DEQ_MPI, *EPG, *FIT, *JOINT, *KACZMARZ, *LANGEVIN, *LEARNED_CONSISTENCY, *RADON, *RDN,
-    *RICIAN, *SENSE, *SINE, *VARIATION,
+    *ANDERSON, *CHARBONNIER, *CONSISTENCY, *DEQ_MPI, *EPG, *FIT, *JOINT, *KACZMARZ, *LANGEVIN, *LEARNED_CONSISTENCY,
+    *RADON, *RDN, *RICIAN, *SENSE, *SINE, *VARIATION,
 )  # fmt: skip
 
 __all__ = ["CASES", "Case", "complex_randn", "randn"]
