@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.mri import image_height
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
+from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan, without_slice_oversampling
 from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
@@ -124,19 +125,20 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     calibration = reference_scan(path, references, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
     noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
     known, left_out = settings_of(header.sequence, found.contrasts)
-    facts = header.facts | phase_correction(navigated)
+    facts = header.facts | encoding.facts | phase_correction(navigated)
     facts |= {"readouts": {kind: int(which.sum()) for kind, which in kinds.items() if which.any()}}
     against, frames = _axes(header, found.frames, notes)
     found = found._replace(frames=frames)
     kspace, mask, calibration, placement = oriented(found, calibration, encoding.field_of_view[2], against=against)
     if placement is not None:
         facts["orientation"] = placement.letters
-    return MRIScan(
+    scan = MRIScan(
         kspace=kspace,
         mask=mask,
         noise=noise,
         calibration=calibration,
         readout_oversampling=encoding.oversampling,
+        phase_oversampling=encoding.shape[1] / encoding.kept[1],
         field_of_view=encoding.field_of_view,
         labels=found.labels,
         noise_ratio=ratio / (header.noise_bandwidth * averages(lines)) if noise is not None else 1.0,
@@ -149,6 +151,7 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
         | ({"notes": notes + encoding.notes} if notes or encoding.notes else {})
         | ({"settings_left_out": left_out} if left_out else {}),
     )
+    return without_slice_oversampling(scan, found.where[:, 1], encoding.shape[0], encoding.kept[0])
 
 
 def _axes(header: Header, frames: list[Frame] | None, notes: list[str]) -> tuple[bool, list[Frame] | None]:
@@ -420,6 +423,7 @@ def _xml(scan: MRIScan) -> str:
     _, _, rows, columns = scan.kspace.shape
     slices, contrasts = (int(n) + 1 for n in _places(scan).max(axis=0))
     height, width, thickness = (1e3 * extent for extent in scan.field_of_view)
+    kept = image_height(scan)
     root = ElementTree.Element("ismrmrdHeader", xmlns=_NAMESPACE)
 
     def add(parent: ElementTree.Element, path: str, value: Any) -> None:
@@ -431,12 +435,14 @@ def _xml(scan: MRIScan) -> str:
 
     add(root, "experimentalConditions/H1resonanceFrequency_Hz", round(42.577e6 * 3))
     encoding = ElementTree.SubElement(root, "encoding")
-    spaces = {"encodedSpace": (columns, width * scan.readout_oversampling),
-              "reconSpace": (round(columns / scan.readout_oversampling), width)}  # fmt: skip
-    for space, (samples, extent) in spaces.items():
-        for axis, size in zip("xyz", (samples, rows, 1), strict=True):
+    spaces = {
+        "encodedSpace": ((columns, rows), (width * scan.readout_oversampling, height * rows / kept)),
+        "reconSpace": ((round(columns / scan.readout_oversampling), kept), (width, height)),
+    }
+    for space, (matrix, extent) in spaces.items():
+        for axis, size in zip("xyz", (*matrix, 1), strict=True):
             add(encoding, f"{space}/matrixSize/{axis}", size)
-        for axis, length in zip("xyz", (extent, height, thickness), strict=True):
+        for axis, length in zip("xyz", (*extent, thickness), strict=True):
             add(encoding, f"{space}/fieldOfView_mm/{axis}", repr(float(length)))
     limits = (("kspace_encoding_step_1", rows - 1, rows // 2), ("slice", slices - 1, 0), ("contrast", contrasts - 1, 0))
     for name, last, center in limits:

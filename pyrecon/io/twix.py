@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
+from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan, without_slice_oversampling
 from pyrecon.io._files import PathLike, check_finite, existing_file
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
@@ -99,12 +99,13 @@ def read_twix(path: PathLike) -> MRIScan:
     noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1], notes)
     calibration = reference_scan(path, reference, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
     kspace, mask, calibration, placement = oriented(found, calibration, geometry.field_of_view[2], against=True)
-    return MRIScan(
+    whole = MRIScan(
         kspace=kspace,
         mask=mask,
         noise=noise,
         calibration=calibration,
         readout_oversampling=geometry.oversampling,
+        phase_oversampling=geometry.shape[1] / geometry.kept[1],
         field_of_view=geometry.field_of_view,
         labels=found.labels,
         noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
@@ -116,8 +117,10 @@ def read_twix(path: PathLike) -> MRIScan:
         | ({"orientation": placement.letters} if placement else {})
         | {"readouts": {kind: len(of_kind) for kind, of_kind in kinds.items()}}
         | phase_correction(navigated)
+        | geometry.facts
         | ({"notes": notes} if notes else {}),
     )
+    return without_slice_oversampling(whole, found.where[:, 1], geometry.shape[0], geometry.kept[0])
 
 
 def _check_flags(path: Path, lines: list[_Line]) -> None:
@@ -348,7 +351,9 @@ class _Protocol:
 class _Geometry:
     shape: tuple[int, int, int]  # P, H, W
     oversampling: float
-    field_of_view: tuple[float, float, float]
+    kept: tuple[int, int]  # partitions and rows that were asked for, about the centre; the others are oversampling
+    field_of_view: tuple[float, float, float]  # of the rows and columns that were asked for, and of one partition
+    facts: dict[str, str]
 
     def place(self, line: _Line) -> Readout:
         partitions, rows, columns = self.shape
@@ -389,14 +394,33 @@ def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
     if any(int(line.header["Counter"]["Par"]) for line in image):
         partitions = _extent(image, "Par", "CenterPar", protocol.number("sKSpace.lPartitions"))
 
+    interpolated = (protocol.number("sKSpace.uc2DInterpolation") or 0.0) > 0
     first = "sSliceArray.asSlice[0]"
     readout = protocol.number(f"{first}.dReadoutFOV") or protocol.number("RoFOV", "Meas") or 1e3
     phase = protocol.number(f"{first}.dPhaseFOV") or protocol.number("PeFOV", "Meas") or readout
-    phase *= 1 + (protocol.number("sKSpace.dPhaseOversamplingForDialog") or 0.0)
-    thickness = (protocol.number(f"{first}.dThickness") or 1e3) / partitions
+    thickness = protocol.number(f"{first}.dThickness") or 1e3
     if min(readout, phase, thickness) <= 0:
         raise DataError(f"{path}: protocol: a field of view of {phase:g} x {readout:g} x {thickness:g} mm")
-    return _Geometry((partitions, rows, columns), oversampling, (phase / 1e3, readout / 1e3, thickness / 1e3))
+    phase_factor = _factor(path, protocol, "sKSpace.dPhaseOversamplingForDialog")
+    slice_factor = _factor(path, protocol, "sKSpace.dSliceOversamplingForDialog") if partitions > 1 else 1.0
+    kept = max(1, round(partitions / slice_factor)), max(1, round(rows / phase_factor))
+    return _Geometry(
+        shape=(partitions, rows, columns),
+        oversampling=oversampling,
+        kept=kept,
+        field_of_view=(
+            phase * phase_factor * kept[1] / rows / 1e3, readout / 1e3, thickness * slice_factor / partitions / 1e3
+        ),
+        facts={"interpolation": "none, though the protocol asks for it"} if interpolated else {},
+    )  # fmt: skip
+
+
+def _factor(path: Path, protocol: _Protocol, name: str) -> float:
+    """An oversampling, which protocols give as what is beyond 1."""
+    beyond = protocol.number(name) or 0.0
+    if not 0 <= beyond <= 15:
+        raise DataError(f"{path}: protocol {name}: {beyond:g}, expected 0 to 15")
+    return 1 + beyond
 
 
 def _frame(header: Any) -> Frame | None:

@@ -22,6 +22,8 @@ from pyrecon.data.mri import (
     calibration_data,
     check_scan,
     compress_coils,
+    crop_phase,
+    image_height,
     prewhiten,
     remove_oversampling,
     slice_name,
@@ -33,6 +35,7 @@ from pyrecon.models.mri.methods import CGSense, MRIMethod, TVSense, count_sample
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution
 
+TOLD = ("phase_correction", "slice_oversampling", "interpolation")  # by readers, for the report
 CHUNK_BYTES = 2**29  # of coil data reconstructed at a time; a solver needs about four times as much
 
 
@@ -54,7 +57,8 @@ def reconstruct_mri(
 ) -> tuple[Tensor, Report]:
     """Reconstruct every slice of a scan.
 
-    Removes readout oversampling, whitens the noise, compresses the coils if asked, estimates coil maps, and solves.
+    Removes readout oversampling, whitens the noise, compresses the coils if asked, estimates coil maps, solves, and
+    crops the images to the field of view where the phase encoding was oversampled.
 
     Parameters
     ----------
@@ -63,7 +67,8 @@ def reconstruct_mri(
     method
         One of the classes here; :func:`default_method` if not given.
     maps
-        Maps ``(S | 1, C, H, W)`` of the scan's coils, in place of estimated ones; any normalisation.
+        Maps ``(S | 1, C, H, W)`` of the scan's coils, in place of estimated ones, over all of the field of view that
+        was encoded along H; any normalisation.
     coil_maps
         How maps are estimated: :func:`~pyrecon.data.coil_maps.espirit_maps` or
         :func:`~pyrecon.data.coil_maps.walsh_maps`. A single coil has the map 1.
@@ -108,8 +113,8 @@ def reconstruct_with_maps(
 ) -> tuple[Tensor, Tensor | None, Report]:
     """As :func:`reconstruct_mri`, with the maps in between: images, maps, report.
 
-    The maps ``(S | 1, C, H, W)`` complex64 are those of the whitened, compressed coils, with a root sum of squares of 1
-    or 0; None for a method without any.
+    The maps ``(S | 1, C, H, W)`` complex64 are those of the whitened, compressed coils on the pixels of the images,
+    with a root sum of squares of 1 or 0; None for a method without any.
     """
     if not isinstance(scan, MRIScan):
         raise TypeError(f"scan: expected an MRIScan from a reader or a simulation, got {type(scan).__name__}")
@@ -150,7 +155,8 @@ def reconstruct_with_maps(
             iterations = max(iterations, int(solution.iterations.max()))
             images.append(solution.value.cpu() * data.unit(part))
     report.details["iterations"] = iterations
-    return torch.cat(images), torch.cat(found) if found else data.maps, report
+    maps = torch.cat(found) if found else data.maps
+    return crop_phase(torch.cat(images), scan), None if maps is None else crop_phase(maps, scan), report
 
 
 @dataclass(frozen=True)
@@ -223,8 +229,11 @@ def prepare(scan: MRIScan, maps: Tensor | None, whiten: bool, coils: int | None,
             calibration=None if scan.calibration is None else scan.calibration * np.float32(scale),
         )
     details["noise"] = scan.metadata[WHITENED] if known else "unknown: 1 % of the brightest pixel"
-    if "phase_correction" in scan.metadata:
-        details["phase_correction"] = scan.metadata["phase_correction"]
+    details |= {name: scan.metadata[name] for name in TOLD if name in scan.metadata}
+    if scan.phase_oversampling != 1:
+        details["phase_oversampling"] = (
+            f"{scan.phase_oversampling:.4g}: images cropped from {scan.kspace.shape[2]} to {image_height(scan)} rows"
+        )
     details["image_unit"] = "noise" if known and maps is None else "data"
     data = Prepared(scan, known, scale)
     if maps is None:
@@ -309,6 +318,7 @@ def _check_maps(maps: Tensor, scan: MRIScan) -> None:
         raise ValueError(
             f"maps: shape {tuple(maps.shape)} does not fit the scan, "
             f"expected (S | 1, C, H, W) = ({slices} | 1, {coils}, {height}, {width})"
+            + (", with the phase oversampling" if scan.phase_oversampling != 1 else "")
         )
     if not bool(torch.isfinite(torch.view_as_real(maps)).all()):
         raise ValueError("maps: hold NaN or Inf")
