@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.io._contradictions import oversampling_note
 from pyrecon.io._files import one_line
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._readouts import Readout
@@ -32,6 +33,23 @@ class Encoding:
     facts: dict[str, str]
     extent: tuple[float, float, float]  # encoded, x, y, z in metres; 1 mm a pixel where it is not known
     notes: list[str]
+
+    def without_oversampling(self) -> Encoding:
+        """The encoding of readouts that have the samples of the image."""
+        partitions, rows, columns = self.shape
+        kept = self.columns_kept
+        return replace(
+            self,
+            shape=(partitions, rows, kept),
+            oversampling=1.0,
+            extent=(self.field_of_view[1], *self.extent[1:]),
+            notes=[*self.notes, oversampling_note(columns, kept)],
+        )
+
+    @property
+    def columns_kept(self) -> int:
+        """Samples of a readout without oversampling."""
+        return max(1, round(self.shape[2] / self.oversampling))
 
     def differs_from(self, other: Encoding) -> str:
         """Why lines of it have no place among the other's."""

@@ -43,7 +43,9 @@ def read_fastmri(path: PathLike) -> MRIScan:
             if isinstance(first, DataError):
                 raise first
             encoding = first
-            notes += first.notes
+            if samples == first.columns_kept < first.shape[2]:
+                encoding = first.without_oversampling()
+            notes += encoding.notes
         else:
             notes.append("the file has no header: pixels count as 1 mm, the readout as not oversampled")
     check_finite(path, "/kspace", kspace.reshape(slices, -1), "slice")

@@ -20,6 +20,7 @@ from pyrecon.data.mri import image_height
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan, without_slice_oversampling
+from pyrecon.io._contradictions import is_without_oversampling, off_centre
 from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
@@ -105,6 +106,9 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     if isinstance(encoding, DataError):
         raise encoding
 
+    here = heads["encoding_space_ref"] == space
+    encoding = _as_sampled(encoding, heads, data, here & (kinds["image"] | kinds["reference"]))
+
     def readouts(chosen: NDArray[np.bool_]) -> list[Readout]:
         return [_readout(heads[i], data[i], encoding) for i in np.flatnonzero(chosen)]
 
@@ -112,7 +116,6 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     if unknown:
         bits = ", ".join(str(bit) for bit in range(1, 65) if unknown >> (bit - 1) & 1)
         notes.append(f"image readouts have flags that the format does not define ({bits}); they are not looked at")
-    here = heads["encoding_space_ref"] == space
     image, references = readouts(kinds["image"] & here), readouts(kinds["reference"] & here)
     if integrated(image, references):
         image, references = image + references, []
@@ -123,6 +126,8 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     lines, navigated = one_direction(chosen.readouts, navigators, encoding.shape[2], notes)
     found = assemble(path, lines, encoding.shape, chosen.names)
     calibration = reference_scan(path, references, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
+    centers = (*encoding.center, encoding.shape[2] // 2)
+    notes += off_centre(lines, encoding.shape, centers)
     noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
     known, left_out = settings_of(header.sequence, found.contrasts)
     facts = header.facts | encoding.facts | phase_correction(navigated)
@@ -200,6 +205,17 @@ def _space(heads: NDArray[Any], kinds: dict[str, NDArray[np.bool_]], notes: list
     return int(spaces[0])
 
 
+def _as_sampled(encoding: Encoding, heads: NDArray[Any], data: list[Complex], which: NDArray[np.bool_]) -> Encoding:
+    """The encoding, or that without oversampling where its readouts have none."""
+    there = np.flatnonzero(which)
+    whole = not (heads["discard_pre"][there].any() or heads["discard_post"][there].any())
+    centers = heads["center_sample"][there].astype(np.int64)
+    lines = [data[i] for i in there]
+    if whole and is_without_oversampling(lines, centers, encoding.shape[2], encoding.columns_kept):
+        return encoding.without_oversampling()
+    return encoding
+
+
 def _elsewhere(
     header: Header,
     encoding: Encoding,
@@ -213,6 +229,8 @@ def _elsewhere(
     for space in np.unique(heads["encoding_space_ref"][which]).tolist():
         lines = np.flatnonzero(which & (heads["encoding_space_ref"] == space))
         own = header.encodings[space] if space < len(header.encodings) else None
+        if isinstance(own, Encoding):
+            own = _as_sampled(own, heads, data, which & (heads["encoding_space_ref"] == space))
         problem = own.differs_from(encoding) if isinstance(own, Encoding) else "the header does not describe it"
         if not isinstance(own, Encoding) or problem:
             notes.append(f"{len(lines)} reference lines of encoding space {space} are left out: {problem}")

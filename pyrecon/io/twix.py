@@ -27,6 +27,7 @@ from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan, without_slice_oversampling
+from pyrecon.io._contradictions import is_without_oversampling, off_centre, oversampling_note
 from pyrecon.io._files import PathLike, check_finite, existing_file
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
@@ -96,6 +97,9 @@ def read_twix(path: PathLike) -> MRIScan:
     navigators = [geometry.place(line) for line in kinds.get("phase correction", [])]
     readouts, navigated = one_direction(chosen.readouts, navigators, geometry.shape[2], notes)
     found = assemble(path, readouts, geometry.shape, chosen.names)
+    first = kinds["image"][0].header
+    centers = (int(first["CenterPar"]), int(first["CenterLin"]), geometry.shape[2] // 2)
+    notes += geometry.notes + off_centre(readouts, geometry.shape, centers)
     noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1], notes)
     calibration = reference_scan(path, reference, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
     kspace, mask, calibration, placement = oriented(found, calibration, geometry.field_of_view[2], against=True)
@@ -354,6 +358,7 @@ class _Geometry:
     kept: tuple[int, int]  # partitions and rows that were asked for, about the centre; the others are oversampling
     field_of_view: tuple[float, float, float]  # of the rows and columns that were asked for, and of one partition
     facts: dict[str, str]
+    notes: list[str]
 
     def place(self, line: _Line) -> Readout:
         partitions, rows, columns = self.shape
@@ -380,13 +385,18 @@ def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
     modes = re.findall(r"\d+", protocol.text("alRegridMode", "Meas") or "")  # one for each kind of readout
     if any(int(mode) > 1 for mode in modes):
         raise DataError(f"{path}: protocol alRegridMode: readouts sampled on gradient ramps, expected uniform sampling")
+    notes: list[str] = []
     base = protocol.number("sKSpace.lBaseResolution")
     columns = max(int(line.header["SamplesInScan"]) for line in image)
     oversampling = protocol.number("flReadoutOSFactor", "Dicom") or protocol.number("flReadoutOSFactor", "Meas") or 2.0
     if not 1 <= oversampling <= 16:
         raise DataError(f"{path}: protocol flReadoutOSFactor: {oversampling:g}, expected 1 to 16")
     if base is not None and 1 <= base <= 65536:
-        columns = max(columns, round(base * oversampling))
+        planned, own = round(base * oversampling), np.array([int(line.header["CenterCol"]) for line in image])
+        if is_without_oversampling([line.data for line in image], own, planned, round(base)):
+            notes.append(oversampling_note(planned, round(base)))
+        else:
+            columns = max(columns, planned)
         oversampling = columns / base
 
     rows = _extent(image, "Lin", "CenterLin", protocol.number("sKSpace.lPhaseEncodingLines"))
@@ -412,6 +422,7 @@ def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
             phase * phase_factor * kept[1] / rows / 1e3, readout / 1e3, thickness * slice_factor / partitions / 1e3
         ),
         facts={"interpolation": "none, though the protocol asks for it"} if interpolated else {},
+        notes=notes,
     )  # fmt: skip
 
 
