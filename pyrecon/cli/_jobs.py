@@ -195,19 +195,29 @@ def mpi_job(
     return Job(facts, chosen, images, memory, run, True, system.grid, labels)
 
 
-def mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
+def mri_job(
+    file: Path, kind: str, method: str | None, settings: list[str], partial_fourier: str | None, device: str
+) -> Job:
     from pyrecon import io
     from pyrecon.data.mri import first_slices, image_height, readout_width
     from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_with_maps
+    from pyrecon.models.mri.partial_fourier import check_way
 
     scan = io.read(file)
     assert isinstance(scan, MRIScan)
     if method in MAPPING:
+        if partial_fourier is not None:
+            raise DataError(f"--partial-fourier: is for images, {method} makes maps")
         return _maps_job(file, kind, scan, _settings.make(MAPPING, method, settings), device)
     chosen = default_method(scan) if method is None and not settings else None
     if chosen is None:
         names = {v: k for k, v in METHODS.items()}
         chosen = _settings.make(METHODS | LEARNED | MAPPING, method or names[type(default_method(scan))], settings)
+    way: Any = partial_fourier or "zero"
+    try:
+        check_way(way, chosen)
+    except ValueError as error:
+        raise DataError(f"--partial-fourier: {str(error).removeprefix('partial_fourier: ')}") from error
     count, coils, height, width = scan.kspace.shape
     facts = {
         "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "
@@ -223,7 +233,7 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         part = scan if first is None else first_slices(scan, first)
-        images, maps, report = reconstruct_with_maps(part, chosen, device=device)
+        images, maps, report = reconstruct_with_maps(part, chosen, partial_fourier=way, device=device)
         found[:] = [] if maps is None else [maps]
         return images, report
 

@@ -19,7 +19,14 @@ from pyrecon._errors import DataError
 from pyrecon.data.mri import image_height
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan, without_slice_oversampling
+from pyrecon.io._cartesian import (
+    assemble,
+    averages,
+    oriented,
+    partial_slab,
+    reference_scan,
+    without_slice_oversampling,
+)
 from pyrecon.io._contradictions import is_without_oversampling, off_centre
 from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
@@ -130,7 +137,7 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     notes += off_centre(lines, encoding.shape, centers)
     noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
     known, left_out = settings_of(header.sequence, found.contrasts)
-    facts = header.facts | encoding.facts | phase_correction(navigated)
+    facts = header.facts | encoding.facts | phase_correction(navigated) | partial_slab(lines, encoding.shape[0])
     facts |= {"readouts": {kind: int(which.sum()) for kind, which in kinds.items() if which.any()}}
     against, frames = _axes(header, found.frames, notes)
     found = found._replace(frames=frames)

@@ -26,7 +26,14 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan, without_slice_oversampling
+from pyrecon.io._cartesian import (
+    assemble,
+    averages,
+    oriented,
+    partial_slab,
+    reference_scan,
+    without_slice_oversampling,
+)
 from pyrecon.io._contradictions import is_without_oversampling, off_centre, oversampling_note
 from pyrecon.io._files import PathLike, check_finite, existing_file
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
@@ -122,6 +129,7 @@ def read_twix(path: PathLike) -> MRIScan:
         | {"readouts": {kind: len(of_kind) for kind, of_kind in kinds.items()}}
         | phase_correction(navigated)
         | geometry.facts
+        | partial_slab(readouts, geometry.shape[0])
         | ({"notes": notes} if notes else {}),
     )
     return without_slice_oversampling(whole, found.where[:, 1], geometry.shape[0], geometry.kept[0])

@@ -15,6 +15,7 @@ from pyrecon._errors import DataError
 from pyrecon.data.contrasts import Contrasts, contrasts_of
 from pyrecon.data.fourier import centered_slice
 from pyrecon.data.mri import COIL_TRANSFORM, image_height, some_entries
+from pyrecon.data.partial_fourier import measured_parts, told
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.method import check_method
@@ -86,6 +87,8 @@ def reconstruct_maps(
         assert found is not None
         gain = _gain(found, data, scan)
         _tell(report, method, len(series.values))
+        partial = told(measured_parts(data.scan.mask, (data.scan.kspace.shape[2], data.scan.kspace.shape[3])))
+        report.details |= {"partial_fourier": f"{partial}: zero"} if partial else {}
         count, here = len(series.entries), found.expand(len(series.entries), *found.shape[1:])
         step = max(1, CHUNK_BYTES // (len(values) * data.scan.kspace[0].nbytes))
         for start in range(0, count, step):

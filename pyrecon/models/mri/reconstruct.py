@@ -28,14 +28,16 @@ from pyrecon.data.mri import (
     remove_oversampling,
     slice_name,
 )
+from pyrecon.data.partial_fourier import Way
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.method import check_method
 from pyrecon.models.mri.methods import CGSense, MRIMethod, TVSense, count_samples
+from pyrecon.models.mri.partial_fourier import Filling, check_way
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution
 
-TOLD = ("phase_correction", "slice_oversampling", "interpolation")  # by readers, for the report
+TOLD = ("phase_correction", "slab", "slice_oversampling", "interpolation")  # by readers, for the report
 CHUNK_BYTES = 2**29  # of coil data reconstructed at a time; a solver needs about four times as much
 
 
@@ -53,6 +55,7 @@ def reconstruct_mri(
     calibration: int = 24,
     whiten: bool = True,
     coils: int | None = None,
+    partial_fourier: Way = "zero",
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Report]:
     """Reconstruct every slice of a scan.
@@ -79,6 +82,11 @@ def reconstruct_mri(
         where the noise cannot be found (then with a warning), a hundredth of the brightest pixel counts as noise.
     coils
         Compress to this many coils.
+    partial_fourier
+        What fills in the side of k-space along rows or columns that partial Fourier and asymmetric echoes leave out:
+        ``"zero"``: what the method does by itself, which the report says; ``"homodyne"`` or ``"pocs"``: the smooth
+        phase of the image (:func:`pyrecon.data.partial_fourier.complete`), of the combined image that the method has
+        unfolded, or of every coil where it has no maps.
     device
         Where to compute.
 
@@ -96,7 +104,9 @@ def reconstruct_mri(
         :class:`~pyrecon.models.mri.JointMRI` does not.
     """
     options: dict[str, Any] = {"maps": maps, "coil_maps": coil_maps, "calibration": calibration, "whiten": whiten}
-    images, _, report = reconstruct_with_maps(scan, method, **options, coils=coils, device=device)
+    images, _, report = reconstruct_with_maps(
+        scan, method, **options, coils=coils, partial_fourier=partial_fourier, device=device
+    )
     return images, report
 
 
@@ -109,6 +119,7 @@ def reconstruct_with_maps(
     calibration: int = 24,
     whiten: bool = True,
     coils: int | None = None,
+    partial_fourier: Way = "zero",
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor | None, Report]:
     """As :func:`reconstruct_mri`, with the maps in between: images, maps, report.
@@ -119,6 +130,7 @@ def reconstruct_with_maps(
     if not isinstance(scan, MRIScan):
         raise TypeError(f"scan: expected an MRIScan from a reader or a simulation, got {type(scan).__name__}")
     method = default_method(scan) if method is None else check_method(method, MRIMethod, "CGSense()")
+    check_way(partial_fourier, method)
     if coil_maps not in ("espirit", "walsh"):
         raise ValueError(f"coil_maps: {coil_maps!r} is not known, expected 'espirit' or 'walsh'")
     run = Recorder(method.name, method, device=device)
@@ -131,6 +143,8 @@ def reconstruct_with_maps(
         report.parameters |= method.settings()
         if method.needs_maps:
             data = with_coil_maps(data, coil_maps, calibration, torch.device(device), report.details)
+        filling = Filling(data.scan, method, partial_fourier)
+        report.details |= filling.story
         for part in data.parts():
             here: Tensor | None
             solution: Solution[Tensor]
@@ -145,7 +159,9 @@ def reconstruct_with_maps(
                 here = data.maps_of(part).to(device)
                 solution = method.solve(kspace, here, mask)
             else:
-                here, solution = None, method.solve(kspace, None, mask)
+                whole, everywhere = filling.coils(part, kspace, mask)
+                here, solution = None, method.solve(whole, None, everywhere)
+            solution = filling.images(part, solution, here)
             if here is None:
                 run.add(solution)
             else:
