@@ -15,6 +15,7 @@ from pyrecon._errors import DataError
 from pyrecon.io._contradictions import oversampling_note
 from pyrecon.io._files import one_line
 from pyrecon.io._hdf5 import Hdf5
+from pyrecon.io._ramp import Ramp
 from pyrecon.io._readouts import Readout
 
 _MOST_ENCODINGS = 64
@@ -33,6 +34,8 @@ class Encoding:
     facts: dict[str, str]
     extent: tuple[float, float, float]  # encoded, x, y, z in metres; 1 mm a pixel where it is not known
     notes: list[str]
+    is_sized: bool  # whether the extent is known
+    ramp: Ramp | None  # of readouts that are sampled on gradient ramps too
 
     def without_oversampling(self) -> Encoding:
         """The encoding of readouts that have the samples of the image."""
@@ -157,13 +160,16 @@ def _encoding(file: Hdf5, field: str, encoding: ElementTree.Element) -> Encoding
         return int(value)
 
     trajectory = (encoding.findtext("trajectory") or "").strip().lower()
-    if trajectory != "cartesian":
-        raise file.fail(f"{field}/trajectory", repr(trajectory), "'cartesian'")
+    described = (encoding.findtext("trajectoryDescription/identifier") or "").strip().lower() == _EPI.lower()
+    if trajectory != "cartesian" and not (trajectory == "epi" and described):
+        also = f", for epi a trajectoryDescription {_EPI}" if trajectory == "epi" else ""
+        raise file.fail(f"{field}/trajectory", repr(trajectory), f"'cartesian'{also}")
     columns, rows, partitions = (size(f"encodedSpace/matrixSize/{axis}") for axis in "xyz")
     extent = [number(f"encodedSpace/fieldOfView_mm/{axis}") / 1e3 for axis in "xyz"]
     asked = [number(f"reconSpace/fieldOfView_mm/{axis}", extent[i] * 1e3) / 1e3 for i, axis in enumerate("xyz")]
     notes = []
-    if min(*extent, asked[0]) == 0:  # how some writers say that they do not know it
+    is_sized = min(*extent, asked[0]) > 0
+    if not is_sized:  # how some writers say that they do not know it
         notes.append("the header's field of view is 0, which is taken as not known: pixels count as 1 mm")
         extent = [1e-3 * n for n in (columns, rows, partitions)]
         asked = [1e-3 * min(size("reconSpace/matrixSize/x", columns), columns), *extent[1:]]
@@ -185,6 +191,7 @@ def _encoding(file: Hdf5, field: str, encoding: ElementTree.Element) -> Encoding
         n if whole <= part * (1 + 1e-3) else max(1, round(n * part / whole))
         for n, whole, part in zip((columns, rows, partitions), extent, asked, strict=True)
     ]
+    ramp = _ramp(file, field, encoding, columns, kept[0]) if described else None
     limits = "encodingLimits/kspace_encoding_step_"
     return Encoding(
         shape=(partitions, rows, columns),
@@ -192,10 +199,44 @@ def _encoding(file: Hdf5, field: str, encoding: ElementTree.Element) -> Encoding
         oversampling=max(1.0, extent[0] / asked[0]),
         kept=(kept[2], kept[1]),
         field_of_view=(extent[1] * kept[1] / rows, asked[0], extent[2] / partitions),
-        facts=_interpolation(encoding, kept),
+        facts=_interpolation(encoding, kept) | ({} if ramp is None else ramp.facts),
+        is_sized=is_sized,
+        ramp=ramp,
         extent=(extent[0], extent[1], extent[2]),
         notes=notes,
     )
+
+
+# Microseconds; the names are those of Siemens' converter and of Gadgetron.
+_EPI = "ConventionalEPI"
+_EPI_TIMES = ("rampUpTime", "flatTopTime", "rampDownTime", "acqDelayTime", "dwellTime", "numSamples")
+
+
+def _ramp(file: Hdf5, field: str, encoding: ElementTree.Element, columns: int, kept: int) -> Ramp | None:
+    """The trapezoid of echo-planar readouts; None where all of it is sampled on the flat top."""
+    field = f"{field}/trajectoryDescription {_EPI}"
+    said = {
+        (element.findtext("name") or "").strip(): element.findtext("value") or ""
+        for kind in ("userParameterLong", "userParameterDouble")
+        for element in encoding.findall(f"trajectoryDescription/{kind}")
+    }
+    values = {}
+    for name in _EPI_TIMES:
+        try:
+            values[name] = float(said[name])
+            int(values[name])  # no NaN, no infinity
+        except (KeyError, ValueError, OverflowError):
+            raise file.fail(f"{field}/{name}", repr(said.get(name)), "a number: of ramp sampling") from None
+    up, flat, down, delay, dwell, samples = values.values()
+    if samples != int(samples) or not 2 <= samples < 2**16:
+        raise file.fail(f"{field}/numSamples", f"{samples:g}", "a whole number from 2 to 65535")
+    ramp = Ramp(up, flat, down, delay, dwell * samples, int(samples), columns, kept)
+    if ramp.is_uniform:
+        return None
+    problem = ramp.problem()
+    if problem:
+        raise file.fail(field, *problem)
+    return ramp
 
 
 def _interpolation(encoding: ElementTree.Element, kept: Sequence[int]) -> dict[str, str]:

@@ -37,7 +37,13 @@ from pyrecon.models.mri.partial_fourier import Filling, check_way
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution
 
-TOLD = ("phase_correction", "slab", "slice_oversampling", "interpolation")  # by readers, for the report
+TOLD = (
+    "phase_correction",
+    "ramp_sampling",
+    "slab",
+    "slice_oversampling",
+    "interpolation",
+)  # by readers, for the report
 CHUNK_BYTES = 2**29  # of coil data reconstructed at a time; a solver needs about four times as much
 
 
