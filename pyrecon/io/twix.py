@@ -81,9 +81,9 @@ def read_twix(path: PathLike) -> MRIScan:
     Rows are phase-encoding lines and columns the readout, both with the centre of k-space at ``n // 2``; partial
     Fourier and partial echo leave zeros that ``mask`` marks. Reference lines of parallel imaging in the gaps of the
     image's are image data too; a scan of its own is returned as ``calibration``. Readouts sampled on gradient ramps
-    are resampled, lines of both directions get the phases of one from the file's navigators. Slices are numbered as acquired. ``metadata["notes"]`` tells what is left
-    out or guessed, ``metadata["readouts"]`` counts the kinds. Raises DataError naming what does not fit,
-    MissingDependency without twixtools.
+    are resampled, lines of both directions get the phases of one from the file's navigators. Slices are numbered as
+    acquired. ``metadata["notes"]`` tells what is left out or guessed, ``metadata["readouts"]`` counts the kinds. Raises
+    DataError naming what does not fit, MissingDependency without twixtools.
     """
     path = existing_file(path)
     layout = _layout()
