@@ -195,19 +195,29 @@ def mpi_job(
     return Job(facts, chosen, images, memory, run, True, system.grid, labels)
 
 
-def mri_job(file: Path, kind: str, method: str | None, settings: list[str], device: str) -> Job:
+def mri_job(
+    file: Path, kind: str, method: str | None, settings: list[str], partial_fourier: str | None, device: str
+) -> Job:
     from pyrecon import io
-    from pyrecon.data.mri import first_slices, readout_width
+    from pyrecon.data.mri import first_slices, image_height, readout_width
     from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_with_maps
+    from pyrecon.models.mri.partial_fourier import check_way
 
     scan = io.read(file)
     assert isinstance(scan, MRIScan)
     if method in MAPPING:
+        if partial_fourier is not None:
+            raise DataError(f"--partial-fourier: is for images, {method} makes maps")
         return _maps_job(file, kind, scan, _settings.make(MAPPING, method, settings), device)
     chosen = default_method(scan) if method is None and not settings else None
     if chosen is None:
         names = {v: k for k, v in METHODS.items()}
         chosen = _settings.make(METHODS | LEARNED | MAPPING, method or names[type(default_method(scan))], settings)
+    way: Any = partial_fourier or "zero"
+    try:
+        check_way(way, chosen)
+    except ValueError as error:
+        raise DataError(f"--partial-fourier: {str(error).removeprefix('partial_fourier: ')}") from error
     count, coils, height, width = scan.kspace.shape
     facts = {
         "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "
@@ -215,15 +225,15 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
         "method": chosen.name,
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
-    width = readout_width(scan)
+    # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.
+    memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * readout_width(scan)
+    height, width = image_height(scan), readout_width(scan)
     y, x, thickness = scan.field_of_view
     grid = Grid((count, height, width), (thickness, y / height, x / width), (0.0, 0.0, 0.0))
-    # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.
-    memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         part = scan if first is None else first_slices(scan, first)
-        images, maps, report = reconstruct_with_maps(part, chosen, device=device)
+        images, maps, report = reconstruct_with_maps(part, chosen, partial_fourier=way, device=device)
         found[:] = [] if maps is None else [maps]
         return images, report
 
@@ -234,7 +244,7 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
 
 def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) -> Job:
     from pyrecon.data.contrasts import contrasts_of
-    from pyrecon.data.mri import readout_width, some_entries
+    from pyrecon.data.mri import image_height, readout_width, some_entries
     from pyrecon.models.mri import reconstruct_maps
 
     series = contrasts_of(scan, chosen.setting, chosen.besides)
@@ -247,13 +257,12 @@ def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) ->
         "method": chosen.title,
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
-    width = readout_width(scan)
+    # k-space before and after whitening, maps of the coils and of the tissue, a few coil stacks of working memory.
+    pixels = slices * height * readout_width(scan)
+    memory = 8 * scan.kspace.size * 2 + 8 * pixels * (coils + 16) + 5 * min(8 * scan.kspace.size, 2**29)
+    height, width = image_height(scan), readout_width(scan)
     y, x, thickness = scan.field_of_view
     grid = Grid((slices, height, width), (thickness, y / height, x / width), (0.0, 0.0, 0.0))
-    # k-space before and after whitening, maps of the coils and of the tissue, a few coil stacks of working memory.
-    memory = (
-        8 * scan.kspace.size * 2 + 8 * slices * height * width * (coils + 16) + 5 * min(8 * scan.kspace.size, 2**29)
-    )
 
     def run(first: int | None, progress: Progress) -> tuple[Maps, Report]:
         part = scan if first is None else some_entries(scan, series.entries[:first].ravel())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,14 @@ from pyrecon.cli._jobs import CTOptions, Job, MRIJob, check_device, ct_job, mpi_
 
 MRI_FORMATS = ("twix", "ismrmrd", "fastmri")
 CT_FORMATS = ("htc", "data-exchange", "sinogram")
+
+
+class PartialFourier(StrEnum):
+    """What fills in the side that was left out; :data:`pyrecon.data.partial_fourier.WAYS` are these."""
+
+    ZERO = "zero"
+    HOMODYNE = "homodyne"
+    POCS = "pocs"
 
 
 def _known_methods() -> str:
@@ -60,6 +69,13 @@ def reconstruct(
     maps_out: Annotated[
         Path | None,
         typer.Option(help="MRI: also write the coil maps used or found: .npz or .h5.", show_default=False),
+    ] = None,
+    partial_fourier: Annotated[
+        PartialFourier | None,
+        typer.Option(
+            help="MRI: fill in what partial Fourier or an asymmetric echo left out, by a smooth phase. Default: zero.",
+            show_default=False,
+        ),
     ] = None,
     average: Annotated[int, typer.Option(help="MPI: average this many frames into one.", min=1)] = 1,
     snr_threshold: Annotated[float, typer.Option(help="MPI: leave out system-matrix rows with less SNR.", min=0)] = 5.0,
@@ -112,6 +128,8 @@ def reconstruct(
         if method not in learned:
             raise DataError(f"--weights: is for {', '.join(learned)}, the method is {method or 'the default'}")
         settings.append(f"weights={weights}")
+    if partial_fourier is not None and kind not in MRI_FORMATS:
+        raise DataError(f"--partial-fourier: for MRI, {file} is {kind}")
     options = CTOptions(views, shape, pixel_size, detector_pixel, center, rows)
     if kind not in CT_FORMATS and options.given():
         raise DataError(f"{', '.join(options.given())}: for CT, {file} is {kind}")
@@ -124,7 +142,7 @@ def reconstruct(
     elif kind in MRI_FORMATS:
         if method in mri.MAPPING and target.suffix.lower() == ".png":
             raise DataError("--output: .png holds no numbers; use --figure for a picture")
-        job = mri_job(file, kind, method, settings, device)
+        job = mri_job(file, kind, method, settings, partial_fourier and partial_fourier.value, device)
     elif kind in CT_FORMATS:
         job = ct_job(file, kind, method, settings, options, device)
     else:

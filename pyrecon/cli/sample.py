@@ -129,13 +129,12 @@ def _prior(name: str, device: str) -> Any:
 
 
 def _grid(scan: MRIScan) -> Grid:
-    from pyrecon.data.mri import readout_width
+    from pyrecon.data.mri import image_height, readout_width
     from pyrecon.data.raw import Grid
 
-    count, _, height, _ = scan.kspace.shape
     y, x, thickness = scan.field_of_view
-    shape = (count, height, readout_width(scan))
-    return Grid(shape, (thickness, y / height, x / shape[2]), (0.0, 0.0, 0.0))
+    shape = (len(scan.kspace), image_height(scan), readout_width(scan))
+    return Grid(shape, (thickness, y / shape[1], x / shape[2]), (0.0, 0.0, 0.0))
 
 
 def _volumes(found: Uncertainty) -> dict[str, Any]:

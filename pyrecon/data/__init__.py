@@ -17,6 +17,7 @@ __getattr__, __dir__ = submodules(
     "mni",
     "mpi",
     "mri",
+    "partial_fourier",
     "phantoms",
     "photographs",
     "raw",

@@ -63,8 +63,9 @@ def check_scan(scan: MRIScan) -> None:
             raise DataError(f"{name}: shape {along.shape} does not fit {slices} entries of k-space")
     if not 0 < scan.noise_ratio < np.inf:
         raise DataError(f"noise_ratio: {scan.noise_ratio}, expected a positive number")
-    if not scan.readout_oversampling >= 1:
-        raise DataError(f"readout_oversampling: {scan.readout_oversampling}, expected a factor >= 1")
+    for name in ("readout_oversampling", "phase_oversampling"):
+        if not getattr(scan, name) >= 1:
+            raise DataError(f"{name}: {getattr(scan, name)}, expected a factor >= 1")
     finite = np.isfinite(scan.kspace).reshape(slices, -1).all(axis=1)
     if not finite.all():
         bad = np.flatnonzero(~finite)
@@ -124,7 +125,7 @@ def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
         raise DataError("mask: a slice has no sample at all")
 
 
-# --- readout oversampling --------------------------------------------------------------------------------------
+# --- oversampling ----------------------------------------------------------------------------------------------
 def remove_oversampling(scan: MRIScan) -> MRIScan:
     """Crop the readout to its field of view, exactly: transform along W, keep the centre, transform back.
 
@@ -150,12 +151,23 @@ def remove_oversampling(scan: MRIScan) -> MRIScan:
 
 def readout_width(scan: MRIScan) -> int:
     """Samples along the readout without its oversampling; DataError where that leaves none, or a part of one."""
-    width = scan.kspace.shape[3]
-    kept: int = round(width / scan.readout_oversampling)
-    if abs(kept * scan.readout_oversampling - width) > 1e-3 * width:
-        raise DataError(
-            f"readout_oversampling: {width} readout samples divided by {scan.readout_oversampling} is no whole number"
-        )
+    return _kept(scan.kspace.shape[3], scan.readout_oversampling, "readout_oversampling", "readout samples")
+
+
+def image_height(scan: MRIScan) -> int:
+    """Rows of the images without the phase oversampling; DataError where that leaves none, or a part of one."""
+    return _kept(scan.kspace.shape[2], scan.phase_oversampling, "phase_oversampling", "lines")
+
+
+def crop_phase(images: Tensor, scan: MRIScan) -> Tensor:
+    """Images or maps ``(..., H, W)`` of a scan, within its field of view along H."""
+    return images[..., centered_slice(scan.kspace.shape[2], image_height(scan)), :]
+
+
+def _kept(count: int, factor: float, name: str, what: str) -> int:
+    kept: int = round(count / factor)
+    if abs(kept * factor - count) > 1e-3 * count:
+        raise DataError(f"{name}: {count} {what} divided by {factor} is no whole number")
     return kept
 
 

@@ -129,8 +129,11 @@ class MRIScan:
         not part of ``kspace``, or None.
     readout_oversampling
         By how much the readout's field of view exceeds ``field_of_view[1]``; 1.0 once removed.
+    phase_oversampling
+        By how much k-space's field of view along H exceeds ``field_of_view[0]``: images and maps are cropped to this
+        one once they are reconstructed.
     field_of_view
-        Metres along H and W (after removal of the oversampling), and slice thickness last.
+        Metres along H and W (without the oversampling of either), and slice thickness last.
     labels
         One text per entry of S, e.g. ``"slice 3, contrast 0"``.
     noise_ratio
@@ -159,6 +162,7 @@ class MRIScan:
     noise: Complex | None = None
     calibration: Complex | None = None
     readout_oversampling: float = 1.0
+    phase_oversampling: float = 1.0
     field_of_view: tuple[float, float, float] = (1.0, 1.0, 1.0)
     labels: tuple[str, ...] = ()
     noise_ratio: float = 1.0

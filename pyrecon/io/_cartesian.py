@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.fourier import centered_slice
+from pyrecon.data.mri import some_entries
+from pyrecon.data.partial_fourier import measured_parts
 from pyrecon.data.placement import Frame, Placement, Stack, placed, turned
-from pyrecon.data.raw import Complex
+from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._files import PathLike, check_memory, listing
 from pyrecon.io._readouts import Readout, choose, of_image, one_direction
 
@@ -117,6 +121,24 @@ def oriented(
             calibration, each = calibration.repeat(each, axis=0), 1
         calibration = turned(calibration, turn[::each])
     return kspace, mask, calibration, placement
+
+
+def without_slice_oversampling(scan: MRIScan, partition: NDArray[np.int64], partitions: int, kept: int) -> MRIScan:
+    """The scan's entries in the ``kept`` partitions about the centre; ``partition`` ``(S,)`` of every entry."""
+    if kept == partitions:
+        return scan
+    inside = centered_slice(partitions, kept)
+    scan = some_entries(scan, np.flatnonzero((inside.start <= partition) & (partition < inside.stop)))
+    told = {"slice_oversampling": f"{partitions / kept:.4g}: {kept} of {partitions} partitions are in the slab"}
+    return replace(scan, metadata=scan.metadata | told)
+
+
+def partial_slab(readouts: Sequence[Readout], partitions: int) -> dict[str, str]:
+    """What a report says of partial Fourier along the partitions, which stays as it is."""
+    sampled = np.zeros((1, 1, partitions, 1), np.bool_)
+    sampled[0, 0, [r.partition for r in readouts]] = True
+    (part,) = measured_parts(sampled, (partitions, 1))
+    return {"slab": f"{part}: zero".replace("lines", "partitions")} if part.is_partial else {}
 
 
 def averages(readouts: Sequence[Readout]) -> float:

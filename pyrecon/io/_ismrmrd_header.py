@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.io._contradictions import oversampling_note
 from pyrecon.io._files import one_line
 from pyrecon.io._hdf5 import Hdf5
+from pyrecon.io._ramp import Ramp
 from pyrecon.io._readouts import Readout
 
 _MOST_ENCODINGS = 64
@@ -26,9 +29,30 @@ class Encoding:
     shape: tuple[int, int, int]  # P, H, W
     center: tuple[int, int]  # of partitions and rows, in counter values
     oversampling: float
-    field_of_view: tuple[float, float, float]
+    kept: tuple[int, int]  # partitions and rows that were asked for, about the centre; the others are oversampling
+    field_of_view: tuple[float, float, float]  # of the rows and columns that were asked for, and of one partition
+    facts: dict[str, str]
     extent: tuple[float, float, float]  # encoded, x, y, z in metres; 1 mm a pixel where it is not known
     notes: list[str]
+    is_sized: bool  # whether the extent is known
+    ramp: Ramp | None  # of readouts that are sampled on gradient ramps too
+
+    def without_oversampling(self) -> Encoding:
+        """The encoding of readouts that have the samples of the image."""
+        partitions, rows, columns = self.shape
+        kept = self.columns_kept
+        return replace(
+            self,
+            shape=(partitions, rows, kept),
+            oversampling=1.0,
+            extent=(self.field_of_view[1], *self.extent[1:]),
+            notes=[*self.notes, oversampling_note(columns, kept)],
+        )
+
+    @property
+    def columns_kept(self) -> int:
+        """Samples of a readout without oversampling."""
+        return max(1, round(self.shape[2] / self.oversampling))
 
     def differs_from(self, other: Encoding) -> str:
         """Why lines of it have no place among the other's."""
@@ -136,30 +160,96 @@ def _encoding(file: Hdf5, field: str, encoding: ElementTree.Element) -> Encoding
         return int(value)
 
     trajectory = (encoding.findtext("trajectory") or "").strip().lower()
-    if trajectory != "cartesian":
-        raise file.fail(f"{field}/trajectory", repr(trajectory), "'cartesian'")
+    described = (encoding.findtext("trajectoryDescription/identifier") or "").strip().lower() == _EPI.lower()
+    if trajectory != "cartesian" and not (trajectory == "epi" and described):
+        also = f", for epi a trajectoryDescription {_EPI}" if trajectory == "epi" else ""
+        raise file.fail(f"{field}/trajectory", repr(trajectory), f"'cartesian'{also}")
     columns, rows, partitions = (size(f"encodedSpace/matrixSize/{axis}") for axis in "xyz")
     extent = [number(f"encodedSpace/fieldOfView_mm/{axis}") / 1e3 for axis in "xyz"]
-    readout = number("reconSpace/fieldOfView_mm/x", extent[0] * 1e3) / 1e3
+    asked = [number(f"reconSpace/fieldOfView_mm/{axis}", extent[i] * 1e3) / 1e3 for i, axis in enumerate("xyz")]
     notes = []
-    if min(*extent, readout) == 0:  # how some writers say that they do not know it
-        kept = size("reconSpace/matrixSize/x", columns)
+    is_sized = min(*extent, asked[0]) > 0
+    if not is_sized:  # how some writers say that they do not know it
         notes.append("the header's field of view is 0, which is taken as not known: pixels count as 1 mm")
-        extent, readout = [1e-3 * n for n in (columns, rows, partitions)], 1e-3 * min(kept, columns)
-    if not 1 - 1e-3 <= extent[0] / readout <= 16:
-        raise file.fail(
-            f"{field}/encodedSpace/fieldOfView_mm", f"{extent} m for an image of {readout:g} m along x",
-            "positive lengths and an oversampling of 1 to 16",
-        )  # fmt: skip
+        extent = [1e-3 * n for n in (columns, rows, partitions)]
+        asked = [1e-3 * min(size("reconSpace/matrixSize/x", columns), columns), *extent[1:]]
+    asked[1] = asked[1] or extent[1]
+    asked[2] = asked[2] if asked[2] and partitions > 1 else extent[2]  # a slice is as thick as it is encoded
+    for i, axis in enumerate("xyz"):
+        if not (1 - 1e-3 if i == 0 else 0) <= extent[i] / asked[i] <= 16:
+            raise file.fail(
+                f"{field}/encodedSpace/fieldOfView_mm",
+                f"{extent[i]:g} m for an image of {asked[i]:g} m along {axis}",
+                "positive lengths and an oversampling of 1 to 16",
+            )
+        if asked[i] > extent[i] * (1 + 1e-2):
+            notes.append(
+                f"the header asks for an image of {1e3 * asked[i]:g} mm along {axis}, {1e3 * extent[i]:g} mm were "
+                "encoded: the image has these"
+            )
+    kept = [
+        n if whole <= part * (1 + 1e-3) else max(1, round(n * part / whole))
+        for n, whole, part in zip((columns, rows, partitions), extent, asked, strict=True)
+    ]
+    ramp = _ramp(file, field, encoding, columns, kept[0]) if described else None
     limits = "encodingLimits/kspace_encoding_step_"
     return Encoding(
         shape=(partitions, rows, columns),
         center=(int(number(f"{limits}2/center", partitions // 2)), int(number(f"{limits}1/center", rows // 2))),
-        oversampling=max(1.0, extent[0] / readout),
-        field_of_view=(extent[1], readout, extent[2] / partitions),
+        oversampling=max(1.0, extent[0] / asked[0]),
+        kept=(kept[2], kept[1]),
+        field_of_view=(extent[1] * kept[1] / rows, asked[0], extent[2] / partitions),
+        facts=_interpolation(encoding, kept) | ({} if ramp is None else ramp.facts),
+        is_sized=is_sized,
+        ramp=ramp,
         extent=(extent[0], extent[1], extent[2]),
         notes=notes,
     )
+
+
+# Microseconds; the names are those of Siemens' converter and of Gadgetron.
+_EPI = "ConventionalEPI"
+_EPI_TIMES = ("rampUpTime", "flatTopTime", "rampDownTime", "acqDelayTime", "dwellTime", "numSamples")
+
+
+def _ramp(file: Hdf5, field: str, encoding: ElementTree.Element, columns: int, kept: int) -> Ramp | None:
+    """The trapezoid of echo-planar readouts; None where all of it is sampled on the flat top."""
+    field = f"{field}/trajectoryDescription {_EPI}"
+    said = {
+        (element.findtext("name") or "").strip(): element.findtext("value") or ""
+        for kind in ("userParameterLong", "userParameterDouble")
+        for element in encoding.findall(f"trajectoryDescription/{kind}")
+    }
+    values = {}
+    for name in _EPI_TIMES:
+        try:
+            values[name] = float(said[name])
+            int(values[name])  # no NaN, no infinity
+        except (KeyError, ValueError, OverflowError):
+            raise file.fail(f"{field}/{name}", repr(said.get(name)), "a number: of ramp sampling") from None
+    up, flat, down, delay, dwell, samples = values.values()
+    if samples != int(samples) or not 2 <= samples < 2**16:
+        raise file.fail(f"{field}/numSamples", f"{samples:g}", "a whole number from 2 to 65535")
+    ramp = Ramp(up, flat, down, delay, dwell * samples, int(samples), columns, kept)
+    if ramp.is_uniform:
+        return None
+    problem = ramp.problem()
+    if problem:
+        raise file.fail(field, *problem)
+    return ramp
+
+
+def _interpolation(encoding: ElementTree.Element, kept: Sequence[int]) -> dict[str, str]:
+    """What a report says of an image that is to have more pixels than were measured."""
+    texts = [encoding.findtext(f"reconSpace/matrixSize/{axis}") or "" for axis in "xy"]
+    if not all(text.isdecimal() and len(text) < 6 for text in texts):
+        return {}
+    columns, rows = map(int, texts)
+    if columns <= kept[0] and rows <= kept[1]:
+        return {}
+    return {
+        "interpolation": f"none: the header asks for {rows} x {columns} pixels, {kept[1]} x {kept[0]} were measured"
+    }
 
 
 def _channels(root: ElementTree.Element) -> int | None:

@@ -43,16 +43,19 @@ def read_fastmri(path: PathLike) -> MRIScan:
             if isinstance(first, DataError):
                 raise first
             encoding = first
-            notes += first.notes
+            if samples == first.columns_kept < first.shape[2]:
+                encoding = first.without_oversampling()
+            notes += encoding.notes
         else:
             notes.append("the file has no header: pixels count as 1 mm, the readout as not oversampled")
     check_finite(path, "/kspace", kspace.reshape(slices, -1), "slice")
     mask = _measured(path, kspace, given, notes)
-    oversampling, extent = _sizes(encoding, samples, lines)
+    oversampling, phase_oversampling, extent = _sizes(encoding, samples, lines)
     return MRIScan(
         kspace=np.where(mask, kspace, 0),
         mask=mask,
         readout_oversampling=oversampling,
+        phase_oversampling=phase_oversampling,
         field_of_view=extent,
         labels=tuple(f"slice {s}" for s in range(slices)),
         stack=Stack(np.zeros(slices, np.int64), np.arange(slices)),
@@ -82,9 +85,11 @@ def _measured(path: PathLike, kspace: Complex, given: NDArray[np.bool_] | None, 
     return there.reshape(1, 1, -1, 1)
 
 
-def _sizes(encoding: Encoding | None, samples: int, lines: int) -> tuple[float, tuple[float, float, float]]:
-    """Oversampling of the readout, and the field of view along lines and readout with a slice's thickness."""
+def _sizes(encoding: Encoding | None, samples: int, lines: int) -> tuple[float, float, tuple[float, float, float]]:
+    """Oversampling of readout and lines, and the field of view along lines and readout with a slice's thickness."""
     if encoding is None:
-        return 1.0, (1e-3 * lines, 1e-3 * samples, 1e-3)
+        return 1.0, 1.0, (1e-3 * lines, 1e-3 * samples, 1e-3)
     kept = max(1, round(samples / encoding.oversampling))
-    return samples / kept, encoding.field_of_view
+    rows = max(1, round(lines * encoding.kept[1] / encoding.shape[1]))
+    height = encoding.extent[1] * rows / lines
+    return samples / kept, lines / rows, (height, *encoding.field_of_view[1:])

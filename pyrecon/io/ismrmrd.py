@@ -7,6 +7,7 @@ for each readout and believes every count in it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 from xml.etree import ElementTree
@@ -16,12 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.mri import image_height
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
+from pyrecon.io._cartesian import (
+    assemble,
+    averages,
+    oriented,
+    partial_slab,
+    reference_scan,
+    without_slice_oversampling,
+)
+from pyrecon.io._contradictions import is_without_oversampling, off_centre
 from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
+from pyrecon.io._ramp import uniform
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
 __all__ = ["read_ismrmrd", "write_ismrmrd"]
@@ -85,8 +96,9 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     Lines are laid on the encoded matrix with the centre of k-space at ``n // 2``, zeros where nothing was measured;
     averages are averaged; slices, contrasts, phases, repetitions and sets follow each other along S. Reference lines
     of parallel imaging in the gaps of the image's are image data too; a scan of its own, of the same or another
-    encoding space, goes into ``calibration``, noise into ``noise``. Lines of both directions get the phases of one from
-    the file's navigators. ``metadata["notes"]`` tells what is left out or guessed, ``metadata["readouts"]`` counts the
+    encoding space, goes into ``calibration``, noise into ``noise``. Readouts sampled on gradient ramps are resampled
+    along the trapezoid that the header describes, lines of both directions get the phases of one from the file's
+    navigators. ``metadata["notes"]`` tells what is left out or guessed, ``metadata["readouts"]`` counts the
     kinds. Raises DataError naming what is missing or does not fit.
     """
     with Hdf5(path) as file:
@@ -104,39 +116,48 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     if isinstance(encoding, DataError):
         raise encoding
 
+    here = heads["encoding_space_ref"] == space
+    used = here & (kinds["image"] | kinds["reference"])
+    encoding = _as_sampled(encoding, heads, data, used)
+    _check_samples(path, encoding, heads, used | (here & kinds["phase correction"]))
+
     def readouts(chosen: NDArray[np.bool_]) -> list[Readout]:
-        return [_readout(heads[i], data[i], encoding) for i in np.flatnonzero(chosen)]
+        placed = [_readout(heads[i], data[i], encoding) for i in np.flatnonzero(chosen)]
+        return _uniform(path, header, encoding, placed, notes)
 
     unknown = int(np.bitwise_or.reduce(heads["flags"][kinds["image"]]) & _UNKNOWN)
     if unknown:
         bits = ", ".join(str(bit) for bit in range(1, 65) if unknown >> (bit - 1) & 1)
         notes.append(f"image readouts have flags that the format does not define ({bits}); they are not looked at")
-    here = heads["encoding_space_ref"] == space
     image, references = readouts(kinds["image"] & here), readouts(kinds["reference"] & here)
     if integrated(image, references):
         image, references = image + references, []
-    references += _elsewhere(header, encoding, heads, data, kinds["reference"] & ~here, notes)
+    references += _elsewhere(path, header, encoding, heads, data, kinds["reference"] & ~here, notes)
     chosen = choose(path, image, _COUNTERS, _OTHER_COUNTERS, header.channels)
     notes += chosen.notes
     navigators = readouts(kinds["phase correction"] & here)
     lines, navigated = one_direction(chosen.readouts, navigators, encoding.shape[2], notes)
     found = assemble(path, lines, encoding.shape, chosen.names)
     calibration = reference_scan(path, references, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
+    centers = (*encoding.center, encoding.shape[2] // 2)
+    notes += off_centre(lines, encoding.shape, centers)
     noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
+    ratio *= 1.0 if encoding.ramp is None else encoding.ramp.noise
     known, left_out = settings_of(header.sequence, found.contrasts)
-    facts = header.facts | phase_correction(navigated)
+    facts = header.facts | encoding.facts | phase_correction(navigated) | partial_slab(lines, encoding.shape[0])
     facts |= {"readouts": {kind: int(which.sum()) for kind, which in kinds.items() if which.any()}}
     against, frames = _axes(header, found.frames, notes)
     found = found._replace(frames=frames)
     kspace, mask, calibration, placement = oriented(found, calibration, encoding.field_of_view[2], against=against)
     if placement is not None:
         facts["orientation"] = placement.letters
-    return MRIScan(
+    scan = MRIScan(
         kspace=kspace,
         mask=mask,
         noise=noise,
         calibration=calibration,
         readout_oversampling=encoding.oversampling,
+        phase_oversampling=encoding.shape[1] / encoding.kept[1],
         field_of_view=encoding.field_of_view,
         labels=found.labels,
         noise_ratio=ratio / (header.noise_bandwidth * averages(lines)) if noise is not None else 1.0,
@@ -149,6 +170,7 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
         | ({"notes": notes + encoding.notes} if notes or encoding.notes else {})
         | ({"settings_left_out": left_out} if left_out else {}),
     )
+    return without_slice_oversampling(scan, found.where[:, 1], encoding.shape[0], encoding.kept[0])
 
 
 def _axes(header: Header, frames: list[Frame] | None, notes: list[str]) -> tuple[bool, list[Frame] | None]:
@@ -166,7 +188,12 @@ def _axes(header: Header, frames: list[Frame] | None, notes: list[str]) -> tuple
         return False, None
     if not vendor:
         notes.append("the header names no vendor: directions are taken as those of files converted from Siemens'")
-    return not vendor or "siemens" in vendor.lower(), frames
+    return _is_against(header), frames
+
+
+def _is_against(header: Header) -> bool:
+    vendor = header.facts.get("vendor", "")
+    return not vendor or "siemens" in vendor.lower()
 
 
 def _kinds(file: Hdf5, field: str, heads: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
@@ -197,7 +224,40 @@ def _space(heads: NDArray[Any], kinds: dict[str, NDArray[np.bool_]], notes: list
     return int(spaces[0])
 
 
+def _as_sampled(encoding: Encoding, heads: NDArray[Any], data: list[Complex], which: NDArray[np.bool_]) -> Encoding:
+    """The encoding, or that without oversampling where its readouts have none."""
+    there = np.flatnonzero(which)
+    whole = not (heads["discard_pre"][there].any() or heads["discard_post"][there].any())
+    centers = heads["center_sample"][there].astype(np.int64)
+    lines = [data[i] for i in there]
+    if (
+        encoding.ramp is None
+        and whole
+        and is_without_oversampling(lines, centers, encoding.shape[2], encoding.columns_kept)
+    ):
+        return encoding.without_oversampling()
+    return encoding
+
+
+def _check_samples(path: PathLike, encoding: Encoding, heads: NDArray[Any], which: NDArray[np.bool_]) -> None:
+    """DataError unless readouts on gradient ramps have as many samples as their trajectory."""
+    found = np.unique(heads["number_of_samples"][which])
+    if encoding.ramp is not None and (found != encoding.ramp.samples).any():
+        raise DataError(
+            f"{path}: readouts of {', '.join(map(str, found.tolist()[:8]))} samples on gradient ramps, expected the "
+            f"{encoding.ramp.samples} of the trajectory's description (numSamples)"
+        )
+
+
+def _uniform(
+    path: PathLike, header: Header, encoding: Encoding, readouts: list[Readout], notes: list[str]
+) -> list[Readout]:
+    width = encoding.extent[0] if encoding.is_sized else math.inf
+    return uniform(path, encoding.ramp, readouts, width, _is_against(header), notes)
+
+
 def _elsewhere(
+    path: PathLike,
     header: Header,
     encoding: Encoding,
     heads: NDArray[Any],
@@ -210,11 +270,15 @@ def _elsewhere(
     for space in np.unique(heads["encoding_space_ref"][which]).tolist():
         lines = np.flatnonzero(which & (heads["encoding_space_ref"] == space))
         own = header.encodings[space] if space < len(header.encodings) else None
+        if isinstance(own, Encoding):
+            own = _as_sampled(own, heads, data, which & (heads["encoding_space_ref"] == space))
         problem = own.differs_from(encoding) if isinstance(own, Encoding) else "the header does not describe it"
         if not isinstance(own, Encoding) or problem:
             notes.append(f"{len(lines)} reference lines of encoding space {space} are left out: {problem}")
             continue
-        moved = [encoding.moved(_readout(heads[i], data[i], own), own) for i in lines]
+        _check_samples(path, own, heads, which & (heads["encoding_space_ref"] == space))
+        there = _uniform(path, header, own, [_readout(heads[i], data[i], own) for i in lines], notes)
+        moved = [encoding.moved(r, own) for r in there]
         kept = [r for r in moved if r is not None]
         if len(kept) < len(moved):
             notes.append(f"{len(moved) - len(kept)} reference lines of encoding space {space} lie outside its matrix")
@@ -320,7 +384,7 @@ def _readout(head: Any, data: Complex, encoding: Encoding) -> Readout:
         data,
         int(index["kspace_encode_step_1"]) - encoding.center[1] + rows // 2,
         int(index["kspace_encode_step_2"]) - encoding.center[0] + partitions // 2,
-        first - center + columns // 2,
+        first if encoding.ramp is not None else first - center + columns // 2,
         tuple(int(index[name]) for name in _COUNTERS),
         average=int(index["average"]) if "average" in names else 0,
         others=tuple([int(index["segment"]) if "segment" in names else 0, *(user + [0] * 8)[:8]]),
@@ -420,6 +484,7 @@ def _xml(scan: MRIScan) -> str:
     _, _, rows, columns = scan.kspace.shape
     slices, contrasts = (int(n) + 1 for n in _places(scan).max(axis=0))
     height, width, thickness = (1e3 * extent for extent in scan.field_of_view)
+    kept = image_height(scan)
     root = ElementTree.Element("ismrmrdHeader", xmlns=_NAMESPACE)
 
     def add(parent: ElementTree.Element, path: str, value: Any) -> None:
@@ -431,12 +496,14 @@ def _xml(scan: MRIScan) -> str:
 
     add(root, "experimentalConditions/H1resonanceFrequency_Hz", round(42.577e6 * 3))
     encoding = ElementTree.SubElement(root, "encoding")
-    spaces = {"encodedSpace": (columns, width * scan.readout_oversampling),
-              "reconSpace": (round(columns / scan.readout_oversampling), width)}  # fmt: skip
-    for space, (samples, extent) in spaces.items():
-        for axis, size in zip("xyz", (samples, rows, 1), strict=True):
+    spaces = {
+        "encodedSpace": ((columns, rows), (width * scan.readout_oversampling, height * rows / kept)),
+        "reconSpace": ((round(columns / scan.readout_oversampling), kept), (width, height)),
+    }
+    for space, (matrix, extent) in spaces.items():
+        for axis, size in zip("xyz", (*matrix, 1), strict=True):
             add(encoding, f"{space}/matrixSize/{axis}", size)
-        for axis, length in zip("xyz", (extent, height, thickness), strict=True):
+        for axis, length in zip("xyz", (*extent, thickness), strict=True):
             add(encoding, f"{space}/fieldOfView_mm/{axis}", repr(float(length)))
     limits = (("kspace_encoding_step_1", rows - 1, rows // 2), ("slice", slices - 1, 0), ("contrast", contrasts - 1, 0))
     for name, last, center in limits:

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,17 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
+from pyrecon.io._cartesian import (
+    assemble,
+    averages,
+    oriented,
+    partial_slab,
+    reference_scan,
+    without_slice_oversampling,
+)
+from pyrecon.io._contradictions import is_without_oversampling, off_centre, oversampling_note
 from pyrecon.io._files import PathLike, check_finite, existing_file
+from pyrecon.io._ramp import Ramp, siemens_is_ramped, siemens_ramp, uniform
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
 __all__ = ["read_twix"]
@@ -60,6 +70,7 @@ _NOT_DONE = {
     "RETRO_REPEATPREVHEARTBEAT": "the repetition of a heartbeat that was rejected",
     "RETRO_ABORTSCANNOW": "the end of a scan that was broken off",
 }
+_UNIFORM = "SKIP_REGRIDDING"  # of readouts amid ramp-sampled ones
 _MOST_HEADER = 64 * 2**20
 _DMA_BITS = 2**25
 
@@ -69,10 +80,10 @@ def read_twix(path: PathLike) -> MRIScan:
 
     Rows are phase-encoding lines and columns the readout, both with the centre of k-space at ``n // 2``; partial
     Fourier and partial echo leave zeros that ``mask`` marks. Reference lines of parallel imaging in the gaps of the
-    image's are image data too; a scan of its own is returned as ``calibration``. Lines of both directions get the
-    phases of one from the file's navigators. Slices are numbered as acquired. ``metadata["notes"]`` tells what is left
-    out or guessed, ``metadata["readouts"]`` counts the kinds. Raises DataError naming what does not fit,
-    MissingDependency without twixtools.
+    image's are image data too; a scan of its own is returned as ``calibration``. Readouts sampled on gradient ramps
+    are resampled, lines of both directions get the phases of one from the file's navigators. Slices are numbered as
+    acquired. ``metadata["notes"]`` tells what is left out or guessed, ``metadata["readouts"]`` counts the kinds. Raises
+    DataError naming what does not fit, MissingDependency without twixtools.
     """
     path = existing_file(path)
     layout = _layout()
@@ -88,23 +99,30 @@ def read_twix(path: PathLike) -> MRIScan:
     _check_flags(path, lines)
     notes = _not_done(kinds["image"])
     geometry = _geometry(path, protocol, kinds["image"] + references)
-    image, reference = ([geometry.place(line) for line in some] for some in (kinds["image"], references))
+    navigators = kinds.get("phase correction", [])
+    image, reference, navigating = (
+        geometry.placed(path, some, notes) for some in (kinds["image"], references, navigators)
+    )
     if integrated(image, reference):
         image, reference = image + reference, []
     chosen = choose(path, image, _COUNTERS, _OTHER_COUNTERS)
     notes += chosen.notes
-    navigators = [geometry.place(line) for line in kinds.get("phase correction", [])]
-    readouts, navigated = one_direction(chosen.readouts, navigators, geometry.shape[2], notes)
+    readouts, navigated = one_direction(chosen.readouts, navigating, geometry.shape[2], notes)
     found = assemble(path, readouts, geometry.shape, chosen.names)
+    first = kinds["image"][0].header
+    centers = (int(first["CenterPar"]), int(first["CenterLin"]), geometry.shape[2] // 2)
+    notes += geometry.notes + off_centre(readouts, geometry.shape, centers)
     noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1], notes)
-    calibration = reference_scan(path, reference, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
+    noise_ratio *= 1.0 if geometry.ramp is None else geometry.ramp.noise
+    calibration = reference_scan(path, reference, navigating, found, (_COUNTERS, _OTHER_COUNTERS), notes)
     kspace, mask, calibration, placement = oriented(found, calibration, geometry.field_of_view[2], against=True)
-    return MRIScan(
+    whole = MRIScan(
         kspace=kspace,
         mask=mask,
         noise=noise,
         calibration=calibration,
         readout_oversampling=geometry.oversampling,
+        phase_oversampling=geometry.shape[1] / geometry.kept[1],
         field_of_view=geometry.field_of_view,
         labels=found.labels,
         noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
@@ -116,8 +134,11 @@ def read_twix(path: PathLike) -> MRIScan:
         | ({"orientation": placement.letters} if placement else {})
         | {"readouts": {kind: len(of_kind) for kind, of_kind in kinds.items()}}
         | phase_correction(navigated)
+        | geometry.facts
+        | partial_slab(readouts, geometry.shape[0])
         | ({"notes": notes} if notes else {}),
     )
+    return without_slice_oversampling(whole, found.where[:, 1], geometry.shape[0], geometry.kept[0])
 
 
 def _check_flags(path: Path, lines: list[_Line]) -> None:
@@ -348,7 +369,30 @@ class _Protocol:
 class _Geometry:
     shape: tuple[int, int, int]  # P, H, W
     oversampling: float
-    field_of_view: tuple[float, float, float]
+    kept: tuple[int, int]  # partitions and rows that were asked for, about the centre; the others are oversampling
+    field_of_view: tuple[float, float, float]  # of the rows and columns that were asked for, and of one partition
+    facts: dict[str, str]
+    notes: list[str]
+    ramp: Ramp | None  # of readouts that are sampled on gradient ramps too
+
+    def placed(self, path: Path, lines: list[_Line], notes: list[str]) -> list[Readout]:
+        """Readouts on the matrix, resampled where they were sampled on ramps."""
+        readouts = [self.place(line) for line in lines]
+        if self.ramp is None:
+            return readouts
+        on_ramps = [i for i, line in enumerate(lines) if not line.has(_UNIFORM)]
+        for i in on_ramps:
+            samples = int(lines[i].header["SamplesInScan"])
+            if samples != self.ramp.samples:
+                raise DataError(
+                    f"{path}: a readout of {samples} samples on gradient ramps, expected {self.ramp.samples} as others"
+                )
+            readouts[i] = readouts[i]._replace(column=lines[i].start)
+        width = self.field_of_view[1] * self.oversampling
+        resampled = uniform(path, self.ramp, [readouts[i] for i in on_ramps], width, True, notes)
+        for i, r in zip(on_ramps, resampled, strict=True):
+            readouts[i] = r
+        return readouts
 
     def place(self, line: _Line) -> Readout:
         partitions, rows, columns = self.shape
@@ -372,31 +416,61 @@ class _Geometry:
 def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
     if protocol.number("sKSpace.ucTrajectory") not in (None, 1.0):
         raise DataError(f"{path}: protocol sKSpace.ucTrajectory: not Cartesian, expected a Cartesian trajectory")
-    modes = re.findall(r"\d+", protocol.text("alRegridMode", "Meas") or "")  # one for each kind of readout
-    if any(int(mode) > 1 for mode in modes):
-        raise DataError(f"{path}: protocol alRegridMode: readouts sampled on gradient ramps, expected uniform sampling")
+    meas = partial(protocol.text, part="Meas")
+    ramped = siemens_is_ramped(path, meas)
+    notes: list[str] = []
     base = protocol.number("sKSpace.lBaseResolution")
     columns = max(int(line.header["SamplesInScan"]) for line in image)
     oversampling = protocol.number("flReadoutOSFactor", "Dicom") or protocol.number("flReadoutOSFactor", "Meas") or 2.0
     if not 1 <= oversampling <= 16:
         raise DataError(f"{path}: protocol flReadoutOSFactor: {oversampling:g}, expected 1 to 16")
     if base is not None and 1 <= base <= 65536:
-        columns = max(columns, round(base * oversampling))
+        planned, own = round(base * oversampling), np.array([int(line.header["CenterCol"]) for line in image])
+        if not ramped and is_without_oversampling([line.data for line in image], own, planned, round(base)):
+            notes.append(oversampling_note(planned, round(base)))
+        else:
+            columns = planned if ramped else max(columns, planned)
         oversampling = columns / base
 
+    on_ramps = [int(line.header["SamplesInScan"]) for line in image if not line.has(_UNIFORM)]
+    ramp = (
+        siemens_ramp(path, meas, on_ramps[0], columns, round(columns / oversampling)) if ramped and on_ramps else None
+    )
     rows = _extent(image, "Lin", "CenterLin", protocol.number("sKSpace.lPhaseEncodingLines"))
     partitions = 1
     if any(int(line.header["Counter"]["Par"]) for line in image):
         partitions = _extent(image, "Par", "CenterPar", protocol.number("sKSpace.lPartitions"))
 
+    interpolated = (protocol.number("sKSpace.uc2DInterpolation") or 0.0) > 0
     first = "sSliceArray.asSlice[0]"
     readout = protocol.number(f"{first}.dReadoutFOV") or protocol.number("RoFOV", "Meas") or 1e3
     phase = protocol.number(f"{first}.dPhaseFOV") or protocol.number("PeFOV", "Meas") or readout
-    phase *= 1 + (protocol.number("sKSpace.dPhaseOversamplingForDialog") or 0.0)
-    thickness = (protocol.number(f"{first}.dThickness") or 1e3) / partitions
+    thickness = protocol.number(f"{first}.dThickness") or 1e3
     if min(readout, phase, thickness) <= 0:
         raise DataError(f"{path}: protocol: a field of view of {phase:g} x {readout:g} x {thickness:g} mm")
-    return _Geometry((partitions, rows, columns), oversampling, (phase / 1e3, readout / 1e3, thickness / 1e3))
+    phase_factor = _factor(path, protocol, "sKSpace.dPhaseOversamplingForDialog")
+    slice_factor = _factor(path, protocol, "sKSpace.dSliceOversamplingForDialog") if partitions > 1 else 1.0
+    kept = max(1, round(partitions / slice_factor)), max(1, round(rows / phase_factor))
+    return _Geometry(
+        shape=(partitions, rows, columns),
+        oversampling=oversampling,
+        kept=kept,
+        field_of_view=(
+            phase * phase_factor * kept[1] / rows / 1e3, readout / 1e3, thickness * slice_factor / partitions / 1e3
+        ),
+        facts=({"interpolation": "none, though the protocol asks for it"} if interpolated else {})
+        | ({} if ramp is None else ramp.facts),
+        notes=notes,
+        ramp=ramp,
+    )  # fmt: skip
+
+
+def _factor(path: Path, protocol: _Protocol, name: str) -> float:
+    """An oversampling, which protocols give as what is beyond 1."""
+    beyond = protocol.number(name) or 0.0
+    if not 0 <= beyond <= 15:
+        raise DataError(f"{path}: protocol {name}: {beyond:g}, expected 0 to 15")
+    return 1 + beyond
 
 
 def _frame(header: Any) -> Frame | None:

@@ -22,17 +22,27 @@ def mrd_encoding(
     *,
     oversampling: float = 2.0,
     center: tuple[int, int] | None = None,
+    image: tuple[tuple[int, int, int], tuple[float, float, float]] | None = None,
     trajectory: str = "cartesian",
+    epi: dict[str, float | str] | None = None,
 ) -> str:
-    """An encoding: encoded matrix and field of view in mm along x, y, z, counters of the centre along y and z."""
-    kept = round(matrix[0] / oversampling)
+    """An encoding: encoded matrix and field of view in mm along x, y, z, counters of the centre along y and z.
+
+    ``image`` has matrix and field of view of the image, by default the encoded ones without the readout's oversampling;
+    ``epi`` are the parameters of a trajectory's description "ConventionalEPI".
+    """
+    own = ((round(matrix[0] / oversampling), *matrix[1:]), (extent[0] / oversampling, *extent[1:]))
     center = (matrix[1] // 2, matrix[2] // 2) if center is None else center
     encoded = _SPACE.format(*matrix, *extent)
-    image = _SPACE.format(kept, *matrix[1:], extent[0] / oversampling, *extent[1:])
+    asked = _SPACE.format(*[v for sizes in (own if image is None else image) for v in sizes])
+    described = "" if epi is None else "<trajectoryDescription><identifier>ConventionalEPI</identifier>" + "".join(
+        f"<userParameter{kind}><name>{name}</name><value>{value}</value></userParameter{kind}>"
+        for name, value in epi.items() for kind in ["Double" if name == "dwellTime" else "Long"]
+    ) + "</trajectoryDescription>"  # fmt: skip
     limits = "".join(_LIMITS.format(i + 1, matrix[i + 1] - 1, center[i]) for i in range(2))
     return (
-        f"<encoding><encodedSpace>{encoded}</encodedSpace><reconSpace>{image}</reconSpace>"
-        f"<encodingLimits>{limits}</encodingLimits><trajectory>{trajectory}</trajectory></encoding>"
+        f"<encoding><encodedSpace>{encoded}</encodedSpace><reconSpace>{asked}</reconSpace>"
+        f"<encodingLimits>{limits}</encodingLimits><trajectory>{trajectory}</trajectory>{described}</encoding>"
     )
 
 

@@ -68,6 +68,7 @@ class JointMRI(MRIMethod):
     name: ClassVar[str] = "joint"
     needs_maps: ClassVar[bool] = False
     finds_maps: ClassVar[bool] = True
+    fills_in: ClassVar[str] = "a real image, whose phase is in smooth maps"
     prior: Literal["tv", "generative", "denoiser", "none"] = "tv"
     weights: str | None = None
     rule: Literal["noise", "published"] = "noise"

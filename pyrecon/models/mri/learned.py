@@ -28,6 +28,8 @@ class LearnedMRI(MRIMethod):
     """What trained networks share: every image is brought to the scale of training, where the brightest pixel of
     ``A^H y`` is 1, and back."""
 
+    fills_in: ClassVar[str] = "the network"
+
     @property
     def model(self) -> DEProx | Reconstructor:
         """The network."""
@@ -113,6 +115,7 @@ class VarNetMRI(MRIMethod):
 
     name: ClassVar[str] = "VarNet"
     role: ClassVar[str] = SUPERVISED
+    fills_in: ClassVar[str] = "the network"
     needs_maps: ClassVar[bool] = False
 
     @cached_property

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.contrasts import Contrasts, contrasts_of
-from pyrecon.data.mri import COIL_TRANSFORM, some_entries
+from pyrecon.data.fourier import centered_slice
+from pyrecon.data.mri import COIL_TRANSFORM, image_height, some_entries
+from pyrecon.data.partial_fourier import measured_parts, told
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.method import check_method
@@ -85,6 +87,8 @@ def reconstruct_maps(
         assert found is not None
         gain = _gain(found, data, scan)
         _tell(report, method, len(series.values))
+        partial = told(measured_parts(data.scan.mask, (data.scan.kspace.shape[2], data.scan.kspace.shape[3])))
+        report.details |= {"partial_fourier": f"{partial}: zero"} if partial else {}
         count, here = len(series.entries), found.expand(len(series.entries), *found.shape[1:])
         step = max(1, CHUNK_BYTES // (len(values) * data.scan.kspace[0].nbytes))
         for start in range(0, count, step):
@@ -98,7 +102,7 @@ def reconstruct_maps(
             run.add(residual=torch.linalg.vector_norm(misfit, dim=1), noise_level=noise)
             parts.append(_maps(fitted, gain.expand(count, *gain.shape[1:])[rows], (coil != 0).any(dim=2)[:, 0]))
             progress(min(start + step, count), count)
-    maps = _joined(parts)
+    maps = _joined(parts).of_rows(centered_slice(scan.kspace.shape[2], image_height(scan)))
     count_voxels(report, maps, "T1", method.ends)
     return maps, report
 

@@ -89,6 +89,13 @@ class Maps:
 
     def of_slices(self, chosen: NDArray[np.int64]) -> Maps:
         """The maps of these slices, in this order."""
+        return self._some(chosen)
+
+    def of_rows(self, rows: slice) -> Maps:
+        """These rows of the maps."""
+        return self._some((slice(None), rows))
+
+    def _some(self, chosen: Any) -> Maps:
         return replace(
             self,
             values={name: values[chosen] for name, values in self.values.items()},

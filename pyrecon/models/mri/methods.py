@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,10 +26,16 @@ class MRIMethod(Method):
         Whether it needs coil maps; where not, it gets None.
     finds_maps
         Whether it estimates them itself: :meth:`estimate` then gives images and maps.
+    fills_in
+        By what it fills in the side of k-space that partial Fourier leaves out, as reports say it.
+    completes
+        What homodyne and POCS may act on: its images, which are complex, or the coils' k-space before it.
     """
 
     needs_maps: ClassVar[bool] = True
     finds_maps: ClassVar[bool] = False
+    fills_in: ClassVar[str] = "means of its own"
+    completes: ClassVar[Literal["", "images", "coils"]] = ""
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         """Images ``(B, H, W)`` from k-space ``(B, C, H, W)`` complex, maps ``(B | 1, C, H, W)`` with a root sum of
@@ -58,6 +64,8 @@ class ZeroFilled(MRIMethod):
 
     name: ClassVar[str] = "zero-filled RSS"
     needs_maps: ClassVar[bool] = False
+    fills_in: ClassVar[str] = "zeros"
+    completes: ClassVar[Literal["", "images", "coils"]] = "coils"
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         image = torch.linalg.vector_norm(ifft_centered(kspace * mask), dim=1)
@@ -85,6 +93,8 @@ class CGSense(MRIMethod):
     """
 
     name: ClassVar[str] = "CG-SENSE"
+    fills_in: ClassVar[str] = "least squares, which leaves it nearly zero"
+    completes: ClassVar[Literal["", "images", "coils"]] = "images"
     weight: float | None = None
     tol: float = 0.02
     max_iter: int = 100
@@ -142,6 +152,8 @@ class WaveletSense(MRIMethod):
     """
 
     name: ClassVar[str] = "l1-wavelet SENSE"
+    fills_in: ClassVar[str] = "least squares and the wavelet penalty"
+    completes: ClassVar[Literal["", "images", "coils"]] = "images"
     weight: float = 0.4
     wavelet: str = "db4"
     levels: int | None = None
@@ -184,6 +196,8 @@ class TVSense(MRIMethod):
     """
 
     name: ClassVar[str] = "TV-SENSE"
+    fills_in: ClassVar[str] = "least squares and total variation"
+    completes: ClassVar[Literal["", "images", "coils"]] = "images"
     weight: float = 0.4
     tol: float = 3e-4
     max_iter: int = 200

@@ -24,6 +24,7 @@ from torch import Tensor
 from pyrecon._check import check_tuple
 from pyrecon._errors import DataError
 from pyrecon.data.mri import calibration_region
+from pyrecon.data.partial_fourier import measured_parts, told
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.mri.joint import JointMRI
@@ -48,6 +49,8 @@ def held_maps(
     :class:`~pyrecon.models.mri.JointMRI`, as published.
     """
     data = prepare(scan, maps, True, coils, details)
+    partial = told(measured_parts(data.scan.mask, (data.scan.kspace.shape[2], data.scan.kspace.shape[3])))
+    details |= {"partial_fourier": f"{partial}: a real image of the phase that is held"} if partial else {}
     if joint and maps is None:
         return _joint_maps(data, device, details)
     try:

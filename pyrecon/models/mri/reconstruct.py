@@ -22,17 +22,28 @@ from pyrecon.data.mri import (
     calibration_data,
     check_scan,
     compress_coils,
+    crop_phase,
+    image_height,
     prewhiten,
     remove_oversampling,
     slice_name,
 )
+from pyrecon.data.partial_fourier import Way
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.method import check_method
 from pyrecon.models.mri.methods import CGSense, MRIMethod, TVSense, count_samples
+from pyrecon.models.mri.partial_fourier import Filling, check_way
 from pyrecon.report import Recorder, Report
 from pyrecon.solvers import Solution
 
+TOLD = (
+    "phase_correction",
+    "ramp_sampling",
+    "slab",
+    "slice_oversampling",
+    "interpolation",
+)  # by readers, for the report
 CHUNK_BYTES = 2**29  # of coil data reconstructed at a time; a solver needs about four times as much
 
 
@@ -50,11 +61,13 @@ def reconstruct_mri(
     calibration: int = 24,
     whiten: bool = True,
     coils: int | None = None,
+    partial_fourier: Way = "zero",
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Report]:
     """Reconstruct every slice of a scan.
 
-    Removes readout oversampling, whitens the noise, compresses the coils if asked, estimates coil maps, and solves.
+    Removes readout oversampling, whitens the noise, compresses the coils if asked, estimates coil maps, solves, and
+    crops the images to the field of view where the phase encoding was oversampled.
 
     Parameters
     ----------
@@ -63,7 +76,8 @@ def reconstruct_mri(
     method
         One of the classes here; :func:`default_method` if not given.
     maps
-        Maps ``(S | 1, C, H, W)`` of the scan's coils, in place of estimated ones; any normalisation.
+        Maps ``(S | 1, C, H, W)`` of the scan's coils, in place of estimated ones, over all of the field of view that
+        was encoded along H; any normalisation.
     coil_maps
         How maps are estimated: :func:`~pyrecon.data.coil_maps.espirit_maps` or
         :func:`~pyrecon.data.coil_maps.walsh_maps`. A single coil has the map 1.
@@ -74,6 +88,11 @@ def reconstruct_mri(
         where the noise cannot be found (then with a warning), a hundredth of the brightest pixel counts as noise.
     coils
         Compress to this many coils.
+    partial_fourier
+        What fills in the side of k-space along rows or columns that partial Fourier and asymmetric echoes leave out:
+        ``"zero"``: what the method does by itself, which the report says; ``"homodyne"`` or ``"pocs"``: the smooth
+        phase of the image (:func:`pyrecon.data.partial_fourier.complete`), of the combined image that the method has
+        unfolded, or of every coil where it has no maps.
     device
         Where to compute.
 
@@ -91,7 +110,9 @@ def reconstruct_mri(
         :class:`~pyrecon.models.mri.JointMRI` does not.
     """
     options: dict[str, Any] = {"maps": maps, "coil_maps": coil_maps, "calibration": calibration, "whiten": whiten}
-    images, _, report = reconstruct_with_maps(scan, method, **options, coils=coils, device=device)
+    images, _, report = reconstruct_with_maps(
+        scan, method, **options, coils=coils, partial_fourier=partial_fourier, device=device
+    )
     return images, report
 
 
@@ -104,16 +125,18 @@ def reconstruct_with_maps(
     calibration: int = 24,
     whiten: bool = True,
     coils: int | None = None,
+    partial_fourier: Way = "zero",
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor | None, Report]:
     """As :func:`reconstruct_mri`, with the maps in between: images, maps, report.
 
-    The maps ``(S | 1, C, H, W)`` complex64 are those of the whitened, compressed coils, with a root sum of squares of 1
-    or 0; None for a method without any.
+    The maps ``(S | 1, C, H, W)`` complex64 are those of the whitened, compressed coils on the pixels of the images,
+    with a root sum of squares of 1 or 0; None for a method without any.
     """
     if not isinstance(scan, MRIScan):
         raise TypeError(f"scan: expected an MRIScan from a reader or a simulation, got {type(scan).__name__}")
     method = default_method(scan) if method is None else check_method(method, MRIMethod, "CGSense()")
+    check_way(partial_fourier, method)
     if coil_maps not in ("espirit", "walsh"):
         raise ValueError(f"coil_maps: {coil_maps!r} is not known, expected 'espirit' or 'walsh'")
     run = Recorder(method.name, method, device=device)
@@ -126,6 +149,8 @@ def reconstruct_with_maps(
         report.parameters |= method.settings()
         if method.needs_maps:
             data = with_coil_maps(data, coil_maps, calibration, torch.device(device), report.details)
+        filling = Filling(data.scan, method, partial_fourier)
+        report.details |= filling.story
         for part in data.parts():
             here: Tensor | None
             solution: Solution[Tensor]
@@ -140,7 +165,9 @@ def reconstruct_with_maps(
                 here = data.maps_of(part).to(device)
                 solution = method.solve(kspace, here, mask)
             else:
-                here, solution = None, method.solve(kspace, None, mask)
+                whole, everywhere = filling.coils(part, kspace, mask)
+                here, solution = None, method.solve(whole, None, everywhere)
+            solution = filling.images(part, solution, here)
             if here is None:
                 run.add(solution)
             else:
@@ -150,7 +177,8 @@ def reconstruct_with_maps(
             iterations = max(iterations, int(solution.iterations.max()))
             images.append(solution.value.cpu() * data.unit(part))
     report.details["iterations"] = iterations
-    return torch.cat(images), torch.cat(found) if found else data.maps, report
+    maps = torch.cat(found) if found else data.maps
+    return crop_phase(torch.cat(images), scan), None if maps is None else crop_phase(maps, scan), report
 
 
 @dataclass(frozen=True)
@@ -223,8 +251,11 @@ def prepare(scan: MRIScan, maps: Tensor | None, whiten: bool, coils: int | None,
             calibration=None if scan.calibration is None else scan.calibration * np.float32(scale),
         )
     details["noise"] = scan.metadata[WHITENED] if known else "unknown: 1 % of the brightest pixel"
-    if "phase_correction" in scan.metadata:
-        details["phase_correction"] = scan.metadata["phase_correction"]
+    details |= {name: scan.metadata[name] for name in TOLD if name in scan.metadata}
+    if scan.phase_oversampling != 1:
+        details["phase_oversampling"] = (
+            f"{scan.phase_oversampling:.4g}: images cropped from {scan.kspace.shape[2]} to {image_height(scan)} rows"
+        )
     details["image_unit"] = "noise" if known and maps is None else "data"
     data = Prepared(scan, known, scale)
     if maps is None:
@@ -309,6 +340,7 @@ def _check_maps(maps: Tensor, scan: MRIScan) -> None:
         raise ValueError(
             f"maps: shape {tuple(maps.shape)} does not fit the scan, "
             f"expected (S | 1, C, H, W) = ({slices} | 1, {coils}, {height}, {width})"
+            + (", with the phase oversampling" if scan.phase_oversampling != 1 else "")
         )
     if not bool(torch.isfinite(torch.view_as_real(maps)).all()):
         raise ValueError("maps: hold NaN or Inf")

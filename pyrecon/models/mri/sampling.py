@@ -23,6 +23,7 @@ from torch import Tensor
 from pyrecon._check import check_callable, check_count, check_flag, check_number
 from pyrecon._errors import DataError, Stopped
 from pyrecon._plain import plain
+from pyrecon.data.mri import crop_phase
 from pyrecon.data.raw import MRIScan
 from pyrecon.io.chains import read_chain, write_chain
 from pyrecon.models.mri.posterior import Posterior, held_maps
@@ -225,7 +226,7 @@ def sample_mri(
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     mean, std, lower, upper, ess, rhat = (
-        torch.stack([part[i].reshape(part[i].shape[-2:]) for part in parts]) for i in range(6)
+        crop_phase(torch.stack([part[i].reshape(part[i].shape[-2:]) for part in parts]), scan) for i in range(6)
     )
     return Uncertainty(mean, std, lower, upper, ess, rhat, level), report
 
