@@ -272,6 +272,15 @@ def test_k_space_arrays(tmp_path: Path) -> None:
     assert refused["facts"]["arrays"] == "r (float64 of shape (3, 4, 5))"
 
 
+def test_bart_axes_that_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "k.hdr").write_text("# Dimensions\n32 24 1 3 2 1 1 1 1 1 1 1 1 1 1 1\n")
+    (tmp_path / "k.cfl").write_bytes(bytes(8 * 32 * 24 * 3 * 2))
+    found = said(tmp_path / "k")
+    assert found["facts"] == {"dimensions": "READ 32, PHS1 24, COIL 3, MAPS 2"}
+    assert "MAPS (axis 4) has 2 entries" in found["refused"]
+    assert found["bytes"] == 8 * 32 * 24 * 3 * 2 + (tmp_path / "k.hdr").stat().st_size
+
+
 def test_fastmri(tmp_path: Path) -> None:
     found = said(fastmri_file(tmp_path / "f.h5", kspace(2).swapaxes(-1, -2), mask=lines(*GRAPPA, count=H)))
     assert found["facts"]["kspace"] == f"complex64 of shape (2, 3, {W}, {H}) (S, [C,] readout, lines)"
@@ -312,6 +321,10 @@ def test_ct_files(tmp_path: Path) -> None:
     assert exchange["facts"]["theta"] == "float64 of shape (30,), 0 to 174"
     assert "1 slices, 30 views" in exchange["facts"]["sinogram"]  # the middle row
     assert any("1 mm is assumed" in note for note in exchange["notes"])
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        del file["exchange/data"]
+        file["exchange/data"] = counts[:, 0, 0]
+    assert "float32 of shape (30,), expected real numbers" in said(tmp_path / "x.h5")["refused"]
 
 
 def test_images_and_folders(tmp_path: Path) -> None:

@@ -233,6 +233,8 @@ def test_a_complex_image_stays_an_image(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", image=kspace()[0])
     assert detect(tmp_path / "a.npz") == "npz"
     np.testing.assert_array_equal(read(tmp_path / "a.npz").image, kspace()[0])
+    np.savez(tmp_path / "c.npz", image=images(), kspace=kspace())
+    np.testing.assert_array_equal(read(tmp_path / "c.npz").kspace[0], kspace())
     np.savez(tmp_path / "b.npz", kspace()[0])  # arr_0: whatever it is
     result = CliRunner().invoke(app, ["reconstruct", str(tmp_path / "b.npz")])
     assert isinstance(result.exception, DataError)
@@ -358,6 +360,7 @@ MASKS: dict[str, NDArray[Any]] = {
     "an image of one column": LINES[:, None],
     "a slice, a coil": np.broadcast_to(LINES[:, None], (S, 1, H, W)),
     "slices": np.broadcast_to(LINES[:, None], (S, H, W)),
+    "coils": np.broadcast_to(LINES[:, None], (S, C, H, W)),
     "one slice": np.broadcast_to(LINES[:, None], (1, 1, H, W)),
     "whole numbers": LINES.astype(np.uint8),
 }
@@ -416,6 +419,7 @@ def test_a_mask_beside_the_k_space(tmp_path: Path, write: Write) -> None:
     ("mask", "message"),
     [
         (np.ones(H + 1), r"m\.npy: m: shape \(25,\) does not fit k-space of 24 H, 20 W"),
+        (np.broadcast_to(np.arange(C)[:, None, None] > 0, (C, H, W)), "differs from coil to coil"),
         (np.full((H, W), 0.5), "other values than 0 and 1"),
         (np.full((H, W), np.nan), "other values than 0 and 1"),
         (np.zeros((H, W)), "keeps no sample that the k-space has"),
@@ -459,6 +463,8 @@ def test_the_command_line_reconstructs_bart(tmp_path: Path) -> None:
     assert report["details"]["coils"].startswith("3 combinations with 9")
     assert report["details"]["noise"].startswith("k-space corners")
     assert report["details"]["maps"].startswith("espirit from")
+    assert report["details"]["axes"] == "WHCS"
+    assert report["details"]["sampled"] == "what is not zero in all coils"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

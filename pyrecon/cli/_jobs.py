@@ -267,6 +267,7 @@ def mri_job(
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         part = scan if first is None else first_slices(scan, first)
         images, maps, report = reconstruct_with_maps(part, chosen, coils=coils, device=device)
+        report.details |= {name: scan.metadata[name] for name in ("axes", "sampled") if name in scan.metadata}
         found[:] = [] if maps is None else [maps]
         return images, report
 

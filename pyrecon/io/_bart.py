@@ -48,6 +48,11 @@ def _is_header(path: Path) -> bool:
     return head.startswith(b"#") and any(line.strip() == _TITLE for line in head.splitlines())
 
 
+def dimensions(header: Path) -> dict[str, int]:
+    """The sizes of an array's axes by the toolbox's names, of those with more than one entry."""
+    return {name: size for name, size in zip(_AXES, _sizes(header), strict=False) if size > 1}
+
+
 def read_bart(path: PathLike) -> tuple[NDArray[Any], str]:
     """The array, left on the disk until it is used, and a letter for each of its axes; those of size 1 are dropped.
 

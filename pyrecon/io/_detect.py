@@ -119,7 +119,7 @@ def _npz_kind(path: Path) -> str:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
     if {"sinogram", "beam"} <= names:
         return "sinogram"
-    is_kspace = {"image", "pyrecon"}.isdisjoint(names) and not {name.lower() for name in names}.isdisjoint(KSPACE)
+    is_kspace = "pyrecon" not in names and not {name.lower() for name in names}.isdisjoint(KSPACE)
     return "kspace-array" if is_kspace else "npz"
 
 

@@ -19,7 +19,7 @@ from pyrecon.data.raw import MPICalibration, MPIScan, MRIScan
 from pyrecon.data.series import ImageSeries
 from pyrecon.io import read
 from pyrecon.io._arrays import open_arrays
-from pyrecon.io._bart import header_of
+from pyrecon.io._bart import dimensions, header_of
 from pyrecon.io._detect import detect
 from pyrecon.io._files import PathLike
 from pyrecon.io._hdf5 import Hdf5
@@ -127,7 +127,8 @@ def _asked(path: Path, kind: str) -> tuple[Any, str | None, tuple[str, ...]]:
 
 def _middle_row(path: Path) -> CTScan:
     with Hdf5(path) as file:
-        rows = file.dataset("/exchange/data").shape[1]
+        shape = file.dataset("/exchange/data").shape
+    rows = shape[1] if len(shape) > 1 else 1
     return read_data_exchange(path, rows=slice(rows // 2, rows // 2 + 1))
 
 
@@ -240,6 +241,9 @@ def _fastmri_facts(path: Path) -> dict[str, str]:
 
 
 def _array_facts(path: Path) -> dict[str, str]:
+    header = header_of(path)
+    if header is not None:  # its reader refuses axes that no image has
+        return {"dimensions": ", ".join(f"{name} {size}" for name, size in dimensions(header).items())}
     return {"arrays": open_arrays(path).listing()}
 
 

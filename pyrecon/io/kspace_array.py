@@ -207,7 +207,7 @@ def _sampled(
         name = next(iter(source.held))
     where = f"{source.path}: {name}"
     held = source.held[name]
-    if held.dtype.kind not in "bfiuc" or math.prod(held.shape) > there.size:
+    if held.dtype.kind not in "bfiuc" or math.prod(held.shape) > there.size * sizes.get("C", 1):
         raise DataError(f"{where}: {held}, expected 0 and 1 over {' x '.join(f'{sizes[n]} {n}' for n in letters)}")
     values = source.load(name)
     if not ((values == 0) | (values == 1)).all():
@@ -215,6 +215,8 @@ def _sampled(
     given = values == 1
     chosen = _mask_letters(where, source.axes, given, letters, sizes, there, notes)
     fitted = _spread(given.reshape(chosen[1]), chosen[0])
+    if (fitted != fitted[:, :, :, :, :1]).any():
+        raise DataError(f"{where}: differs from coil to coil, expected the same samples of all")
     whole = np.broadcast_to(fitted[:, :, :, :, 0], (*(sizes.get(n, 1) for n in "SETP"), *there.shape[-2:]))
     sampled = whole.reshape(there.shape)
     if not (sampled & there).any():
@@ -257,9 +259,7 @@ def _mask_letters(
 
 
 def _fits(way: str, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
-    return len(way) == len(shape) and all(
-        n in (1, sizes[letter] if letter != "C" else 1) for letter, n in zip(way, shape, strict=True)
-    )
+    return len(way) == len(shape) and all(n in (1, sizes[letter]) for letter, n in zip(way, shape, strict=True))
 
 
 def _along_columns(sampled: NDArray[np.bool_]) -> bool:
