@@ -225,7 +225,9 @@ def test_partitions(tmp_path: Path) -> None:
         for p in range(1, 7)
     ]
     (tmp_path / "m.dat").write_bytes(twix_bytes(lines, PROTOCOL + "sKSpace.lPartitions = 8\n"))
-    facts = said(tmp_path / "m.dat")["facts"]
+    found = said(tmp_path / "m.dat")
+    assert found["counters"][1] == {"counter": "partition", "lowest": 1, "highest": 6, "count": 6}
+    facts = found["facts"]
     assert facts["matrix"].startswith("8 partitions x 24 lines x 32 samples")
     assert facts["images"] == "1 volumes of 8 partitions"
     assert facts["partitions"] == "6 of 8 partitions"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
-from pyrecon.io._files import PathLike, check_memory, existing_file, one_line
+from pyrecon.io._files import PathLike, check_memory, existing_file, joined, one_line
 from pyrecon.io._hdf5_checks import Heaps, is_plain
 
 # What h5py raises on a damaged file, seen by fuzzing.
@@ -156,7 +156,7 @@ class Hdf5:
             data = np.asarray(node[()])
         if pair and data.dtype.names is not None:
             real, imag = (data[name] for name in data.dtype.names)
-            data = real + 1j * imag
+            data = joined(real, imag)
         if shape is not None and len(shape) == 1 and data.ndim > 1 and data.size == max(data.shape):
             data = data.reshape(-1)  # a vector that its writer keeps as a row or a column
         if shape is not None:

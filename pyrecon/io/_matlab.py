@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pyrecon._errors import DataError
-from pyrecon.io._files import PathLike, check_memory, existing_file, one_line
+from pyrecon.io._files import PathLike, check_memory, existing_file, joined, one_line
 
 SIGNATURE = b"MATLAB 5.0 MAT-file"
 _MATRIX, _COMPRESSED = 14, 15
@@ -165,7 +165,7 @@ class _Reader:
         if kind in _CLASSES:
             real, rest = self._numbers(rest, count)
             if flag & _COMPLEX:
-                real = real + 1j * self._numbers(rest, count)[0]
+                real = joined(real, self._numbers(rest, count)[0])
             return title, real.reshape(shape, order="F")
         if kind == _CHAR:
             return title, self._text(rest, shape)

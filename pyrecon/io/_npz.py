@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -62,7 +64,9 @@ def _heading(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], b
     """Shape, whether columns follow each other, dtype, and bytes of what comes next."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read_header(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that Python 2 wrote
+        shape, by_columns, dtype = read_header(file)
     if dtype.hasobject:
         raise DataError(f"{path}: {name}: holds Python objects, expected numbers")
     return shape, by_columns, dtype, int(np.prod(shape, dtype=object)) * dtype.itemsize
@@ -76,7 +80,7 @@ def damage(path: Path, kind: str) -> Iterator[None]:
     except DataError:
         raise
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, SyntaxError, TypeError,
-            MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
+            MemoryError, OverflowError, TokenError, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
         raise DataError(
             f"{path}: is not a readable {kind} file ({one_line(error)}); it is truncated or corrupted"
         ) from error
