@@ -64,6 +64,8 @@ def read_kspace_array(
     ------
     DataError
         If the file is damaged, or does not say plainly enough what it holds.
+    ValueError
+        If ``axes`` are no such letters, or ``field_of_view`` are no lengths.
     """
     extent_said = _checked_lengths(field_of_view)
     arrays = open_arrays(path)
