@@ -24,6 +24,7 @@ from pyrecon.data.ct import CTScan
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan, MRIScan
 from pyrecon.io import Result, mdf, read, write_result
 from pyrecon.io._hdf5 import Hdf5
+from pyrecon.io.inspection import inspect
 from pyrecon.io.ismrmrd import write_ismrmrd
 from pyrecon.io.sinogram import write_sinogram
 from pyrecon.physics.ct import scanner
@@ -127,6 +128,21 @@ def exchange(path: Path) -> None:
         file["exchange/data_dark"], file["exchange/data_white"] = counts[:2] - 100, counts[:3] + 100
 
 
+def array(kind: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        kspace = noise(2, 3, 12, 8)
+        if kind == ".npy":
+            with path.open("wb") as file:
+                np.save(file, kspace)
+        elif kind == ".npz":
+            with path.open("wb") as file:
+                np.savez(file, kspace=kspace, mask=np.ones(12))
+        else:
+            savemat(path, {"kspace": kspace, "mask": np.ones((12, 8))}, appendmat=False, do_compression=True)
+
+    return write
+
+
 @contextmanager
 def in_time() -> Iterator[None]:
     """A hang ends the session with a traceback, wherever it is: no Python runs while a library loops in C."""
@@ -189,6 +205,9 @@ FEW_AND_ALL = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pyt
         (exchange, 300),
         (fastmri, 300),
         (echo_planar, 400),
+        (array(".npy"), 200),
+        (array(".npz"), 200),
+        (array(".mat"), 300),
     ],
     ids=[
         "mdf",
@@ -206,6 +225,9 @@ FEW_AND_ALL = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pyt
         "data-exchange",
         "fastmri",
         "echo-planar",
+        "kspace.npy",
+        "kspace.npz",
+        "kspace.mat",
     ],
 )
 def test_damaged_bytes(tmp_path: Path, write: Callable[[Path], None], count: int, share: float) -> None:
@@ -218,6 +240,26 @@ def test_damaged_bytes(tmp_path: Path, write: Callable[[Path], None], count: int
         damaged(content, np.random.default_rng((count, seed))).tofile(tmp_path / "damaged")
         seen[outcome(tmp_path / "damaged")] += 1
     assert seen["refused"] > count // 5  # the damage was felt
+
+
+@pytest.mark.parametrize(
+    "write",
+    [measurement, system_matrix, ismrmrd, siemens, image(".npz"), sinogram(".h5"), htc, exchange, fastmri, echo_planar,
+     array(".npy"), array(".mat")],
+)  # fmt: skip
+def test_damaged_bytes_are_looked_into(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """What a reader refuses may be shown, refusal and all; what cannot be shown is one line."""
+    write(tmp_path / "sound")
+    content = np.fromfile(tmp_path / "sound", np.uint8)
+
+    def look(path: Path) -> None:
+        for most in (0, 2**28):
+            refusal = inspect(path, most=most).refusal
+            assert refusal is None or "\n" not in refusal
+
+    for seed in range(60):
+        damaged(content, np.random.default_rng((60, seed))).tofile(tmp_path / "damaged")
+        outcome(tmp_path / "damaged", look)
 
 
 @pytest.mark.skipif(not SIEMENS.exists(), reason="no real twix file beside the checkout")

@@ -29,9 +29,10 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
 
 
 def _register() -> None:
-    from pyrecon.cli import bench, demo, evaluate, fit, info, reconstruct, reproduce, sample, simulate, train
+    from pyrecon.cli import bench, demo, evaluate, fit, info, inspect, reconstruct, reproduce, sample, simulate, train
 
     app.command("reconstruct")(reconstruct.reconstruct)
+    app.command("inspect")(inspect.inspect)
     app.command("fit")(fit.fit)
     app.command("sample")(sample.sample)
     app.add_typer(simulate.app, name="simulate")

@@ -195,45 +195,88 @@ def mpi_job(
     return Job(facts, chosen, images, memory, run, True, system.grid, labels)
 
 
-def mri_job(
-    file: Path, kind: str, method: str | None, settings: list[str], partial_fourier: str | None, device: str
-) -> Job:
+@dataclasses.dataclass(frozen=True)
+class ArrayOptions:
+    """What the command line says about k-space that is a bare array: lengths in millimetres with commas between."""
+
+    axes: str | None = None
+    mask: Path | None = None
+    fov: str | None = None
+
+    def given(self) -> list[str]:
+        """The options that were, as they are written."""
+        return [f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None]
+
+
+def read_mri(file: Path, options: ArrayOptions) -> MRIScan:
+    """A scan of any format; DataError where an option is no such thing."""
     from pyrecon import io
+    from pyrecon.io.kspace_array import read_kspace_array
+
+    if not options.given():
+        found = io.read(file)
+        assert isinstance(found, MRIScan)
+        return found
+    try:
+        lengths = None if options.fov is None else [1e-3 * float(mm) for mm in options.fov.split(",")]
+    except ValueError:
+        raise DataError(f"--fov: {options.fov!r}, expected millimetres with commas between, e.g. 220,220,5") from None
+    try:
+        return read_kspace_array(file, axes=options.axes, mask=options.mask, field_of_view=lengths)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"--axes, --fov: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class MRIOptions:
+    """What the command line says about an MRI scan."""
+
+    arrays: ArrayOptions = dataclasses.field(default_factory=ArrayOptions)
+    coils: int | None = None
+    partial_fourier: str | None = None
+
+
+def mri_job(file: Path, kind: str, method: str | None, settings: list[str], options: MRIOptions, device: str) -> Job:
     from pyrecon.data.mri import first_slices, image_height, readout_width
     from pyrecon.models.mri import LEARNED, MAPPING, METHODS, default_method, reconstruct_with_maps
     from pyrecon.models.mri.partial_fourier import check_way
 
-    scan = io.read(file)
-    assert isinstance(scan, MRIScan)
+    scan, coils = read_mri(file, options.arrays), options.coils
+    have = scan.kspace.shape[1]
+    if coils is not None and coils > have:
+        raise DataError(f"--coils: {coils}, expected at most the {have} that {file} has")
     if method in MAPPING:
-        if partial_fourier is not None:
+        if options.partial_fourier is not None:
             raise DataError(f"--partial-fourier: is for images, {method} makes maps")
-        return _maps_job(file, kind, scan, _settings.make(MAPPING, method, settings), device)
+        return _maps_job(file, kind, scan, _settings.make(MAPPING, method, settings), device, coils)
     chosen = default_method(scan) if method is None and not settings else None
     if chosen is None:
         names = {v: k for k, v in METHODS.items()}
         chosen = _settings.make(METHODS | LEARNED | MAPPING, method or names[type(default_method(scan))], settings)
-    way: Any = partial_fourier or "zero"
+    way: Any = options.partial_fourier or "zero"
     try:
         check_way(way, chosen)
     except ValueError as error:
         raise DataError(f"--partial-fourier: {str(error).removeprefix('partial_fourier: ')}") from error
-    count, coils, height, width = scan.kspace.shape
+    count, _, height, width = scan.kspace.shape
     facts = {
-        "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "
+        "file": f"{file.name}: {kind}, {count} images, {have} coils, {height} x {width} samples "
         f"({scan.mask.mean():.0%} sampled, readout oversampling {scan.readout_oversampling:g})",
         "method": chosen.name,
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
     # k-space before and after removal of the oversampling, maps, and a few coil stacks of working memory.
-    memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * readout_width(scan)
+    memory = 8 * scan.kspace.size + 5 * 8 * count * (coils or have) * height * readout_width(scan)
     height, width = image_height(scan), readout_width(scan)
     y, x, thickness = scan.field_of_view
     grid = Grid((count, height, width), (thickness, y / height, x / width), (0.0, 0.0, 0.0))
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
         part = scan if first is None else first_slices(scan, first)
-        images, maps, report = reconstruct_with_maps(part, chosen, partial_fourier=way, device=device)
+        images, maps, report = reconstruct_with_maps(part, chosen, coils=coils, partial_fourier=way, device=device)
+        report.details |= {name: scan.metadata[name] for name in ("axes", "sampled") if name in scan.metadata}
         found[:] = [] if maps is None else [maps]
         return images, report
 
@@ -242,16 +285,16 @@ def mri_job(
     return MRIJob(facts, chosen, count, memory, run, False, grid, scan.labels, arranged, found)
 
 
-def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) -> Job:
+def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str, coils: int | None) -> Job:
     from pyrecon.data.contrasts import contrasts_of
     from pyrecon.data.mri import image_height, readout_width, some_entries
     from pyrecon.models.mri import reconstruct_maps
 
     series = contrasts_of(scan, chosen.setting, chosen.besides)
     slices, images = series.entries.shape
-    _, coils, height, width = scan.kspace.shape
+    _, have, height, width = scan.kspace.shape
     facts = {
-        "file": f"{file.name}: {kind}, {slices} slices of {images} images, {coils} coils, {height} x {width} samples "
+        "file": f"{file.name}: {kind}, {slices} slices of {images} images, {have} coils, {height} x {width} samples "
         f"({scan.mask.mean():.0%} sampled, readout oversampling {scan.readout_oversampling:g})",
         chosen.setting: ", ".join(f"{v:.6g}" for v in series.values) + " s",
         "method": chosen.title,
@@ -259,14 +302,14 @@ def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) ->
     }
     # k-space before and after whitening, maps of the coils and of the tissue, a few coil stacks of working memory.
     pixels = slices * height * readout_width(scan)
-    memory = 8 * scan.kspace.size * 2 + 8 * pixels * (coils + 16) + 5 * min(8 * scan.kspace.size, 2**29)
+    memory = 8 * scan.kspace.size * 2 + 8 * pixels * ((coils or have) + 16) + 5 * min(8 * scan.kspace.size, 2**29)
     height, width = image_height(scan), readout_width(scan)
     y, x, thickness = scan.field_of_view
     grid = Grid((slices, height, width), (thickness, y / height, x / width), (0.0, 0.0, 0.0))
 
     def run(first: int | None, progress: Progress) -> tuple[Maps, Report]:
         part = scan if first is None else some_entries(scan, series.entries[:first].ravel())
-        return reconstruct_maps(part, chosen, device=device, progress=progress)
+        return reconstruct_maps(part, chosen, coils=coils, device=device, progress=progress)
 
     arranged = volumes_of(scan, series.entries[:, 0], (height, width))
     return MapsJob(facts, chosen, slices, memory, run, True, grid, series.labels, arranged)

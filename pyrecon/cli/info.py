@@ -17,6 +17,7 @@ import pyrecon
 import pyrecon.ops
 from pyrecon import _core
 from pyrecon.cli import _console
+from pyrecon.cli.reconstruct import CT_FORMATS, MRI_FORMATS
 
 # distribution, what it is for, the extra that brings it
 OPTIONAL = (
@@ -59,6 +60,7 @@ def info(
     table.add_row("CUDA kernels", "built" if facts["cuda_module"] else missing)
     devices = facts["gpus"] or ["none found by torch: the CPU kernels do all the work"]
     table.add_row("GPUs", "\n".join(devices))
+    table.add_row("reads", "\n".join(f"{modality}: {', '.join(kinds)}" for modality, kinds in facts["formats"].items()))
     table.add_row("ops", "\n".join(f"{op}: {', '.join(['reference', *k])}" for op, k in facts["ops"].items()))
     for name, part in facts["optional"].items():
         have = part["version"] or f"missing; for {part['for']}: pip install 'pyrecon-imaging[{part['extra']}]'"
@@ -79,6 +81,7 @@ def collect() -> dict[str, Any]:
         },
         "cuda_module": find_spec("pyrecon._cuda") is not None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "formats": {"MPI": ["mdf-measurement", "mdf-system-matrix"], "MRI": [*MRI_FORMATS], "CT": [*CT_FORMATS]},
         "ops": {name: list(kernels) for name, kernels in pyrecon.registered_ops().items()},
         "optional": {
             name: {"version": _version(name), "for": purpose, "extra": extra} for name, purpose, extra in OPTIONAL

@@ -12,9 +12,21 @@ import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
-from pyrecon.cli._jobs import CTOptions, Job, MRIJob, check_device, ct_job, mpi_job, mri_job, silent
+from pyrecon.cli._jobs import (
+    ArrayOptions,
+    CTOptions,
+    Job,
+    MRIJob,
+    MRIOptions,
+    check_device,
+    ct_job,
+    mpi_job,
+    mri_job,
+    silent,
+)
 
-MRI_FORMATS = ("twix", "ismrmrd", "fastmri")
+ARRAY_FORMATS = ("bart", "kspace-array")
+MRI_FORMATS = ("twix", "ismrmrd", "fastmri", *ARRAY_FORMATS)
 CT_FORMATS = ("htc", "data-exchange", "sinogram")
 
 
@@ -77,6 +89,29 @@ def reconstruct(
             show_default=False,
         ),
     ] = None,
+    coils: Annotated[
+        int | None, typer.Option(help="MRI: compress to this many coils.", min=1, show_default=False)
+    ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            help="K-space arrays: a letter for each axis: S slice, E echo, T time, P partition, C coil, H phase "
+            "encoding, W readout. Default: HW, CHW or SCHW; of BART its own.",
+            show_default=False,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="K-space arrays: 1 where sampled: .npy, .npz, .mat or .cfl.", show_default=False),
+    ] = None,
+    fov: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MM,MM[,MM]",
+            help="K-space arrays: field of view along the image's axes in the order of the array, and the thickness.",
+            show_default=False,
+        ),
+    ] = None,
     average: Annotated[int, typer.Option(help="MPI: average this many frames into one.", min=1)] = 1,
     snr_threshold: Annotated[float, typer.Option(help="MPI: leave out system-matrix rows with less SNR.", min=0)] = 5.0,
     band: Annotated[
@@ -133,6 +168,11 @@ def reconstruct(
     options = CTOptions(views, shape, pixel_size, detector_pixel, center, rows)
     if kind not in CT_FORMATS and options.given():
         raise DataError(f"{', '.join(options.given())}: for CT, {file} is {kind}")
+    arrays = ArrayOptions(axes, mask, fov)
+    if kind not in ARRAY_FORMATS and arrays.given():
+        raise DataError(f"{', '.join(arrays.given())}: for k-space that is a bare array, {file} is {kind}")
+    if coils is not None and kind not in MRI_FORMATS:
+        raise DataError(f"--coils: for MRI, {file} is {kind}")
     if system_matrix is not None and kind in (*MRI_FORMATS, *CT_FORMATS):
         raise DataError(f"{file}: is {kind}, which has no system matrix; leave out --system-matrix")
     if kind == "mdf-measurement":
@@ -142,12 +182,16 @@ def reconstruct(
     elif kind in MRI_FORMATS:
         if method in mri.MAPPING and target.suffix.lower() == ".png":
             raise DataError("--output: .png holds no numbers; use --figure for a picture")
-        job = mri_job(file, kind, method, settings, partial_fourier and partial_fourier.value, device)
+        said = MRIOptions(arrays, coils, None if partial_fourier is None else partial_fourier.value)
+        job = mri_job(file, kind, method, settings, said, device)
     elif kind in CT_FORMATS:
         job = ct_job(file, kind, method, settings, options, device)
     else:
         expected = ", ".join(("mdf-measurement", *MRI_FORMATS, *CT_FORMATS))
-        advice = "; give it as --system-matrix along with a measurement" if kind == "mdf-system-matrix" else ""
+        advice = {
+            "mdf-system-matrix": "; give it as --system-matrix along with a measurement",
+            "npz": "; an array of k-space is to have the name kspace in it",
+        }.get(kind, "")
         raise DataError(f"{file}: is {kind}, nothing to reconstruct; expected {expected}{advice}")
 
     if maps_out is not None and not (isinstance(job, MRIJob) and (job.method.needs_maps or job.method.finds_maps)):

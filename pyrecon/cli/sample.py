@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 def sample(
     file: Annotated[
-        Path, typer.Argument(help="A raw-data file of MRI: Siemens twix, ISMRMRD or fastMRI.", show_default=False)
+        Path, typer.Argument(help="Raw data of MRI: Siemens twix, ISMRMRD, fastMRI or k-space.", show_default=False)
     ],
     output: Annotated[
         Path | None,

@@ -56,6 +56,12 @@ class Placement:
         """Where rows and columns of the first entry lead: ``"PL"`` is to posterior and to left."""
         return "".join(_letter(axes[0]) for axes in (self.rows, self.columns))
 
+    @property
+    def words(self) -> str:
+        """The same in words."""
+        rows, columns = (_WORDS[letter] for letter in self.letters)
+        return f"rows to {rows}, columns to {columns}"
+
 
 def placed(frames: list[Frame], partitions: Real, *, against: bool) -> tuple[NDArray[np.bool_], Placement]:
     """``(S, 2)``, which of rows and columns of every entry are to be turned, and where its image then lies.

@@ -1,9 +1,9 @@
 """Reading raw data and writing images.
 
 ``detect`` tells what a file is, ``read`` reads whatever it is, and ``mdf``, ``ismrmrd``, ``twix``, ``fastmri``,
-``htc``, ``data_exchange``, ``sinogram`` and ``results`` have the readers and writers of each format. Everything a
-reader gets is taken for damaged or hostile until checked; every failure is one :class:`pyrecon._errors.DataError` that
-names the file, the field, what came and what was expected.
+``kspace_array``, ``htc``, ``data_exchange``, ``sinogram`` and ``results`` have the readers and writers of each format.
+Everything a reader gets is taken for damaged or hostile until checked; every failure is one
+:class:`pyrecon._errors.DataError` that names the file, the field, what came and what was expected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read(path: PathLike) -> MPIScan | MPICalibration | MRIScan | CTScan | Result
 
     Raises DataError if the format is unknown, known but not read by pyrecon, or the file is damaged.
     """
-    from pyrecon.io import data_exchange, fastmri, htc, ismrmrd, mdf, sinogram, twix
+    from pyrecon.io import data_exchange, fastmri, htc, ismrmrd, kspace_array, mdf, sinogram, twix
 
     readers: dict[str, Callable[[PathLike], MPIScan | MPICalibration | MRIScan | CTScan | Result]] = {
         "mdf-measurement": mdf.read_measurement,
@@ -33,6 +33,8 @@ def read(path: PathLike) -> MPIScan | MPICalibration | MRIScan | CTScan | Result
         "ismrmrd": ismrmrd.read_ismrmrd,
         "fastmri": fastmri.read_fastmri,
         "twix": twix.read_twix,
+        "bart": kspace_array.read_kspace_array,
+        "kspace-array": kspace_array.read_kspace_array,
         "htc": htc.read_htc,
         "data-exchange": data_exchange.read_data_exchange,
         "sinogram": sinogram.read_sinogram,

@@ -87,7 +87,20 @@ def assemble(
         if not np.isfinite(kspace).all():
             raise DataError(f"{path}: the average of repeated readouts overflows, expected k-space values within 1e38")
 
-    sampled = times > 0
+    return gathered(path, kspace, times > 0, entries, names, _frames(entries, readouts, partitions))
+
+
+def gathered(
+    path: PathLike,
+    kspace: Complex,
+    sampled: NDArray[np.bool_],
+    entries: Sequence[tuple[int, ...]],
+    names: Sequence[str],
+    frames: list[Frame] | None,
+) -> Assembled:
+    """What :func:`assemble` makes of k-space ``(E, P, H, C, W)`` that lies on its matrix, with ``sampled``
+    ``(E, P, H, W)``; ``entries`` are sorted, ``frames`` one for each entry and partition."""
+    partitions = kspace.shape[1]
     kspace, mask = _slices(path, kspace, sampled)
     labels = _labels(entries, names, partitions)
     if mask.all(axis=-1).sum() == mask.any(axis=-1).sum():  # every line is complete
@@ -99,7 +112,6 @@ def assemble(
     same_slice = _numbered(entries, names, partitions, "contrast")
     same_thing = _numbered(entries, names, partitions, "phase", "repetition")
     stack = _stack(entries, names, partitions)
-    frames = _frames(entries, readouts, partitions)
     return Assembled(kspace, mask, labels, same_slice, same_thing, contrasts, where, stack, frames)
 
 

@@ -10,30 +10,35 @@ from pathlib import Path
 import numpy as np
 
 from pyrecon._errors import DataError
+from pyrecon.io._arrays import KSPACE, MATLAB_HDF5, NPY, open_arrays
+from pyrecon.io._bart import header_of
 from pyrecon.io._files import PathLike, existing_file, one_line
 from pyrecon.io._hdf5 import Hdf5
-from pyrecon.io._matlab import SIGNATURE, find_struct, read_matlab
+from pyrecon.io._matlab import SIGNATURE, find_struct, outline_matlab, read_matlab
 from pyrecon.io._npz import damage
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LOOKED_FOR = (
-    "HDF5 (MDF, ISMRMRD, fastMRI, Data Exchange, pyrecon sinogram or image), Siemens twix, MATLAB 5, NIfTI, NPZ, PNG, "
-    "DICOM"
+    "HDF5 (MDF, ISMRMRD, fastMRI, Data Exchange, pyrecon sinogram or image), Siemens twix, MATLAB, NumPy (NPY, NPZ), "
+    "BART (a header of '# Dimensions' beside its .cfl), NIfTI, PNG, DICOM"
 )
 
 
 def detect(path: PathLike) -> str:
-    """The kind of a file by its content, never by its extension.
+    """The kind of a file by its content, never by its extension; BART's samples, bare numbers, by the header beside.
 
     One of ``"mdf-measurement"``, ``"mdf-system-matrix"``, ``"mdf-reconstruction"``, ``"ismrmrd"``, ``"fastmri"``,
     ``"data-exchange"``, ``"pyrecon-image"`` (HDF5), ``"sinogram"`` (HDF5 or NPZ), ``"htc"`` (MATLAB), ``"twix"``,
-    ``"nifti"``, ``"npz"``, ``"png"``, ``"dicom"``. Raises DataError saying what was looked for if it is none of them.
+    ``"bart"``, ``"kspace-array"`` (NPY; NPZ with ``kspace``; MATLAB with that or one complex array), ``"nifti"``,
+    ``"npz"``, ``"png"``, ``"dicom"``. Raises DataError saying what was looked for if it is none of them.
     """
+    if header_of(path) is not None:
+        return "bart"
     path = existing_file(path)
     with path.open("rb") as file:
         head = file.read(2**14)
         if _has_hdf5_signature(path, head):
-            return _hdf5_kind(path)
+            return "kspace-array" if head.startswith(MATLAB_HDF5) and _holds_kspace(path) else _hdf5_kind(path)
     kind = _kind_of_bytes(path, head)
     if kind is None:
         shown = " ".join(f"{byte:02x}" for byte in head[:8])
@@ -71,21 +76,26 @@ def _hdf5_kind(path: Path) -> str:
     raise DataError(
         f"{path}: an HDF5 file of unknown layout (it holds {names}); looked for MDF (/version and /measurement), "
         "ISMRMRD (a group with xml and data), fastMRI (/kspace and a header or a mask), Data Exchange "
-        "(/exchange/data), a pyrecon sinogram (/sinogram and /beam) and a pyrecon image"
+        "(/exchange/data), a pyrecon sinogram (/sinogram and /beam), a pyrecon image and MATLAB 7.3 with k-space"
     )
 
 
 def _kind_of_bytes(path: Path, head: bytes) -> str | None:
     if head[:4] == b"PK\x03\x04":
-        return "sinogram" if _holds_sinogram(path) else "npz"
+        return _npz_kind(path)
+    if head.startswith(NPY):
+        return "kspace-array"
     if head.startswith(SIGNATURE):
-        variables = read_matlab(path)
-        if find_struct(variables) is None:
-            raise DataError(
-                f"{path}: a MATLAB file of unknown layout (it holds {', '.join(variables) or 'nothing'}); looked for a "
-                "struct with sinogram and parameters (Helsinki Tomography Challenge)"
-            )
-        return "htc"
+        variables = outline_matlab(path)
+        if any(known.is_struct for known in variables.values()) and find_struct(read_matlab(path)) is not None:
+            return "htc"
+        if _holds_kspace(path):
+            return "kspace-array"
+        raise DataError(
+            f"{path}: a MATLAB file of unknown layout (it holds {', '.join(variables) or 'nothing'}); looked for a "
+            "struct with sinogram and parameters (Helsinki Tomography Challenge), or k-space: a variable kspace or one "
+            "complex array"
+        )
     if head[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if head[:2] == b"\x1f\x8b":
@@ -104,9 +114,20 @@ def _kind_of_bytes(path: Path, head: bytes) -> str | None:
     return "twix" if _is_twix(head) else None
 
 
-def _holds_sinogram(path: Path) -> bool:
+def _npz_kind(path: Path) -> str:
     with damage(path, "NPZ"), zipfile.ZipFile(path) as archive:
-        return {"sinogram.npy", "beam.npy"} <= set(archive.namelist())
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+    if {"sinogram", "beam"} <= names:
+        return "sinogram"
+    is_kspace = "pyrecon" not in names and not {name.lower() for name in names}.isdisjoint(KSPACE)
+    return "kspace-array" if is_kspace else "npz"
+
+
+def _holds_kspace(path: Path) -> bool:
+    """An array of that name, or a complex one that no other can be mistaken for."""
+    arrays = open_arrays(path)
+    complex_ones = [held for held in arrays.held.values() if held.dtype.kind == "c" and len(held.shape) > 1]
+    return arrays.called(KSPACE) is not None or len(complex_ones) == 1
 
 
 def _is_nifti(head: bytes) -> bool:

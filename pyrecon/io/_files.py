@@ -87,6 +87,13 @@ def check_finite(path: PathLike, field: str, data: NDArray[Any], unit: str) -> N
         )
 
 
+def joined(real: NDArray[Any], imag: NDArray[Any]) -> NDArray[np.complexfloating]:
+    """Complex numbers of their parts, no product being made: 1j times Inf is NaN, with a warning."""
+    whole = np.empty(real.shape, np.result_type(real, imag, np.complex64))
+    whole.real, whole.imag = real, imag
+    return whole
+
+
 def listing(unit: str, indices: Sequence[int], most: int = 8) -> str:
     """``"frames 1, 5, 7"``: the first ``most`` of them, and how many more."""
     more = f" and {len(indices) - most} more" if len(indices) > most else ""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
-from pyrecon.io._files import PathLike, check_memory, existing_file, one_line
+from pyrecon.io._files import PathLike, check_memory, existing_file, joined, one_line
 from pyrecon.io._hdf5_checks import Heaps, is_plain
 
 # What h5py raises on a damaged file, seen by fuzzing.
@@ -134,18 +134,29 @@ class Hdf5:
 
     # ---- values
 
+    def outline(self, field: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
+        """Shape and dtype of what :meth:`array` would give, without reading it; None where it is no such dataset."""
+        node = self._find(field)
+        if not isinstance(node, h5py.Dataset):
+            return None
+        with self.reading(field):
+            kind = node.dtype if node.shape is not None and is_plain(node.id.get_type()) else None
+            if kind is None or not (kind.kind in "iufcb" or _is_pair(kind)) or kind.subdtype is not None:
+                return None
+            return node.shape, np.result_type(kind[0], np.complex64) if _is_pair(kind) else kind
+
     def array(self, field: str, shape: Sequence[int | None] | None = None) -> NDArray[Any]:
         """Numbers of any real or complex dtype (compound real/imaginary pairs too); ``None`` in shape fits any size."""
         node = self.dataset(field)
         with self.reading(field):
             kind = node.dtype
-            pair = kind.names is not None and len(kind.names) == 2 and all(kind[n].kind in "fiu" for n in kind.names)
+            pair = _is_pair(kind)
             if not (kind.kind in "iufcb" or pair) or kind.subdtype is not None:
                 raise self.fail(field, f"values of type {kind}", "numbers")
             data = np.asarray(node[()])
         if pair and data.dtype.names is not None:
             real, imag = (data[name] for name in data.dtype.names)
-            data = real + 1j * imag
+            data = joined(real, imag)
         if shape is not None and len(shape) == 1 and data.ndim > 1 and data.size == max(data.shape):
             data = data.reshape(-1)  # a vector that its writer keeps as a row or a column
         if shape is not None:
@@ -256,6 +267,11 @@ class Hdf5:
                 continue
             found[field] = value.item() if value.ndim == 0 else value
         return found
+
+
+def _is_pair(kind: np.dtype[Any]) -> bool:
+    """Real and imaginary part."""
+    return kind.names is not None and len(kind.names) == 2 and all(kind[n].kind in "fiu" for n in kind.names)
 
 
 def _share(shape: tuple[int, ...], axis: int, taken: slice | None) -> float:

@@ -8,40 +8,63 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pyrecon._errors import DataError
-from pyrecon.io._files import PathLike, check_memory, existing_file, one_line
+from pyrecon.io._files import PathLike, check_memory, existing_file, joined, one_line
 
 SIGNATURE = b"MATLAB 5.0 MAT-file"
 _MATRIX, _COMPRESSED = 14, 15
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _STRUCT, _CHAR = 2, 4
-_NUMERIC = range(6, 16)  # double, single and the whole numbers of 8 to 64 bits
+_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 _COMPLEX = 0x0800
 _MOST_EXPANSION = 1100  # deflate's
 _MOST_DEPTH = 8
+_MOST_HEADING = 4096  # bytes of a variable's flags, shape and name
+
+Kind = TypeVar("Kind")
 
 
-def read_matlab(path: PathLike) -> dict[str, Any]:
-    """All variables by name: arrays, texts, a dict for a 1 x 1 struct; None for what is none of these.
+def read_matlab(path: PathLike, only: str | None = None) -> dict[str, Any]:
+    """All variables, or that ``only``, by name: arrays, texts, a dict for a 1 x 1 struct; None for what is none of
+    these.
 
     Raises DataError for a file that is truncated, corrupted or no MATLAB 5 file.
     """
-    path = existing_file(path)
+    return _of(existing_file(path), lambda reader, content: dict(reader.variables(content, only)))
+
+
+class Outline(NamedTuple):
+    """What a variable is, without its values: ``dtype`` None for what is no array of numbers."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] | None
+    is_struct: bool
+
+
+def outline_matlab(path: PathLike) -> dict[str, Outline]:
+    """All variables by name; only their beginnings are decompressed. Raises DataError as :func:`read_matlab`."""
+    return _of(existing_file(path), lambda reader, content: dict(reader.outlines(content)))
+
+
+def _of(path: Path, read: Callable[[_Reader, memoryview], dict[str, Kind]]) -> dict[str, Kind]:
     try:
-        content = path.read_bytes()
-        if not content.startswith(SIGNATURE) or len(content) < 128:
+        if path.stat().st_size < 128:
             raise DataError(f"{path}: is no MATLAB 5 file")
-        order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+        content = np.memmap(path, np.uint8, "r").data  # variables that nobody asks for stay on the disk
+        if bytes(content[: len(SIGNATURE)]) != SIGNATURE:
+            raise DataError(f"{path}: is no MATLAB 5 file")
+        mark = bytes(content[126:128])
+        order = {b"IM": "<", b"MI": ">"}.get(mark)
         if order is None:
-            raise DataError(f"{path}: the byte order {content[126:128]!r}, expected b'IM' or b'MI'; it is corrupted")
-        return dict(_Reader(path, order).variables(memoryview(content)[128:]))
+            raise DataError(f"{path}: the byte order {mark!r}, expected b'IM' or b'MI'; it is corrupted")
+        return read(_Reader(path, order), content[128:])
     except (ValueError, TypeError, OverflowError, MemoryError, zlib.error) as error:
         if isinstance(error, DataError):
             raise
@@ -60,13 +83,40 @@ class _Reader:
         self._path, self._order = path, order
         self._expanded = 0
 
-    def variables(self, content: memoryview) -> Iterator[tuple[str, Any]]:
-        while len(content) >= 8:
-            kind, body, content = self._element(content)
-            if kind == _COMPRESSED:
+    def variables(self, content: memoryview, only: str | None) -> Iterator[tuple[str, Any]]:
+        for kind, body, packed in self._elements(content):
+            if only is not None and (known := self._outline(kind, body, packed)) and known[0] != only:
+                continue
+            if packed:
                 kind, body, _ = self._element(self._expand(body))
             if kind == _MATRIX and len(body):
                 yield self._matrix(body, 0)
+
+    def outlines(self, content: memoryview) -> Iterator[tuple[str, Outline]]:
+        for element in self._elements(content):
+            known = self._outline(*element)
+            if known is not None:
+                yield known
+
+    def _elements(self, content: memoryview) -> Iterator[tuple[int, memoryview, bool]]:
+        """Type and bytes of each; of a compressed one, those are to be expanded."""
+        while len(content) >= 8:
+            kind, body, content = self._element(content)
+            yield kind, body, kind == _COMPRESSED
+
+    def _outline(self, kind: int, body: memoryview, packed: bool) -> tuple[str, Outline] | None:
+        if packed:
+            head = memoryview(zlib.decompressobj().decompress(body, _MOST_HEADING))
+            if len(head) < 8:
+                raise self._cut()
+            kind, body = int(np.frombuffer(head[:4], f"{self._order}u4")[0]), head[8:]
+        if kind != _MATRIX or not len(body):
+            return None
+        title, flag, shape, _ = self._heading(body)
+        dtype = np.dtype(_CLASSES[flag & 0xFF]) if flag & 0xFF in _CLASSES else None
+        if dtype is not None and flag & _COMPLEX:
+            dtype = np.result_type(dtype, np.complex64)
+        return title, Outline(shape, dtype, flag & 0xFF == _STRUCT)
 
     def _expand(self, body: memoryview) -> memoryview:
         """The one element that a compressed one holds; all of a file's fit the memory together."""
@@ -96,7 +146,8 @@ class _Reader:
             raise self._cut()
         return kind, content[start:stop], content[following:]
 
-    def _matrix(self, body: memoryview, depth: int) -> tuple[str, Any]:
+    def _heading(self, body: memoryview) -> tuple[str, int, tuple[int, ...], memoryview]:
+        """Name, flags and shape of a variable, and what follows them."""
         _, flags, rest = self._element(body)
         _, dims, rest = self._element(rest)
         _, name, rest = self._element(rest)
@@ -106,12 +157,15 @@ class _Reader:
         shape = tuple(int(n) for n in np.frombuffer(dims, f"{self._order}i4"))
         if not 2 <= len(shape) <= 32 or min(shape) < 0:
             raise DataError(f"{self._path}: a variable of shape {shape[:8]}; it is corrupted")
-        title = bytes(name).decode("latin-1")
+        return bytes(name).decode("latin-1"), flag, shape, rest
+
+    def _matrix(self, body: memoryview, depth: int) -> tuple[str, Any]:
+        title, flag, shape, rest = self._heading(body)
         kind, count = flag & 0xFF, math.prod(shape)
-        if kind in _NUMERIC:
+        if kind in _CLASSES:
             real, rest = self._numbers(rest, count)
             if flag & _COMPLEX:
-                real = real + 1j * self._numbers(rest, count)[0]
+                real = joined(real, self._numbers(rest, count)[0])
             return title, real.reshape(shape, order="F")
         if kind == _CHAR:
             return title, self._text(rest, shape)

@@ -1,13 +1,15 @@
-"""Arrays of an NPZ archive, read without NumPy's pickle and without believing a size that the archive cannot hold."""
+"""Arrays of NumPy's files, read without its pickle and without believing a size that the file cannot hold."""
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +24,7 @@ def read_npy(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     """One array of an open archive."""
     entry = archive.getinfo(name)
     with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read_header(file)
-        if dtype.hasobject:
-            raise DataError(f"{path}: {name}: holds Python objects, expected numbers")
-        nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        shape, by_columns, dtype, nbytes = _heading(path, name, file)
         if nbytes > entry.file_size:
             raise DataError(f"{path}: {name}: declares shape {shape}, but holds {entry.file_size} bytes")
         check_memory(path, name, nbytes, path.stat().st_size, _MOST_EXPANSION)
@@ -35,6 +32,44 @@ def read_npy(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     if len(content) < nbytes:
         raise DataError(f"{path}: {name}: holds {len(content)} bytes, expected {nbytes} for shape {shape}")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C").copy()
+
+
+def outline_npz(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of every array by its name, without values."""
+    with damage(path, "NPZ"), zipfile.ZipFile(path) as archive:
+        found = {}
+        for name in archive.namelist():
+            if name.endswith(".npy"):
+                with archive.open(name) as file:
+                    shape, _, dtype, _ = _heading(path, name, file)
+                found[name.removesuffix(".npy")] = (shape, dtype)
+        return found
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """The array of a file of its own, left on the disk until it is used."""
+    with damage(path, "NPY"):
+        with path.open("rb") as file:
+            shape, by_columns, dtype, nbytes = _heading(path, "the array", file)
+            start = file.tell()
+        there = path.stat().st_size - start
+        if nbytes > there:
+            raise DataError(f"{path}: declares shape {shape} of {dtype}, {nbytes} bytes, but holds {there}")
+        if nbytes == 0:
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "r", start, shape, "F" if by_columns else "C")
+
+
+def _heading(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether columns follow each other, dtype, and bytes of what comes next."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that Python 2 wrote
+        shape, by_columns, dtype = read_header(file)
+    if dtype.hasobject:
+        raise DataError(f"{path}: {name}: holds Python objects, expected numbers")
+    return shape, by_columns, dtype, int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 
 @contextmanager
@@ -45,7 +80,7 @@ def damage(path: Path, kind: str) -> Iterator[None]:
     except DataError:
         raise
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, SyntaxError, TypeError,
-            MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
+            MemoryError, OverflowError, TokenError, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
         raise DataError(
             f"{path}: is not a readable {kind} file ({one_line(error)}); it is truncated or corrupted"
         ) from error

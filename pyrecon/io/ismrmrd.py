@@ -197,20 +197,25 @@ def _is_against(header: Header) -> bool:
 
 
 def _kinds(file: Hdf5, field: str, heads: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
-    """Which readouts are what; each is of one kind."""
-    flags = heads["flags"]
-    if (flags & _COMPRESSED != 0).any():
+    """Which readouts are what; DataError where they make no image."""
+    if (heads["flags"] & _COMPRESSED != 0).any():
         raise file.fail(field, "readouts with compressed samples", "samples as they are")
+    kinds = _told_apart(heads["flags"])
+    if not kinds["image"].any():
+        raise file.fail(field, f"{len(heads)} readouts, none of them image data", "some")
+    return kinds
+
+
+def _told_apart(flags: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+    """Which readouts are what; each is of one kind."""
     kinds: dict[str, NDArray[np.bool_]] = {}
-    rest = np.ones(len(heads), bool)
+    rest = np.ones(len(flags), bool)
     named = [("noise", _NOISE), *((name, 1 << (bit - 1)) for bit, name in _OTHER_KINDS.items())]
     for name, bits in [*named, ("phase correction", _PHASE_CORRECTION)]:
-        kinds[name] = kinds.get(name, np.zeros(len(heads), bool)) | (rest & (flags & bits != 0))
+        kinds[name] = kinds.get(name, np.zeros(len(flags), bool)) | (rest & (flags & bits != 0))
         rest = rest & ~kinds[name]
     kinds["reference"] = rest & (flags & _CALIBRATION != 0) & (flags & _CALIBRATION_AND_IMAGE == 0)
     kinds["image"] = rest & ~kinds["reference"]
-    if not kinds["image"].any():
-        raise file.fail(field, f"{len(heads)} readouts, none of them image data", "some")
     return kinds
 
 
@@ -333,6 +338,17 @@ def _group(file: Hdf5) -> str:
 
 def _records(file: Hdf5, field: str) -> tuple[NDArray[Any], list[Complex]]:
     """The headers, and each readout's samples (C, n) without those to be discarded."""
+    node, heads = _heads(file, field)
+    found: list[Complex] = []
+    for start in range(0, len(heads), 1024):
+        with file.reading(field):
+            block = node.fields("data")[start : start + 1024]
+        found += [_samples(file, field, i, heads[i], np.asarray(v, "<f4")) for i, v in enumerate(block, start)]
+    return heads, found
+
+
+def _heads(file: Hdf5, field: str) -> tuple[h5py.Dataset, NDArray[Any]]:
+    """The records, and their headers."""
     node = file.records(field)
     names = node.dtype.names or ()
     head = node.dtype["head"] if "head" in names else None
@@ -347,12 +363,7 @@ def _records(file: Hdf5, field: str) -> tuple[NDArray[Any], list[Complex]]:
         heads = np.empty(node.shape, head)
         for start in range(0, len(node), 65536):
             heads[start : start + 65536] = node.fields("head")[start : start + 65536]
-    found: list[Complex] = []
-    for start in range(0, len(heads), 1024):
-        with file.reading(field):
-            block = node.fields("data")[start : start + 1024]
-        found += [_samples(file, field, i, heads[i], np.asarray(v, "<f4")) for i, v in enumerate(block, start)]
-    return heads, found
+    return node, heads
 
 
 def _samples(file: Hdf5, field: str, number: int, head: Any, values: NDArray[np.float32]) -> Complex:
