@@ -109,6 +109,13 @@ class MRIJob(Job):
 
 
 @dataclasses.dataclass(frozen=True)
+class VolumesJob(MRIJob):
+    """Of volumes with partitions in k-space, which are reconstructed as a whole: ``images`` counts these."""
+
+    counted: ClassVar[str] = "volumes"
+
+
+@dataclasses.dataclass(frozen=True)
 class MapsJob(Job):
     """A reconstruction of maps: ``images`` counts slices."""
 
@@ -209,8 +216,10 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
         names = {v: k for k, v in METHODS.items()}
         chosen = _settings.make(METHODS | LEARNED | MAPPING, method or names[type(default_method(scan))], settings)
     count, coils, height, width = scan.kspace.shape
+    each = scan.encoded_partitions
+    images = f"{count} images" if each == 1 else f"{count // each} volumes of {each} partitions"
     facts = {
-        "file": f"{file.name}: {kind}, {count} images, {coils} coils, {height} x {width} samples "
+        "file": f"{file.name}: {kind}, {images}, {coils} coils, {height} x {width} samples "
         f"({scan.mask.mean():.0%} sampled, readout oversampling {scan.readout_oversampling:g})",
         "method": chosen.name,
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
@@ -222,14 +231,15 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], devi
     memory = 8 * scan.kspace.size + 5 * 8 * count * coils * height * width
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
-        part = scan if first is None else first_slices(scan, first)
+        part = scan if first is None else first_slices(scan, first * each)
         images, maps, report = reconstruct_with_maps(part, chosen, device=device)
         found[:] = [] if maps is None else [maps]
         return images, report
 
     found: list[torch.Tensor] = []
     arranged = volumes_of(scan, np.arange(count), (height, width))
-    return MRIJob(facts, chosen, count, memory, run, False, grid, scan.labels, arranged, found)
+    made = MRIJob if each == 1 else VolumesJob
+    return made(facts, chosen, count // each, memory, run, False, grid, scan.labels, arranged, found)
 
 
 def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str) -> Job:

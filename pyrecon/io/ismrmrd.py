@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
+from pyrecon.io._cartesian import assemble, averages, laid, reference_scan
 from pyrecon.io._files import PathLike, check_finite, written_whole
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
@@ -128,21 +128,22 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     facts |= {"readouts": {kind: int(which.sum()) for kind, which in kinds.items() if which.any()}}
     against, frames = _axes(header, found.frames, notes)
     found = found._replace(frames=frames)
-    kspace, mask, calibration, placement = oriented(found, calibration, encoding.field_of_view[2], against=against)
-    if placement is not None:
-        facts["orientation"] = placement.letters
+    seen = laid(found, calibration, encoding.field_of_view[2], notes, against=against)
+    if seen.placement is not None:
+        facts["orientation"] = seen.placement.letters
     return MRIScan(
-        kspace=kspace,
-        mask=mask,
+        kspace=seen.kspace,
+        mask=seen.mask,
         noise=noise,
-        calibration=calibration,
+        calibration=seen.calibration,
         readout_oversampling=encoding.oversampling,
         field_of_view=encoding.field_of_view,
         labels=found.labels,
         noise_ratio=ratio / (header.noise_bandwidth * averages(lines)) if noise is not None else 1.0,
         slices=found.slices,
         places=found.places,
-        placement=placement,
+        placement=seen.placement,
+        encoded_partitions=seen.encoded_partitions,
         stack=found.stack,
         settings=known,
         metadata=facts
@@ -347,8 +348,10 @@ def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
     show the same one as its contrasts.
 
     Noise and calibration lines are written too. Raises ValueError if a line is measured in more than one piece or is
-    longer than the format's 65535 samples, or if the slices differ in their settings.
+    longer than the format's 65535 samples, if the slices differ in their settings, or if they are still partitions.
     """
+    if scan.encoded_partitions > 1:
+        raise ValueError(f"scan: {scan.encoded_partitions} partitions of a volume are in k-space, expected slices")
     slices, channels, rows, columns = scan.kspace.shape
     if max(slices, channels, rows, columns) > 65535:
         raise ValueError(f"scan: k-space of shape {scan.kspace.shape}, the format counts to 65535 along each axis")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
+from pyrecon.io._cartesian import assemble, averages, laid, reference_scan
 from pyrecon.io._files import PathLike, check_finite, existing_file
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
@@ -98,22 +98,23 @@ def read_twix(path: PathLike) -> MRIScan:
     found = assemble(path, readouts, geometry.shape, chosen.names)
     noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1], notes)
     calibration = reference_scan(path, reference, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
-    kspace, mask, calibration, placement = oriented(found, calibration, geometry.field_of_view[2], against=True)
+    seen = laid(found, calibration, geometry.field_of_view[2], notes, against=True)
     return MRIScan(
-        kspace=kspace,
-        mask=mask,
+        kspace=seen.kspace,
+        mask=seen.mask,
         noise=noise,
-        calibration=calibration,
+        calibration=seen.calibration,
         readout_oversampling=geometry.oversampling,
         field_of_view=geometry.field_of_view,
         labels=found.labels,
         noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
         slices=found.slices,
         places=found.places,
-        placement=placement,
+        placement=seen.placement,
+        encoded_partitions=seen.encoded_partitions,
         stack=found.stack,
         metadata=protocol.summary()
-        | ({"orientation": placement.letters} if placement else {})
+        | ({"orientation": seen.placement.letters} if seen.placement else {})
         | {"readouts": {kind: len(of_kind) for kind, of_kind in kinds.items()}}
         | phase_correction(navigated)
         | ({"notes": notes} if notes else {}),

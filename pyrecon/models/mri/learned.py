@@ -29,6 +29,10 @@ class LearnedMRI(MRIMethod):
     ``A^H y`` is 1, and back."""
 
     @property
+    def knows_slices(self) -> bool:
+        return True
+
+    @property
     def model(self) -> DEProx | Reconstructor:
         """The network."""
         raise NotImplementedError(f"{type(self).__name__}: a learned method has a model")
@@ -114,6 +118,10 @@ class VarNetMRI(MRIMethod):
     name: ClassVar[str] = "VarNet"
     role: ClassVar[str] = SUPERVISED
     needs_maps: ClassVar[bool] = False
+
+    @property
+    def knows_slices(self) -> bool:
+        return True
 
     @cached_property
     def model(self) -> VarNet:

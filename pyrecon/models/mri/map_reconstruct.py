@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrecon._errors import DataError
 from pyrecon.data.contrasts import Contrasts, contrasts_of
 from pyrecon.data.mri import COIL_TRANSFORM, some_entries
+from pyrecon.data.planes import expect_slices
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.method import check_method
@@ -70,6 +71,7 @@ def reconstruct_maps(
     method = SenseFit() if method is None else check_method(method, MapMethod, "SenseFit()")
     if coil_maps not in ("espirit", "walsh"):
         raise ValueError(f"coil_maps: {coil_maps!r} is not known, expected 'espirit' or 'walsh'")
+    expect_slices(scan, method.title, "reconstruct the images by cg-sense and fit them by pyrecon fit")
     series = contrasts_of(scan, method.setting, method.besides)
     run = Recorder(method.title, method, device=device)
     report = run.report()

@@ -24,6 +24,7 @@ from torch import Tensor
 from pyrecon._check import check_tuple
 from pyrecon._errors import DataError
 from pyrecon.data.mri import calibration_region
+from pyrecon.data.planes import expect_slices
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.mri.joint import JointMRI
@@ -47,6 +48,7 @@ def held_maps(
     They are estimated from the calibration lines; with ``joint``, or where there are none, together with an image by
     :class:`~pyrecon.models.mri.JointMRI`, as published.
     """
+    expect_slices(scan, "sampling", "an image without intervals is what pyrecon reconstruct makes of them")
     data = prepare(scan, maps, True, coils, details)
     if joint and maps is None:
         return _joint_maps(data, device, details)
