@@ -19,7 +19,7 @@ from pyrecon._errors import DataError
 from pyrecon.cli import app
 from pyrecon.cli._jobs import volumes_of
 from pyrecon.data.fourier import fft_centered, ifft_centered
-from pyrecon.data.mri import calibration_region, check_scan, first_slices, some_entries
+from pyrecon.data.mri import WHITENED, calibration_region, check_scan, first_slices, some_entries
 from pyrecon.data.planes import to_planes, to_slices
 from pyrecon.data.raw import MRIScan
 from pyrecon.io import read
@@ -293,10 +293,14 @@ def test_planes_become_slices_and_back() -> None:
     assert torch.equal(to_slices(planes, 5), values)
 
 
-def test_all_columns_of_an_image_have_one_phase(tmp_path: Path) -> None:
-    scan = read(mrd(tmp_path / "m", [*NOISE, *lines_of(kspace(), SHAPES["caipirinha"])]))
-    image = quietly(scan)[0]
+def test_all_columns_of_an_image_have_one_phase_and_their_maps(tmp_path: Path) -> None:
+    scan = replace(read(mrd(tmp_path / "m", lines_of(kspace(), SHAPES["caipirinha"]))), metadata={WHITENED: "before"})
+    scan = replace(scan, kspace=scan.kspace / np.float32(SIGMA))
+    image, maps, _ = reconstruct_with_maps(scan, CGSense())
     inside = turned(seen()) > 0.5 * seen().max()
+    truth = torch.from_numpy(turned(coil_maps())).movedim(0, 1)
+    agreement = (maps.conj() * truth).sum(1).abs() / torch.linalg.vector_norm(truth, dim=1)
+    assert float(agreement[torch.from_numpy(inside)].quantile(0.05)) > 0.99
     step = torch.angle(image[..., 1:] * image[..., :-1].conj()).abs().numpy()
     assert step[inside[..., 1:] & inside[..., :-1]].max() < 0.3
 
@@ -354,6 +358,16 @@ def test_references_of_a_smaller_matrix(tmp_path: Path) -> None:
     scan = read(mrd(tmp_path / "m", [*NOISE, *lines], SPACE, small))
     np.testing.assert_array_equal((scan.calibration != 0).any(axis=(1, 3)), np.roll(about[:, ::-1], 1, 1))
     assert error(quietly(scan)[0]) < 0.08
+
+
+def test_few_references_on_a_large_matrix_are_no_damage(tmp_path: Path) -> None:
+    """A disc of 52 lines in 48 x 256: 236 places for each of its samples, but the image's lie there too."""
+    z, y = np.meshgrid(np.arange(48), np.arange(256), indexing="ij")
+    data, about = np.ones((1, 8), np.complex64), np.hypot(z - 24, y - 128) < 4.1
+    lines = [line(data, int(row), int(p)) for p, row in np.argwhere((y + 2 * z) % 4 == 0)]
+    lines += [line(2 * data, int(row), int(p), "reference", repetition=1) for p, row in np.argwhere(about)]
+    scan = read(mrd(tmp_path / "m", lines, mrd_encoding((8, 256, 48), (8.0, 256.0, 96.0), oversampling=1.0)))
+    assert int((scan.calibration != 0).any(axis=(1, 3)).sum()) == about.sum() < 48 * 256 / 64
 
 
 def test_lines_left_out_in_turn_give_maps_from_their_average(tmp_path: Path) -> None:
