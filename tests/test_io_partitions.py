@@ -371,11 +371,14 @@ def test_few_references_on_a_large_matrix_are_no_damage(tmp_path: Path) -> None:
 
 
 def test_lines_left_out_in_turn_give_maps_from_their_average(tmp_path: Path) -> None:
+    """Two slabs at two times; the second is seen by the coils in another order."""
     z, y = np.meshgrid(np.arange(P), np.arange(H), indexing="ij")
-    lines = [entry for r in range(2) for entry in lines_of(kspace(r), (y + z) % 2 == r, repetition=r)]
+    lines = []
+    for slab, r in np.ndindex(2, 2):
+        lines += lines_of(np.roll(kspace(r), slab, axis=0), (y + z) % 2 == r, repetition=r, slice=slab)
     images, report = quietly(read(mrd(tmp_path / "m", [*NOISE, *lines])))
     assert report.details["maps"] == "espirit from 12 x 24 samples, averaged over time"
-    assert max(error(image) for image in images.view(2, P, H, W)) < 0.07
+    assert max(error(image) for image in images.view(4, P, H, W)) < 0.045
 
 
 @pytest.mark.parametrize("partitions", [3, 4])
@@ -494,7 +497,10 @@ def test_no_library_warns(tmp_path: Path, name: str, method: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "partitions .* not measured|no signal rises above the noise in")
-        scan = read(mrd(tmp_path / "m", [*NOISE, *lines_of(kspace(), mask)]))
+        lines = [
+            {**entry, "phase_dir": (0, 0, 0)} for entry in lines_of(kspace(), mask)
+        ]  # nowhere: not turned, no copy
+        scan = read(mrd(tmp_path / "m", [*NOISE, *lines]))
         assert scan.mask.flags.writeable  # torch warns of others, but once a process
         assert scan.kspace.flags.writeable
         reconstruct_mri(scan, method)
