@@ -361,13 +361,13 @@ def test_references_of_a_smaller_matrix(tmp_path: Path) -> None:
 
 
 def test_few_references_on_a_large_matrix_are_no_damage(tmp_path: Path) -> None:
-    """A disc of 52 lines in 48 x 256: 236 places for each of its samples, but the image's lie there too."""
-    z, y = np.meshgrid(np.arange(48), np.arange(256), indexing="ij")
-    data, about = np.ones((1, 8), np.complex64), np.hypot(z - 24, y - 128) < 4.1
-    lines = [line(data, int(row), int(p)) for p, row in np.argwhere((y + 2 * z) % 4 == 0)]
+    """A disc of 29 lines in 24 x 192: 159 places for each of its samples, but the image's lie there too."""
+    z, y = np.meshgrid(np.arange(24), np.arange(192), indexing="ij")
+    data, about = np.ones((1, 16), np.complex64), np.hypot(z - 12, y - 96) < 3.1
+    lines = [line(data, int(row), int(p)) for p, row in np.argwhere((y + 2 * z) % 16 == 0)]
     lines += [line(2 * data, int(row), int(p), "reference", repetition=1) for p, row in np.argwhere(about)]
-    scan = read(mrd(tmp_path / "m", lines, mrd_encoding((8, 256, 48), (8.0, 256.0, 96.0), oversampling=1.0)))
-    assert int((scan.calibration != 0).any(axis=(1, 3)).sum()) == about.sum() < 48 * 256 / 64
+    scan = read(mrd(tmp_path / "m", lines, mrd_encoding((16, 192, 24), (16.0, 192.0, 48.0), oversampling=1.0)))
+    assert int((scan.calibration != 0).any(axis=(1, 3)).sum()) == about.sum() < 24 * 192 / 64
 
 
 def test_lines_left_out_in_turn_give_maps_from_their_average(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class Prepared:
     scale: float  # by which the data were multiplied where the noise is not known, or columns are missing
     maps: Tensor | None = None
     gain: Tensor | None = None  # (S | 1, H, W): root sum of squares of the maps that were given
-    planes: int | None = None  # of a volume with partitions in k-space: of each of its columns
+    planes: int | None = None  # that make up a volume with partitions in k-space: one for each column
 
     def parts(self) -> Iterator[slice]:
         """The slices of the scan in groups that fit the memory."""
@@ -189,7 +189,7 @@ class Prepared:
         """Images or maps of the scan, of those of its planes."""
         if self.planes is None:
             return values
-        if len(values) == 1:  # the map of a single coil
+        if len(values) == 1 < self.planes:  # the map of a single coil
             return to_slices(values.expand(self.planes, *values.shape[1:]), self.planes)[:1]
         return to_slices(values, self.planes)
 
