@@ -185,8 +185,10 @@ def test_partitions_become_slices(tmp_path: Path) -> None:
     assert scan.labels == tuple(f"partition {p}" for p in range(4))
     assert scan.field_of_view[2] == pytest.approx(0.01)
     lines.append({"data": volume[None, 0], "at": at(2, kspace_encode_step_2=0)})
-    with pytest.raises(DataError, match="partitions of a 3-D scan are sampled differently"):
-        read_ismrmrd(package_file(tmp_path / "g.h5", lines, z=4))
+    apart = read_ismrmrd(package_file(tmp_path / "g.h5", lines, z=4))  # no longer alike: they stay in k-space
+    assert apart.encoded_partitions == 4
+    np.testing.assert_array_equal(apart.kspace[:, 0, 3], volume)
+    assert apart.mask[:, 0, :, 0].sum(axis=1).tolist() == [2, 1, 1, 1]
 
 
 def bad_line(**changes: Any) -> Callable[[Path], Path]:

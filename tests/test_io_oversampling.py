@@ -130,13 +130,6 @@ def test_images_are_cropped_and_stay_in_their_place(tmp_path: Path, write: Any, 
     assert read_result(maps).image.shape[-2:] == (KEPT_ROWS, COLUMNS)
 
 
-def test_partial_fourier_along_the_slab_is_told(tmp_path: Path) -> None:
-    lines = [line for line in lines_of(CENTER, CENTER, PARTITIONS) if line["partition"] > 1]
-    for write in (siemens, converted):
-        scan = read(write(tmp_path / "m", lines, PARTITIONS))
-        assert scan.metadata["slab"] == "6 of 8 partitions, 2 beyond the centre: zero"
-
-
 def a_scan() -> MRIScan:
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.standard_normal((2, 24, 20)) + 0j).to(torch.complex64)

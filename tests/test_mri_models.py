@@ -143,6 +143,19 @@ def test_tv_sense_finds_the_minimum_that_primal_dual_finds() -> None:
     assert (objective(start) > 1.01 * objective(other)).all()
 
 
+@pytest.mark.parametrize("method", [TVSense(), WaveletSense()], ids=lambda m: m.name)
+def test_pixels_without_maps_are_zero(method: Any) -> None:
+    """A few pixels with an object: nothing but the penalty says what the others are."""
+    inside = torch.zeros(SHAPE, dtype=torch.bool)
+    inside[30:34, 20:26] = True
+    maps = coil_maps(SHAPE, 6) * inside
+    image = 50 * inside.to(torch.complex64)[None]
+    kspace = Sense(maps, EVERYTHING)(image)
+    found = method.solve(kspace + 0.7 * torch.randn_like(kspace), maps, EVERYTHING).value
+    assert bool((found[:, ~inside] == 0).all())
+    assert float((found - image).abs()[:, inside].mean()) < 2
+
+
 def test_zero_filled_is_the_root_sum_of_squares() -> None:
     image, maps = head_phantom(SHAPE), coil_maps(SHAPE, 5)
     found, report = reconstruct_mri(simulate(image, maps, EVERYTHING), ZeroFilled(), whiten=False)

@@ -109,6 +109,13 @@ class MRIJob(Job):
 
 
 @dataclasses.dataclass(frozen=True)
+class VolumesJob(MRIJob):
+    """Of volumes with partitions in k-space, which are reconstructed as a whole: ``images`` counts these."""
+
+    counted: ClassVar[str] = "volumes"
+
+
+@dataclasses.dataclass(frozen=True)
 class MapsJob(Job):
     """A reconstruction of maps: ``images`` counts slices."""
 
@@ -261,8 +268,10 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], opti
     except ValueError as error:
         raise DataError(f"--partial-fourier: {str(error).removeprefix('partial_fourier: ')}") from error
     count, _, height, width = scan.kspace.shape
+    each = scan.encoded_partitions
+    images = f"{count} images" if each == 1 else f"{count // each} volumes of {each} partitions"
     facts = {
-        "file": f"{file.name}: {kind}, {count} images, {have} coils, {height} x {width} samples "
+        "file": f"{file.name}: {kind}, {images}, {have} coils, {height} x {width} samples "
         f"({scan.mask.mean():.0%} sampled, readout oversampling {scan.readout_oversampling:g})",
         "method": chosen.name,
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
@@ -274,7 +283,7 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], opti
     grid = Grid((count, height, width), (thickness, y / height, x / width), (0.0, 0.0, 0.0))
 
     def run(first: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
-        part = scan if first is None else first_slices(scan, first)
+        part = scan if first is None else first_slices(scan, first * each)
         images, maps, report = reconstruct_with_maps(part, chosen, coils=coils, partial_fourier=way, device=device)
         report.details |= {name: scan.metadata[name] for name in ("axes", "sampled") if name in scan.metadata}
         found[:] = [] if maps is None else [maps]
@@ -282,7 +291,8 @@ def mri_job(file: Path, kind: str, method: str | None, settings: list[str], opti
 
     found: list[torch.Tensor] = []
     arranged = volumes_of(scan, np.arange(count), (height, width))
-    return MRIJob(facts, chosen, count, memory, run, False, grid, scan.labels, arranged, found)
+    made = MRIJob if each == 1 else VolumesJob
+    return made(facts, chosen, count // each, memory, run, False, grid, scan.labels, arranged, found)
 
 
 def _maps_job(file: Path, kind: str, scan: MRIScan, chosen: Any, device: str, coils: int | None) -> Job:

@@ -26,7 +26,7 @@ def espirit_maps(
     shape: tuple[int, int],
     *,
     noise_std: float,
-    kernel: int = 6,
+    kernel: int | tuple[int, int] = 6,
     threshold: float = 0.01,
     crop: float = 0.8,
 ) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ def espirit_maps(
         noise out of V: singular values below those of pure noise, ``noise_std (sqrt(rows) + sqrt(columns))`` of the
         calibration matrix, are dropped.
     kernel
-        Side of a patch.
+        Side of a patch, or its height and width.
     threshold
         Singular values below ``threshold`` times the largest are dropped too.
     crop
@@ -68,8 +68,9 @@ def espirit_maps(
     Any device. Beyond the maps it takes (C kernel^2)^2 numbers and bounded workspace. The sums over kernels are done on
     their correlations h, (2 kernel - 1)^2 C^2 numbers, not on images of every kernel.
     """
-    _check(calibration, shape, least=kernel, name="kernel")
-    if not (kernel >= 1 and 0 < threshold < 1 and 0 <= crop <= 1 and noise_std >= 0):
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    _check(calibration, shape, least=sides, name="kernel")
+    if not (min(sides) >= 1 and 0 < threshold < 1 and 0 <= crop <= 1 and noise_std >= 0):
         raise ValueError(
             f"kernel, threshold, crop, noise_std: {kernel}, {threshold}, {crop}, {noise_std} out of range, "
             "expected >= 1, in (0, 1), in [0, 1] and >= 0"
@@ -77,10 +78,9 @@ def espirit_maps(
     coils = calibration.shape[1]
     maps = calibration.new_empty(len(calibration), coils, *shape)
     eigenvalues = calibration.real.new_empty(len(calibration), *shape)
-    lags = torch.arange(1 - kernel, kernel, device=calibration.device)
     for b, sample in enumerate(calibration):
-        h = _correlations(sample, kernel, threshold, noise_std)
-        y, x = (_fourier_rows(lags, n, sample) for n in shape)
+        h = _correlations(sample, sides, threshold, noise_std)
+        y, x = (_fourier_rows(side, n, sample) for side, n in zip(sides, shape, strict=True))
         along_x = torch.einsum("cCde,xe->cCdx", h, x)
 
         def matrices(rows: slice, along_x: Tensor = along_x, y: Tensor = y) -> Tensor:
@@ -98,7 +98,7 @@ def walsh_maps(calibration: Tensor, shape: tuple[int, int], *, window: int = 7) 
     that the calibration data give (Hann-weighted against ringing). Parameters and result as in :func:`espirit_maps`;
     maps are not cropped: outside the object they point anywhere.
     """
-    _check(calibration, shape, least=1, name="window")
+    _check(calibration, shape, least=(1, 1), name="window")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window: {window}, expected an odd number of pixels")
     maps = calibration.new_empty(*calibration.shape[:2], *shape)
@@ -124,40 +124,49 @@ def walsh_maps(calibration: Tensor, shape: tuple[int, int], *, window: int = 7) 
     return maps
 
 
-def _check(calibration: Tensor, shape: tuple[int, int], *, least: int, name: str) -> None:
+def in_phase(maps: Tensor, calibration: Tensor) -> Tensor:
+    """``maps`` ``(B, C, H, W)`` with the phase that makes one combination of the coils real and positive in all of
+    them: the principal one of ``calibration`` ``(B, C, h, w)`` as a whole."""
+    along = torch.einsum("c,bcyx->byx", _principal_coil(calibration.transpose(0, 1)).conj(), maps)
+    return maps * torch.where(along == 0, 1.0, along.conj() / along.abs())[:, None]
+
+
+def _check(calibration: Tensor, shape: tuple[int, int], *, least: tuple[int, int], name: str) -> None:
     check_dtype("calibration", calibration, COMPLEX)
     check_shape("calibration", calibration, (None, None, None, None), "(B, C, h, w)")
     height, width = calibration.shape[2:]
     if height > shape[0] or width > shape[1]:
         raise ValueError(f"calibration: shape {tuple(calibration.shape)} exceeds the maps' shape {shape}")
-    if min(height, width) < least:
+    if height < least[0] or width < least[1]:
         raise DataError(
-            f"calibration: {height} x {width} samples are fewer than the {name} of {least} x {least}; acquire more "
-            "autocalibration lines, or give coil maps"
+            f"calibration: {height} x {width} samples are fewer than the {name} of {least[0]} x {least[1]}; acquire "
+            "more autocalibration lines, or give coil maps"
         )
 
 
-def _correlations(sample: Tensor, kernel: int, threshold: float, noise_std: float) -> Tensor:
-    """h of the formula, ``(C, C, 2 kernel - 1, 2 kernel - 1)``, divided by kernel^2."""
+def _correlations(sample: Tensor, kernel: tuple[int, int], threshold: float, noise_std: float) -> Tensor:
+    """h of the formula, ``(C, C, 2 height - 1, 2 width - 1)``, divided by the samples of the kernel."""
     coils = sample.shape[0]
-    patches = sample.unfold(1, kernel, 1).unfold(2, kernel, 1).permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+    height, width = kernel
+    patches = sample.unfold(1, height, 1).unfold(2, width, 1).permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
     # Eigenvectors of the Gram matrix: its condition is squared, but threshold^2 is far above the precision.
     energy, vectors = torch.linalg.eigh(patches.mT @ patches.conj())
     # Pure noise of unit variance has singular values up to sqrt(rows) + sqrt(columns) (Marchenko and Pastur), Hankel
     # structure or not: measured within 2 %. The quarter above it costs nothing and is safe.
     edge = 1.25 * noise_std * (patches.shape[0] ** 0.5 + patches.shape[1] ** 0.5)
     span = vectors[:, energy > max(threshold**2 * float(energy[-1]), edge**2)]
-    projector = (span @ span.mH).view(coils, kernel, kernel, coils, kernel, kernel)
-    h = sample.new_zeros(coils, coils, 2 * kernel - 1, 2 * kernel - 1)
-    for i in range(kernel):  # p' = (i, j): lags from -p' to kernel - 1 - p'
-        for j in range(kernel):
-            rows, columns = slice(kernel - 1 - i, 2 * kernel - 1 - i), slice(kernel - 1 - j, 2 * kernel - 1 - j)
+    projector = (span @ span.mH).view(coils, height, width, coils, height, width)
+    h = sample.new_zeros(coils, coils, 2 * height - 1, 2 * width - 1)
+    for i in range(height):  # p' = (i, j): lags from -p' to (height, width) - 1 - p'
+        for j in range(width):
+            rows, columns = slice(height - 1 - i, 2 * height - 1 - i), slice(width - 1 - j, 2 * width - 1 - j)
             h[:, :, rows, columns] += projector[:, :, :, :, i, j].permute(0, 3, 1, 2)
-    return h / kernel**2
+    return h / (height * width)
 
 
-def _fourier_rows(lags: Tensor, n: int, like: Tensor) -> Tensor:
-    """``exp(2 pi i lag q / n)`` for the pixels q of a centred axis, ``(n, lags)``."""
+def _fourier_rows(side: int, n: int, like: Tensor) -> Tensor:
+    """``exp(2 pi i lag q / n)`` for the pixels q of a centred axis, ``(n, 2 side - 1)``."""
+    lags = torch.arange(1 - side, side, device=like.device)
     q = torch.arange(n, device=like.device, dtype=torch.float64) - n // 2
     angle = 2 * torch.pi * torch.outer(q, lags.double()) / n
     return torch.polar(torch.ones_like(angle), angle).to(like.dtype)

@@ -46,7 +46,10 @@ def check_scan(scan: MRIScan) -> None:
     if scan.kspace.ndim != 4 or scan.kspace.size == 0:
         raise DataError(f"kspace: shape {scan.kspace.shape} does not fit, expected (S, C, H, W) with samples")
     slices, coils = scan.kspace.shape[:2]
-    check_mask(scan.mask, scan.kspace.shape)
+    partitions = scan.encoded_partitions
+    if partitions < 1 or slices % partitions:
+        raise DataError(f"encoded_partitions: {partitions} does not divide {slices} entries of k-space into volumes")
+    check_mask(scan.mask, scan.kspace.shape, partitions)
     if scan.noise is not None and (scan.noise.ndim != 2 or scan.noise.shape[0] != coils):
         raise DataError(f"noise: shape {scan.noise.shape} does not fit {coils} coils, expected (C, samples)")
     if scan.calibration is not None:
@@ -56,6 +59,8 @@ def check_scan(scan: MRIScan) -> None:
                 f"calibration: shape {scan.calibration.shape} does not fit k-space of shape {scan.kspace.shape}, "
                 "expected the same coils and grid, and a whole number of k-space slices for each of its own"
             )
+        if partitions > 1 and len(scan.calibration) != slices:
+            raise DataError(f"calibration: {len(scan.calibration)} entries for {slices} partitions, expected as many")
         if not np.isfinite(scan.calibration).all():
             raise DataError("calibration: NaN or Inf in the separate reference lines; leave them out")
     for name, along in {**scan.settings, "slices": scan.slices, "places": scan.places}.items():
@@ -81,12 +86,16 @@ def check_scan(scan: MRIScan) -> None:
 
 
 def first_slices(scan: MRIScan, count: int) -> MRIScan:
-    """The scan's first ``count`` entries along S."""
-    return some_entries(scan, np.arange(min(count, len(scan.kspace))))
+    """The scan's first ``count`` entries along S; a volume whose partitions are in k-space stays whole."""
+    each = scan.encoded_partitions
+    return some_entries(scan, np.arange(min(-(-count // each) * each, len(scan.kspace))))
 
 
 def some_entries(scan: MRIScan, chosen: NDArray[np.int64]) -> MRIScan:
-    """The scan's entries along S of these numbers."""
+    """The scan's entries along S of these numbers; of partitions in k-space, those of whole volumes."""
+    each = scan.encoded_partitions
+    if len(chosen) % each or (chosen % each != np.arange(len(chosen)) % each).any():
+        raise ValueError(f"chosen: a part of a volume, expected all of its {each} partitions, which are in k-space")
     calibration = scan.calibration
     if calibration is not None and len(calibration) > 1:
         each = len(scan.kspace) // len(calibration)  # slices in a row share one calibration
@@ -110,8 +119,9 @@ def slice_name(scan: MRIScan, index: int) -> str:
     return scan.labels[index] if index < len(scan.labels) else f"slice {index}"
 
 
-def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
-    """Raise DataError unless ``mask`` is bool ``(S | 1, 1, H, W | 1)`` for a k-space ``(S, C, H, W)``."""
+def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...], partitions: int = 1) -> None:
+    """Raise DataError unless ``mask`` is bool ``(S | 1, 1, H, W | 1)`` for a k-space ``(S, C, H, W)``, with a sample in
+    every slice, or of so many partitions of a volume in one at least."""
     slices, _, height, width = shape
     if mask.dtype != np.bool_:
         raise DataError(f"mask: dtype {mask.dtype} is not supported, expected bool")
@@ -121,8 +131,8 @@ def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
             f"mask: shape {mask.shape} does not fit k-space of shape {shape}, "
             f"expected (S | 1, 1, H, W | 1) = ({slices} | 1, 1, {height}, {width} | 1)"
         )
-    if not mask.any(axis=(1, 2, 3)).all():
-        raise DataError("mask: a slice has no sample at all")
+    if not mask.reshape(-1, mask[:partitions].size).any(axis=1).all():
+        raise DataError(f"mask: a {'slice' if partitions == 1 else 'volume'} has no sample at all")
 
 
 # --- oversampling ----------------------------------------------------------------------------------------------
@@ -182,8 +192,10 @@ def estimate_noise(scan: MRIScan) -> Noise:
 
     The corners are the samples outside the ellipse through the ends of both axes, where an object has least signal.
     What signal there is counts as noise, so this estimate is an upper bound: good where the image's finest detail
-    drowns in noise, as in nearly every measured scan, wrong for data without noise. They are taken after the readout
-    oversampling is removed: the receiver's filter lets less noise through in the margins of the readout than inside.
+    drowns in noise, as in nearly every measured scan, wrong for data without noise. Of partitions in k-space it is the
+    same ellipse: across thick partitions the ends of k-space hold more signal than those along rows. They are taken
+    after the readout oversampling is removed: the receiver's filter lets less noise through in the margins of the
+    readout than inside.
     """
     check_scan(scan)
     coils = scan.kspace.shape[1]
@@ -289,13 +301,13 @@ def undersample(scan: MRIScan, mask: Tensor | NDArray[np.bool_]) -> MRIScan:
     given = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
     if given.ndim == 4 and given.shape[2] == 1:
         given = np.broadcast_to(given, (*given.shape[:2], scan.kspace.shape[2], given.shape[3]))
-    check_mask(given, scan.kspace.shape)
+    check_mask(given, scan.kspace.shape, scan.encoded_partitions)
     taken = scan.mask & given
-    check_mask(taken, scan.kspace.shape)
+    check_mask(taken, scan.kspace.shape, scan.encoded_partitions)
     return replace(scan, kspace=np.where(taken, scan.kspace, 0), mask=taken)
 
 
-def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple[slice, slice]:
+def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int], size: int | None = None) -> tuple[slice, slice]:
     """The largest fully sampled block about the centre of k-space, common to all slices, as slices of H and W.
 
     Parameters
@@ -304,8 +316,11 @@ def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple
         ``(S | 1, 1, H, W | 1)`` bool.
     shape
         ``(H, W)`` of the k-space.
+    size
+        Of a block's sides no more than this counts.
     """
     height, width = shape
+    most = max(shape) if size is None else size
     full = np.broadcast_to(np.asarray(mask.all(axis=(0, 1))), shape)
     best = (0, 0)
     for rows in range(1, height + 1):
@@ -315,9 +330,10 @@ def calibration_region(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple
         gaps = np.flatnonzero(~columns) - width // 2
         left = int(-gaps[gaps < 0].max()) - 1 if (gaps < 0).any() else width // 2
         right = int(gaps[gaps > 0].min()) - 1 if (gaps > 0).any() else width - 1 - width // 2
-        size = min(2 * left + 1, 2 * right + 2)  # a centred block of size n reaches n // 2 left, (n - 1) // 2 right
-        if rows * size > best[0] * best[1]:
-            best = (rows, size)
+        widest = min(2 * left + 1, 2 * right + 2)  # a centred block of size n reaches n // 2 left, (n - 1) // 2 right
+        sides = min(rows, most), min(widest, most)
+        if sides[0] * sides[1] > best[0] * best[1]:
+            best = sides
     return centered_slice(height, best[0]), centered_slice(width, best[1])
 
 
@@ -368,8 +384,7 @@ def _reference_lines(scan: MRIScan) -> tuple[NDArray[np.complex64], NDArray[np.b
 
 def _central_block(source: NDArray[np.complex64], sampled: NDArray[np.bool_], size: int) -> Tensor:
     height, width = source.shape[2:]
-    region = calibration_region(sampled, (height, width))
-    h, w = (min(size, r.stop - r.start) for r in region)
+    h, w = (r.stop - r.start for r in calibration_region(sampled, (height, width), size))
     if h == 0 or w == 0:
         raise DataError(
             "calibration: the centre of k-space is not sampled; acquire autocalibration lines, or give coil maps"

@@ -22,6 +22,9 @@ from pyrecon.data.fourier import fft_centered, ifft_centered
 Way = Literal["zero", "homodyne", "pocs"]
 WAYS: tuple[Way, ...] = ("zero", "homodyne", "pocs")
 
+LINES = ("lines", "samples of the readout")  # of an image's k-space
+PARTITIONS = ("partitions", "lines")  # of a plane of a 3-D scan's
+
 _LEAST_MISSING = 20  # a 20th of an axis: what less is missing at one side costs less resolution than is seen
 _LEAST_BAND = 3  # lines at both sides of the centre that a phase can come from
 
@@ -48,13 +51,14 @@ class Part(NamedTuple):
         """Whether enough lies at both sides of the centre for a low-resolution phase."""
         return all(_band(along, n) >= _LEAST_BAND for along, n in self.axes if _missing(along, n))
 
-    def __str__(self) -> str:
-        said = [
+    def said(self, names: tuple[str, str]) -> str:
+        """In words, with the names of both axes."""
+        parts = [
             f"{along.stop - along.start} of {n} {what}, {max(0, _band(along, n))} beyond the centre"
-            for (along, n), what in zip(self.axes, ("lines", "samples of the readout"), strict=True)
+            for (along, n), what in zip(self.axes, names, strict=True)
             if _missing(along, n)
         ]
-        return " and ".join(said)
+        return " and ".join(parts)
 
 
 def _missing(along: slice, n: int) -> bool:
@@ -89,9 +93,9 @@ def _measured(sampled: NDArray[np.bool_]) -> slice:
     return slice(first, last + 1) if missing > max(2 * gap, n // _LEAST_MISSING, 1) else slice(0, n)
 
 
-def told(parts: Sequence[Part]) -> str:
-    """What a report says of them; nothing where all are whole."""
-    counts = Counter(str(part) for part in parts if part.is_partial)
+def told(parts: Sequence[Part], names: tuple[str, str] = LINES) -> str:
+    """What a report says of them, with the names of both axes; nothing where all are whole."""
+    counts = Counter(part.said(names) for part in parts if part.is_partial)
     if not counts:
         return ""
     text, count = counts.most_common(1)[0]

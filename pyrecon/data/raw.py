@@ -152,6 +152,10 @@ class MRIScan:
         ``(S,)`` of every entry by name, of those that are known, as :class:`pyrecon.data.series.ImageSeries` has them:
         ``"inversion time"`` (a saturation time is one too), ``"echo time"``, ``"repetition time"`` in seconds,
         ``"flip angle"`` in radians. ``metadata["settings_left_out"]`` says by name why one is not known.
+    encoded_partitions
+        1: every entry is a slice. Else every so many entries in a row, of ``kspace`` and of ``calibration``, are the
+        partitions of one volume, still in k-space with DC at n // 2: a 3-D scan whose partitions are sampled
+        differently. Those that were never measured are there too, with an empty mask; entry p is slice p of the images.
     metadata
         Plain facts for reports; ``"notes"``, a list of what a reader left out or guessed, become warnings of a
         reconstruction.
@@ -171,4 +175,5 @@ class MRIScan:
     placement: Placement | None = None
     stack: Stack | None = None
     settings: dict[str, Real] = field(default_factory=dict)
+    encoded_partitions: int = 1
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.fourier import centered_slice
 from pyrecon.data.mri import some_entries
-from pyrecon.data.partial_fourier import measured_parts
 from pyrecon.data.placement import Frame, Placement, Stack, placed, turned
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._files import PathLike, check_memory, listing
@@ -23,14 +22,16 @@ _MOST_UNDERSAMPLING = 64
 
 
 class Assembled(NamedTuple):
-    """Entries along S with mask and labels; ``slices`` and ``places`` as of a scan.
+    """Entries along S with mask ``(S, 1, H, W)`` and labels; ``slices`` and ``places`` as of a scan.
 
-    ``contrasts`` ``(S,)`` are their counters, ``where`` ``(S, 2)`` the counter of the slice and the partition,
-    ``frames`` where the slices lie if all say it.
+    The entries are volumes one after another, each of ``partitions`` in k-space. ``contrasts`` ``(S,)`` are their
+    counters, ``where`` ``(S, 2)`` the counter of the slice and the partition, ``frames`` where the slices lie if all
+    say it.
     """
 
     kspace: Complex
     mask: NDArray[np.bool_]
+    partitions: int
     labels: tuple[str, ...]
     slices: NDArray[np.int64]
     places: NDArray[np.int64]
@@ -40,13 +41,27 @@ class Assembled(NamedTuple):
     frames: list[Frame] | None
 
 
+class Laid(NamedTuple):
+    """What a scan has, turned as images are to be seen; each field as of :class:`~pyrecon.data.raw.MRIScan`."""
+
+    kspace: Complex
+    mask: NDArray[np.bool_]
+    calibration: Complex | None
+    placement: Placement | None
+    encoded_partitions: int
+
+
 def assemble(
-    path: PathLike, readouts: Sequence[Readout], shape: tuple[int, int, int], names: Sequence[str]
+    path: PathLike,
+    readouts: Sequence[Readout],
+    shape: tuple[int, int, int],
+    names: Sequence[str],
+    vouched: int = 0,
 ) -> Assembled:
     """K-space ``(S, C, H, W)``, mask and labels from readouts on a matrix ``shape = (P, H, W)``.
 
-    Readouts of the same place are averaged. Partitions are transformed to slices (centred, orthonormal), which needs
-    every partition sampled alike. ``names`` are those of the counters in ``Readout.entry``, ``"contrast"`` among them.
+    Readouts of the same place are averaged. ``names`` are those of the counters in ``Readout.entry``, ``"contrast"``
+    among them; ``vouched`` samples of something else lie on the same matrix.
     """
     if not readouts:
         raise DataError(f"{path}: no imaging readouts, expected at least one")
@@ -55,7 +70,7 @@ def assemble(
     entries = sorted({r.entry for r in readouts})
     index = {entry: i for i, entry in enumerate(entries)}
     places = len(entries) * partitions * channels * rows * columns
-    measured = sum(r.data.size for r in readouts)
+    measured = max(vouched, sum(r.data.size for r in readouts))
     field = f"the k-space of {len(entries)} x {partitions} x {channels} x {rows} x {columns}"
     if places > _MOST_UNDERSAMPLING * measured and places > 2**16:
         raise DataError(
@@ -87,11 +102,10 @@ def assemble(
         if not np.isfinite(kspace).all():
             raise DataError(f"{path}: the average of repeated readouts overflows, expected k-space values within 1e38")
 
-    return gathered(path, kspace, times > 0, entries, names, _frames(entries, readouts, partitions))
+    return gathered(kspace, times > 0, entries, names, _frames(entries, readouts, partitions))
 
 
 def gathered(
-    path: PathLike,
     kspace: Complex,
     sampled: NDArray[np.bool_],
     entries: Sequence[tuple[int, ...]],
@@ -100,57 +114,62 @@ def gathered(
 ) -> Assembled:
     """What :func:`assemble` makes of k-space ``(E, P, H, C, W)`` that lies on its matrix, with ``sampled``
     ``(E, P, H, W)``; ``entries`` are sorted, ``frames`` one for each entry and partition."""
-    partitions = kspace.shape[1]
-    kspace, mask = _slices(path, kspace, sampled)
+    _, partitions, rows, channels, columns = kspace.shape
+    whole = np.ascontiguousarray(kspace.reshape(-1, rows, channels, columns).transpose(0, 2, 1, 3))
+    mask = sampled.reshape(-1, 1, rows, columns)
     labels = _labels(entries, names, partitions)
-    if mask.all(axis=-1).sum() == mask.any(axis=-1).sum():  # every line is complete
-        mask = mask[..., :1]
-    if (mask == mask[:1]).all():
-        mask = mask[:1]
     contrasts = np.array([entry[names.index("contrast")] for entry in entries for _ in range(partitions)], np.int64)
     where = np.array([(entry[0], p) for entry in entries for p in range(partitions)], np.int64)
     same_slice = _numbered(entries, names, partitions, "contrast")
     same_thing = _numbered(entries, names, partitions, "phase", "repetition")
     stack = _stack(entries, names, partitions)
-    return Assembled(kspace, mask, labels, same_slice, same_thing, contrasts, where, stack, frames)
+    return Assembled(whole, mask, partitions, labels, same_slice, same_thing, contrasts, where, stack, frames)
 
 
-def oriented(
-    found: Assembled, calibration: Complex | None, thickness: float, *, against: bool
-) -> tuple[Complex, NDArray[np.bool_], Complex | None, Placement | None]:
-    """K-space, mask and calibration of images that look as radiologists expect, and where they lie; as they are where
-    the file does not say it. ``thickness`` of a partition in metres, ``against`` as of
-    :func:`~pyrecon.data.placement.placed`."""
+def laid(found: Assembled, calibration: Complex | None, thickness: float, notes: list[str], *, against: bool) -> Laid:
+    """Images that look as radiologists expect, and where they lie; as they are where the file does not say it.
+
+    Partitions that are sampled alike are transformed to slices (centred, orthonormal), zeros where a lower resolution
+    left some out at both ends; else they stay in k-space, those of the calibration too. ``thickness`` of a partition in
+    metres, ``against`` as of :func:`~pyrecon.data.placement.placed`.
+    """
+    kspace, mask, encoded = found.kspace, found.mask, found.partitions
+    if encoded > 1:
+        notes += _left_out(mask, encoded)
+        if _alike(mask, encoded) and _without_gaps(mask, encoded) and _alike(_measured(calibration), encoded):
+            kspace = _slices(kspace, encoded)
+            mask = np.repeat(mask.reshape(-1, encoded, *mask.shape[1:]).any(axis=1), encoded, axis=0)
+            calibration = None if calibration is None else _slices(calibration, encoded)
+            encoded = 1
+    if mask.all(axis=-1).sum() == mask.any(axis=-1).sum():  # every line is complete
+        mask = mask[..., :1]
+    if (mask == mask[:1]).all():
+        mask = mask[:1]
     if found.frames is None:
-        return found.kspace, found.mask, calibration, None
+        return Laid(kspace, mask, calibration, None, encoded)
     partition = found.where[:, 1]
     distances = (partition - (int(partition.max()) + 1) // 2) * thickness
     turn, placement = placed(found.frames, distances.astype(float), against=against)
-    kspace, mask = turned(found.kspace, turn), turned(found.mask, turn)
+    kspace, mask = turned(kspace, turn), turned(mask, turn)
     if calibration is not None:
         each = len(turn) // len(calibration)
         if (turn.reshape(-1, each, 2) != turn[::each, None]).any():
             calibration, each = calibration.repeat(each, axis=0), 1
         calibration = turned(calibration, turn[::each])
-    return kspace, mask, calibration, placement
+    return Laid(kspace, mask, calibration, placement, encoded)
 
 
 def without_slice_oversampling(scan: MRIScan, partition: NDArray[np.int64], partitions: int, kept: int) -> MRIScan:
-    """The scan's entries in the ``kept`` partitions about the centre; ``partition`` ``(S,)`` of every entry."""
+    """The scan's entries in the ``kept`` partitions about the centre; ``partition`` ``(S,)`` of every entry. Those of a
+    scan that has them in k-space stay, and this is told."""
     if kept == partitions:
         return scan
+    said = f"{partitions / kept:.4g}: {kept} of {partitions} partitions are in the slab"
+    if scan.encoded_partitions > 1:
+        return replace(scan, metadata=scan.metadata | {"slice_oversampling": f"{said}, images are of all"})
     inside = centered_slice(partitions, kept)
     scan = some_entries(scan, np.flatnonzero((inside.start <= partition) & (partition < inside.stop)))
-    told = {"slice_oversampling": f"{partitions / kept:.4g}: {kept} of {partitions} partitions are in the slab"}
-    return replace(scan, metadata=scan.metadata | told)
-
-
-def partial_slab(readouts: Sequence[Readout], partitions: int) -> dict[str, str]:
-    """What a report says of partial Fourier along the partitions, which stays as it is."""
-    sampled = np.zeros((1, 1, partitions, 1), np.bool_)
-    sampled[0, 0, [r.partition for r in readouts]] = True
-    (part,) = measured_parts(sampled, (partitions, 1))
-    return {"slab": f"{part}: zero".replace("lines", "partitions")} if part.is_partial else {}
+    return replace(scan, metadata=scan.metadata | {"slice_oversampling": said})
 
 
 def averages(readouts: Sequence[Readout]) -> float:
@@ -175,8 +194,9 @@ def reference_scan(
     chosen = choose(path, usable, *names, channels)
     notes += chosen.notes
     lines, _ = one_direction(chosen.readouts, navigators, columns, notes)
-    partitions = int(image.where[:, 1].max()) + 1
-    return _calibration_of(assemble(path, lines, (partitions, rows, columns), chosen.names), image, notes)
+    vouched = channels * int(image.mask.sum())  # a few lines about the centre lie on the image's whole matrix
+    reference = assemble(path, lines, (image.partitions, rows, columns), chosen.names, vouched)
+    return _calibration_of(reference, image, notes)
 
 
 def _calibration_of(reference: Assembled, image: Assembled, notes: list[str]) -> Complex:
@@ -199,21 +219,49 @@ def _calibration_of(reference: Assembled, image: Assembled, notes: list[str]) ->
     return np.asarray(reference.kspace[chosen])
 
 
-def _slices(path: PathLike, kspace: Complex, sampled: NDArray[np.bool_]) -> tuple[Complex, NDArray[np.bool_]]:
-    """(S, P, H, C, W) to (S P, C, H, W), and the mask (S P, 1, H, W)."""
-    entries, partitions = kspace.shape[:2]
-    if partitions > 1:
-        mask = sampled.any(axis=1, keepdims=True)
-        measured = sampled.any(axis=(2, 3), keepdims=True)
-        if (sampled != (mask & measured)).any():
-            raise DataError(
-                f"{path}: the partitions of a 3-D scan are sampled differently; expected the same lines in each"
-            )
-        shifted = np.fft.ifftshift(kspace, axes=1)
-        kspace = np.fft.fftshift(np.fft.ifft(shifted, axis=1, norm="ortho"), axes=1).astype(np.complex64)
-        sampled = np.broadcast_to(mask, sampled.shape)
-    kspace = kspace.reshape(entries * partitions, *kspace.shape[2:]).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(kspace), sampled.reshape(entries * partitions, 1, *sampled.shape[2:])
+def _measured(calibration: Complex | None) -> NDArray[np.bool_] | None:
+    return None if calibration is None else np.asarray((calibration != 0).any(axis=1, keepdims=True))
+
+
+def _alike(mask: NDArray[np.bool_] | None, partitions: int) -> bool:
+    """Whether the partitions of each volume are sampled alike or not at all."""
+    if mask is None:
+        return True
+    volumes = mask.reshape(-1, partitions, *mask.shape[2:])
+    lines, there = volumes.any(axis=1, keepdims=True), volumes.any(axis=(2, 3), keepdims=True)
+    return bool((volumes == (lines & there)).all())
+
+
+def _ends(mask: NDArray[np.bool_], partitions: int) -> tuple[list[bool], int, int]:
+    """Which partitions any volume has, and how many are missing before the first and after the last of these."""
+    there: list[bool] = np.asarray(mask.reshape(-1, partitions, mask[0].size).any(axis=(0, 2))).tolist()
+    return there, there.index(True), there[::-1].index(True)
+
+
+def _without_gaps(mask: NDArray[np.bool_], partitions: int) -> bool:
+    """Whether all volumes have the same partitions, a block about the centre."""
+    there, before, after = _ends(mask, partitions)
+    each = mask.reshape(-1, partitions, mask[0].size).any(axis=2)
+    return sum(there) == partitions - before - after and abs(before - after) <= 1 and bool((each == there).all())
+
+
+def _left_out(mask: NDArray[np.bool_], partitions: int) -> Iterator[str]:
+    """Tells of partitions at the ends of k-space that no volume has, more of them than are left out in between; the
+    first of an even number has no counterpart."""
+    there, before, after = _ends(mask, partitions)
+    gap = int(np.diff(np.flatnonzero(there)).max(initial=1)) - 1
+    if before > max(gap, 1 - partitions % 2) or after > gap:
+        ends = [*range(before), *range(partitions - after, partitions)]
+        yield (
+            f"{listing('partition', ends)} of {partitions} not measured (slice partial Fourier, or a lower resolution "
+            "across slices): their k-space is zero, or what the coils tell of it, unless it is filled in"
+        )
+
+
+def _slices(kspace: Complex, partitions: int) -> Complex:
+    shifted = np.fft.ifftshift(kspace.reshape(-1, partitions, *kspace.shape[1:]), axes=1)
+    slices = np.fft.fftshift(np.fft.ifft(shifted, axis=1, norm="ortho"), axes=1)
+    return slices.astype(np.complex64).reshape(kspace.shape)
 
 
 def _numbered(

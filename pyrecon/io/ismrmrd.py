@@ -23,8 +23,7 @@ from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import (
     assemble,
     averages,
-    oriented,
-    partial_slab,
+    laid,
     reference_scan,
     without_slice_oversampling,
 )
@@ -144,18 +143,18 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
     ratio *= 1.0 if encoding.ramp is None else encoding.ramp.noise
     known, left_out = settings_of(header.sequence, found.contrasts)
-    facts = header.facts | encoding.facts | phase_correction(navigated) | partial_slab(lines, encoding.shape[0])
+    facts = header.facts | encoding.facts | phase_correction(navigated)
     facts |= {"readouts": {kind: int(which.sum()) for kind, which in kinds.items() if which.any()}}
     against, frames = _axes(header, found.frames, notes)
     found = found._replace(frames=frames)
-    kspace, mask, calibration, placement = oriented(found, calibration, encoding.field_of_view[2], against=against)
-    if placement is not None:
-        facts["orientation"] = placement.letters
+    seen = laid(found, calibration, encoding.field_of_view[2], notes, against=against)
+    if seen.placement is not None:
+        facts["orientation"] = seen.placement.letters
     scan = MRIScan(
-        kspace=kspace,
-        mask=mask,
+        kspace=seen.kspace,
+        mask=seen.mask,
         noise=noise,
-        calibration=calibration,
+        calibration=seen.calibration,
         readout_oversampling=encoding.oversampling,
         phase_oversampling=encoding.shape[1] / encoding.kept[1],
         field_of_view=encoding.field_of_view,
@@ -163,7 +162,8 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
         noise_ratio=ratio / (header.noise_bandwidth * averages(lines)) if noise is not None else 1.0,
         slices=found.slices,
         places=found.places,
-        placement=placement,
+        placement=seen.placement,
+        encoded_partitions=seen.encoded_partitions,
         stack=found.stack,
         settings=known,
         metadata=facts
@@ -422,8 +422,10 @@ def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
     show the same one as its contrasts.
 
     Noise and calibration lines are written too. Raises ValueError if a line is measured in more than one piece or is
-    longer than the format's 65535 samples, or if the slices differ in their settings.
+    longer than the format's 65535 samples, if the slices differ in their settings, or if they are still partitions.
     """
+    if scan.encoded_partitions > 1:
+        raise ValueError(f"scan: {scan.encoded_partitions} partitions of a volume are in k-space, expected slices")
     slices, channels, rows, columns = scan.kspace.shape
     if max(slices, channels, rows, columns) > 65535:
         raise ValueError(f"scan: k-space of shape {scan.kspace.shape}, the format counts to 65535 along each axis")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._arrays import KSPACE, MASK, Arrays, Held, open_arrays
-from pyrecon.io._cartesian import gathered, oriented
+from pyrecon.io._cartesian import gathered, laid
 from pyrecon.io._files import PathLike, check_finite, check_memory
 
 __all__ = ["read_kspace_array"]
@@ -94,15 +94,16 @@ def read_kspace_array(
     _check_center(kspace, notes)
     extent = _extent(extent_said, kspace.shape, backwards, notes)
     entries = list(product(*(range(sizes.get(letter, 1)) for letter in "SET")))
-    found = gathered(arrays.path, kspace.swapaxes(2, 3), sampled, entries, _COUNTERS, None)
-    whole, measured, _, _ = oriented(found, None, extent[2], against=False)
-    empty = np.flatnonzero(~measured.any(axis=(1, 2, 3))).tolist()
+    found = gathered(kspace.swapaxes(2, 3), sampled, entries, _COUNTERS, None)
+    seen = laid(found, None, extent[2], notes, against=False)
+    empty = np.flatnonzero(~found.mask.reshape(-1, found.mask[: found.partitions].size).any(axis=1)).tolist()
     if empty:
-        shown = ", ".join(found.labels[i] for i in empty[:8])
+        shown = ", ".join(found.labels[i * found.partitions] for i in empty[:8])
         raise DataError(f"{where}: no samples of {shown}, expected some of each image; leave these out")
     return MRIScan(
-        kspace=whole,
-        mask=measured,
+        kspace=seen.kspace,
+        mask=seen.mask,
+        encoded_partitions=seen.encoded_partitions,
         field_of_view=extent,
         labels=found.labels,
         slices=found.slices,

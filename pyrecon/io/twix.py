@@ -30,8 +30,7 @@ from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import (
     assemble,
     averages,
-    oriented,
-    partial_slab,
+    laid,
     reference_scan,
     without_slice_oversampling,
 )
@@ -115,12 +114,12 @@ def read_twix(path: PathLike) -> MRIScan:
     noise, noise_ratio = _noise(path, measurements, found.kspace.shape[1], notes)
     noise_ratio *= 1.0 if geometry.ramp is None else geometry.ramp.noise
     calibration = reference_scan(path, reference, navigating, found, (_COUNTERS, _OTHER_COUNTERS), notes)
-    kspace, mask, calibration, placement = oriented(found, calibration, geometry.field_of_view[2], against=True)
+    seen = laid(found, calibration, geometry.field_of_view[2], notes, against=True)
     whole = MRIScan(
-        kspace=kspace,
-        mask=mask,
+        kspace=seen.kspace,
+        mask=seen.mask,
         noise=noise,
-        calibration=calibration,
+        calibration=seen.calibration,
         readout_oversampling=geometry.oversampling,
         phase_oversampling=geometry.shape[1] / geometry.kept[1],
         field_of_view=geometry.field_of_view,
@@ -128,14 +127,14 @@ def read_twix(path: PathLike) -> MRIScan:
         noise_ratio=noise_ratio / averages(readouts) if noise is not None else 1.0,
         slices=found.slices,
         places=found.places,
-        placement=placement,
+        placement=seen.placement,
+        encoded_partitions=seen.encoded_partitions,
         stack=found.stack,
         metadata=protocol.summary()
-        | ({"orientation": placement.letters} if placement else {})
+        | ({"orientation": seen.placement.letters} if seen.placement else {})
         | {"readouts": {kind: len(of_kind) for kind, of_kind in kinds.items()}}
         | phase_correction(navigated)
         | geometry.facts
-        | partial_slab(readouts, geometry.shape[0])
         | ({"notes": notes} if notes else {}),
     )
     return without_slice_oversampling(whole, found.where[:, 1], geometry.shape[0], geometry.kept[0])

@@ -96,6 +96,10 @@ class JointMRI(MRIMethod):
         if self.weights is not None and self.prior not in ("generative", "denoiser"):
             raise ValueError(f"weights: the prior {self.prior!r} has none; set prior=generative or prior=denoiser")
 
+    @property
+    def knows_slices(self) -> bool:
+        return self.prior in ("generative", "denoiser")
+
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         """Images alone, complex like those of the other methods; :meth:`estimate` gives the maps as well."""
         found = self.estimate(kspace, mask)

@@ -31,6 +31,10 @@ class LearnedMRI(MRIMethod):
     fills_in: ClassVar[str] = "the network"
 
     @property
+    def knows_slices(self) -> bool:
+        return True
+
+    @property
     def model(self) -> DEProx | Reconstructor:
         """The network."""
         raise NotImplementedError(f"{type(self).__name__}: a learned method has a model")
@@ -117,6 +121,10 @@ class VarNetMRI(MRIMethod):
     role: ClassVar[str] = SUPERVISED
     fills_in: ClassVar[str] = "the network"
     needs_maps: ClassVar[bool] = False
+
+    @property
+    def knows_slices(self) -> bool:
+        return True
 
     @cached_property
     def model(self) -> VarNet:

@@ -16,6 +16,7 @@ from pyrecon.data.contrasts import Contrasts, contrasts_of
 from pyrecon.data.fourier import centered_slice
 from pyrecon.data.mri import COIL_TRANSFORM, image_height, some_entries
 from pyrecon.data.partial_fourier import measured_parts, told
+from pyrecon.data.planes import expect_slices
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.method import check_method
@@ -72,6 +73,7 @@ def reconstruct_maps(
     method = SenseFit() if method is None else check_method(method, MapMethod, "SenseFit()")
     if coil_maps not in ("espirit", "walsh"):
         raise ValueError(f"coil_maps: {coil_maps!r} is not known, expected 'espirit' or 'walsh'")
+    expect_slices(scan, method.title, "reconstruct the images by cg-sense and fit them by pyrecon fit")
     series = contrasts_of(scan, method.setting, method.besides)
     run = Recorder(method.title, method, device=device)
     report = run.report()

@@ -50,6 +50,11 @@ class MRIMethod(Method):
         """What a report says of settings that come from the data."""
         return {}
 
+    @property
+    def knows_slices(self) -> bool:
+        """Whether it was trained on slices, and takes nothing else for images."""
+        return False
+
     def fitted(self, kspace: Tensor, mask: Tensor) -> MRIMethod:
         """The method with the settings that it takes from all of the data, not from a part of them."""
         return self
@@ -250,7 +255,7 @@ def _fista(method: WaveletSense | TVSense, kspace: Tensor, maps: Tensor, mask: T
     start = operator.adjoint(kspace)
     # A^H A has no eigenvalue above 1: F is unitary, and the maps' root sum of squares is 1 at most.
     with one_thread_if_small(start.numel()):
-        return fista(
+        solution = fista(
             lambda x: operator.gram(x) - start,
             prox,
             start,
@@ -258,6 +263,8 @@ def _fista(method: WaveletSense | TVSense, kspace: Tensor, maps: Tensor, mask: T
             max_iter=method.max_iter,
             tol=method.tol,
         )
+    # Where there are no maps there is no object; what a penalty alone puts there is the value of the pixels beside it.
+    return replace(solution, value=solution.value * (maps != 0).any(dim=1))
 
 
 def _direct(image: Tensor) -> Solution[Tensor]:

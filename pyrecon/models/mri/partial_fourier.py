@@ -6,17 +6,18 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.fourier import fft_centered
 from pyrecon.data.mri import slice_name
-from pyrecon.data.partial_fourier import WAYS, Part, Way, complete, measured_parts, told
+from pyrecon.data.partial_fourier import LINES, WAYS, Part, Way, complete, measured_parts, told
 from pyrecon.data.raw import MRIScan
 from pyrecon.models.mri.methods import MRIMethod
 from pyrecon.solvers import Solution
+
+_CORNERS = 0.25  # what an elliptical shutter leaves out of a part that is measured otherwise
 
 
 def check_way(way: Any, method: MRIMethod) -> None:
@@ -31,7 +32,8 @@ def check_way(way: Any, method: MRIMethod) -> None:
 
 
 class Filling:
-    """Partial Fourier along rows and columns of a scan, by one of the :data:`~pyrecon.data.partial_fourier.WAYS`.
+    """Partial Fourier along both axes of a scan, which ``axes`` names, by one of the
+    :data:`~pyrecon.data.partial_fourier.WAYS`.
 
     Lines that parallel imaging leaves out inside the measured part come first: with coil maps the method unfolds the
     image, and the combined complex image is completed; without maps every coil's k-space is.
@@ -42,11 +44,11 @@ class Filling:
         What the report says: nothing where k-space is whole and nothing else was asked for.
     """
 
-    def __init__(self, scan: MRIScan, method: MRIMethod, way: Way) -> None:
+    def __init__(self, scan: MRIScan, method: MRIMethod, way: Way, axes: tuple[str, str] = LINES) -> None:
         height, width = scan.kspace.shape[2:]
         self.way, self.on = way, method.completes
         self.parts = measured_parts(scan.mask, (height, width))
-        text = told(self.parts)
+        text = told(self.parts, axes)
         self.story: dict[str, str] = {}
         if way == "zero":
             self.story = {"partial_fourier": f"{text}: {way}, filled in by {method.fills_in}"} if text else {}
@@ -86,10 +88,9 @@ class Filling:
 def _check_whole_inside(scan: MRIScan, entry: int, part: Part, way: Way) -> None:
     mask = scan.mask[entry if len(scan.mask) > 1 else 0, 0]
     inside = mask[part.rows, part.columns if mask.shape[1] > 1 else slice(None)]
-    lacking = int((~inside.any(axis=1)).sum())
-    if lacking:
-        share = lacking / np.prod(inside.shape[:1])
+    lacking = 1 - float(inside.mean())
+    if lacking > _CORNERS or not inside.any(axis=1).all() or not inside.any(axis=0).all():
         raise DataError(
-            f"partial_fourier: {share:.0%} of the lines inside the measured part are left out, and the phase of an "
+            f"partial_fourier: {lacking:.0%} of the samples inside the measured part are left out, and the phase of an "
             f"image that is folded is none to complete it by ({way}); use a method with coil maps, such as cg-sense"
         )

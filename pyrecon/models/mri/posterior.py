@@ -25,6 +25,7 @@ from pyrecon._check import check_tuple
 from pyrecon._errors import DataError
 from pyrecon.data.mri import calibration_region
 from pyrecon.data.partial_fourier import measured_parts, told
+from pyrecon.data.planes import expect_slices
 from pyrecon.data.raw import MRIScan
 from pyrecon.linops import Sense
 from pyrecon.models.mri.joint import JointMRI
@@ -48,6 +49,7 @@ def held_maps(
     They are estimated from the calibration lines; with ``joint``, or where there are none, together with an image by
     :class:`~pyrecon.models.mri.JointMRI`, as published.
     """
+    expect_slices(scan, "sampling", "an image without intervals is what pyrecon reconstruct makes of them")
     data = prepare(scan, maps, True, coils, details)
     partial = told(measured_parts(data.scan.mask, (data.scan.kspace.shape[2], data.scan.kspace.shape[3])))
     details |= {"partial_fourier": f"{partial}: a real image of the phase that is held"} if partial else {}
