@@ -11,7 +11,8 @@ import typer
 
 from pyrecon._errors import DataError
 from pyrecon.cli import _console
-from pyrecon.cli._jobs import CTOptions, Job, MRIJob, check_device, ct_job, mpi_job, mri_job, silent
+from pyrecon.cli._jobs import CTOptions, Job, MRIJob, check_device, ct_job, mri_job, silent
+from pyrecon.cli._mpi import MPIOptions, mpi_job
 
 MRI_FORMATS = ("twix", "ismrmrd", "fastmri")
 CT_FORMATS = ("htc", "data-exchange", "sinogram")
@@ -62,6 +63,9 @@ def reconstruct(
         typer.Option(help="MRI: also write the coil maps used or found: .npz or .h5.", show_default=False),
     ] = None,
     average: Annotated[int, typer.Option(help="MPI: average this many frames into one.", min=1)] = 1,
+    average_periods: Annotated[
+        bool, typer.Option("--average-periods", help="MPI: average the periods of a frame, which repeat each other.")
+    ] = False,
     snr_threshold: Annotated[float, typer.Option(help="MPI: leave out system-matrix rows with less SNR.", min=0)] = 5.0,
     band: Annotated[
         tuple[float, float], typer.Option(help="MPI: lowest and highest frequency in Hz.", show_default=False)
@@ -120,7 +124,8 @@ def reconstruct(
     if kind == "mdf-measurement":
         if system_matrix is None:
             raise DataError(f"{file}: is an MPI measurement, give its system matrix with --system-matrix SM.mdf")
-        job = mpi_job(file, system_matrix, method, settings, average, snr_threshold, band, upsample, device)
+        said = MPIOptions(average, average_periods, snr_threshold, band, upsample)
+        job: Job = mpi_job(file, system_matrix, method, settings, said, device)
     elif kind in MRI_FORMATS:
         if method in mri.MAPPING and target.suffix.lower() == ".png":
             raise DataError("--output: .png holds no numbers; use --figure for a picture")
