@@ -33,9 +33,13 @@ class FieldFreePoint:
     def frequencies(self) -> NDArray[np.float64]:
         return np.arange(self.samples // 2 + 1) * BASE / self.samples
 
+    @property
+    def strength(self) -> NDArray[np.float64]:
+        """``(3,)`` of the drive fields, tesla."""
+        return np.asarray(np.abs(GRADIENT) * np.array(self.grid.field_of_view[::-1]) / 2)
+
     def fields(self) -> dict[str, Any]:
         """Of the format."""
-        reach = np.abs(GRADIENT) * np.array(self.grid.field_of_view[::-1]) / 2
         return {
             "/scanner/topology": "FFP",
             "/tracer/name": ["perimag"],
@@ -45,7 +49,7 @@ class FieldFreePoint:
             "/acquisition/drivefield/numChannels": 3,
             "/acquisition/drivefield/baseFrequency": BASE,
             "/acquisition/drivefield/divider": [[d] for d in self.dividers],
-            "/acquisition/drivefield/strength": reach[None, :, None],
+            "/acquisition/drivefield/strength": self.strength[None, :, None],
             "/acquisition/drivefield/phase": np.full((1, 3, 1), np.pi / 2),
             "/acquisition/drivefield/waveform": [["sine"]] * 3,
             "/acquisition/drivefield/cycle": self.samples / BASE,
@@ -54,9 +58,9 @@ class FieldFreePoint:
             **self.metadata,
         }
 
-    def matrix(self) -> NDArray[np.complex64]:
-        """``(channels, K, N)``, the strongest component 1."""
-        reach = np.abs(GRADIENT) * np.array(self.grid.field_of_view[::-1]) / 2
+    def matrix(self, strength: NDArray[np.float64] | None = None) -> NDArray[np.complex64]:
+        """``(channels, K, N)``, the strongest component 1; ``strength`` of other drive fields than reach the edges."""
+        reach = self.strength if strength is None else strength
         t = np.arange(self.samples) / self.samples
         drive = np.stack(
             [a * np.cos(2 * np.pi * self.samples / d * t) for a, d in zip(reach, self.dividers, strict=True)]
@@ -71,6 +75,7 @@ class FieldFreePoint:
             magnetisation = (1 / np.tanh(size) - 1 / size) / size * h
             rows[..., first : first + 256] = np.moveaxis(np.fft.rfft(magnetisation, axis=-1) * steps, 0, -1)
         rows[:, self.frequencies < 1.5 * BASE / min(self.dividers)] = 0  # what the transmit filter takes
+        rows[:, -1] = 0
         return np.asarray(rows / np.abs(rows).max(), np.complex64)
 
     def calibrate(
@@ -94,6 +99,7 @@ class FieldFreePoint:
         rng = np.random.default_rng(seed)
         background = np.repeat([True, False, True], [empty // 2, frames, empty - empty // 2])
         spectrum = self._noise(rng, (len(background), periods, *rows.shape[:2]))
+        spectrum[..., [0, -1]] = spectrum[..., [0, -1]].real  # a real signal's
         spectrum[~background] += rows @ np.asarray(volume, np.float32).ravel()
         metadata = self.fields()
         for name in ("strength", "phase"):
