@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from pyrecon._errors import DataError
 from pyrecon.data.raw import MPICalibration, MPIScan, Real
@@ -92,13 +93,10 @@ def _told(calibration: MPICalibration, scan: MPIScan, said: str, notes: list[str
 # --- periods -----------------------------------------------------------------------------------------------------
 def _values(metadata: Mapping[str, Any], field: str, count: int) -> Real | None:
     """``(count, n)`` of a field with an entry for each period, what is not known as 0; None where there is no such."""
-    try:
-        values = np.asarray(metadata[field], np.float64)
-    except (KeyError, TypeError, ValueError):
+    values = np.asarray(metadata.get(field, ""))
+    if values.dtype.kind not in "iuf" or values.ndim == 0 or values.size == 0 or len(values) not in (1, count):
         return None
-    if values.ndim == 0 or values.size == 0 or len(values) not in (1, count):
-        return None
-    flat = values.reshape(len(values), -1)
+    flat = values.astype(np.float64).reshape(len(values), -1)
     return np.nan_to_num(np.broadcast_to(flat, (count, flat.shape[1])), nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -175,18 +173,19 @@ def _joined(
             f"measurement: {_named(scan.metadata, counts[1], kinds[1])}, the system matrix has one patch; it takes one "
             "that was measured over the whole field of view with the same patches, as periods of its frames"
         )
-    keys = []
+    keys: list[tuple[Real, Real]] = []
     for field in PER_PERIOD:
         a, b = _values(calibration.metadata, field, counts[0]), _values(scan.metadata, field, counts[1])
         if a is not None and b is not None and a.shape[1] == b.shape[1]:
-            keys.append((a, b))
+            largest = max(np.abs(a).max(), np.abs(b).max(), np.finfo(float).tiny)
+            keys.append((a / largest, b / largest))
     group = np.full(counts[1], -1)
-    for i in range(counts[1]):
-        same = [j for j in range(counts[0]) if not any(_apart(a[j : j + 1], b[i : i + 1]).any() for a, b in keys)]
-        found = np.unique(ours[same])
-        if len(found) == 1:
-            group[i] = found[0]
-    if not keys or set(group.tolist()) != set(range(kinds[0])):
+    if keys:
+        first = np.unique(ours, return_index=True)[1]
+        patches = cKDTree(np.hstack([a for a, _ in keys])[first])
+        away, nearest = patches.query(np.hstack([b for _, b in keys]), p=np.inf)
+        group = np.where(away <= _TOLERANCE, nearest, -1).astype(np.int64)
+    if set(group.tolist()) != set(range(kinds[0])):
         raise DataError(
             f"periods: the system matrix has {counts[0]} ({kinds[0]} with different fields), the measurement "
             f"{counts[1]} ({kinds[1]}), and they are not the same"
@@ -241,6 +240,8 @@ def _agree(a: Any, b: Any) -> bool:
     if a.dtype.kind in "OUS" or b.dtype.kind in "OUS":
         texts = [[str(v).strip().lower() for v in np.atleast_1d(x).ravel()] for x in (a, b)]
         return texts[0] == texts[1] or any(all(v in _UNKNOWN for v in text) for text in texts)
+    if a.dtype.kind not in "iufb" or b.dtype.kind not in "iufb":
+        return np.array_equal(a, b)
     a, b = a.astype(np.float64), b.astype(np.float64)
     try:
         a, b = np.broadcast_arrays(a, b)
