@@ -323,6 +323,13 @@ def test_patches_need_a_matrix_with_the_same_patches() -> None:
         match_periods(other, patches([0, 1, 0, 1]))
 
 
+def test_a_patch_that_the_matrix_lacks_is_in_no_mean() -> None:
+    scan = patches([0, 1, 0, 1])
+    scan.metadata["/acquisition/offsetField"][2, 0] = (4e-3, 2e-3, 0.0)
+    with pytest.raises(DataError, match="and they are not the same"):
+        match_periods(repeated(SCANNER.calibrate(), PATCHES), scan)
+
+
 def test_patches_are_stacked_and_those_measured_several_times_averaged() -> None:
     calibration = repeated(SCANNER.calibrate(), PATCHES)
     _, found = matched(calibration, patches([0, 1]))

@@ -351,5 +351,6 @@ def test_a_frame_of_a_stream_is_a_volume(files: tuple[Path, Path]) -> None:
     system = prepare_system(mdf.read_system_matrix(files[1]), scan)
     reconstruct = Reconstructor(system, HybADMM(iterations=5))
     frames = prepare_frames(system, scan)
+    assert reconstruct.system.spacing == GRID.spacing  # so that edges count by their area
     images = list(reconstruct.stream(iter(frames.y), noise_std=float(frames.noise_std[0])))
     assert [image.shape for image in images] == [GRID.shape] * 2
