@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
+from pyrecon.data.raw import Grid
 from pyrecon.io import written_whole
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class Panel:
         A matplotlib name.
     bar
         With a colour bar of this unit.
+    spacing
+        Pixel size ``(y, x)`` in metres, where panels of a row differ: all of the row are then drawn to one scale.
+    cross
+        Row and column of thin lines through the image: where the planes of its neighbours cut it.
     """
 
     image: NDArray[Any]
@@ -43,6 +48,8 @@ class Panel:
     window: tuple[float, float] | None = None
     colormap: str = "gray"
     bar: str = ""
+    spacing: tuple[float, float] | None = None
+    cross: tuple[float, float] | None = None
 
 
 def figure(
@@ -67,7 +74,13 @@ def figure(
         Width of a panel in inches.
     """
     matplotlib = _matplotlib()
-    heights = [_aspect(row, spacing[i] if spacing else None) * panel_size for i, row in enumerate(rows)]
+    shares = [_shares(row) for row in rows]
+    heights = [
+        _aspect(row, spacing[i] if spacing else None) * panel_size
+        if share is None
+        else _tallest(row, share) * panel_size
+        for i, (row, share) in enumerate(zip(rows, shares, strict=True))
+    ]
     extra = 0.55 + (0.3 if row_titles else 0.0)
     width = max(len(row) for row in rows) * (panel_size + 0.1)
     total = sum(heights) + extra * len(rows) + (0.4 if heading else 0.0)
@@ -78,14 +91,57 @@ def figure(
     for i, (band, row) in enumerate(zip(bands, rows, strict=True)):
         if row_titles:
             band.suptitle(row_titles[i], fontsize=9, x=0.01, ha="left", weight="bold")
-        axes = band.subplots(1, max(len(r) for r in rows), squeeze=False)[0]
+        share = shares[i]
+        if share is None:
+            axes = band.subplots(1, max(len(r) for r in rows), squeeze=False)[0]
+        else:
+            axes = band.subplots(1, len(row), squeeze=False, width_ratios=share)[0]
         for axis, panel in zip(axes, row, strict=False):
-            _draw(axis, panel, spacing[i] if spacing else None)
+            _draw(axis, panel, panel.spacing or (spacing[i] if spacing else None))
         for axis in axes[len(row) :]:
             axis.set_axis_off()
-        if spacing:
-            _scale_bar(axes[0], row[0].image.shape, spacing[i])
+        first = row[0].spacing or (spacing[i] if spacing else None)
+        if first:
+            _scale_bar(axes[0], row[0].image.shape, first)
     return fig
+
+
+def volume_panels(volume: NDArray[Any], grid: Grid, axes: str = "zyx") -> list[Panel]:
+    """Three orthogonal slices through the brightest voxel of a ``(Z, Y, X)`` volume and its maximum-intensity
+    projection along the first axis, in one window, with thin lines where the slices cut each other.
+
+    ``axes`` names the axes of the volume in the titles, which say where the slices lie.
+    """
+    values = np.abs(volume) if np.iscomplexobj(volume) else np.asarray(volume)
+    known = np.where(np.isfinite(values), values, -np.inf)
+    peak = np.unravel_index(int(known.argmax()), known.shape)
+    finite = values[np.isfinite(values)]
+    low, high = (min(0.0, float(finite.min())), float(finite.max())) if finite.size else (0.0, 1.0)
+    window = (low, high if high > low else low + 1.0)
+    panels = []
+    for cut in range(3):
+        down, right = (axis for axis in range(3) if axis != cut)
+        place = grid.center[cut] + (peak[cut] - (grid.shape[cut] - 1) / 2) * grid.spacing[cut]
+        panels.append(
+            Panel(
+                values.take(peak[cut], axis=cut),
+                title=f"{axes[cut]} = {1e3 * place:.3g} mm",
+                note=f"{axes[right]} to the right, {axes[down]} down",
+                window=window,
+                spacing=(grid.spacing[down], grid.spacing[right]),
+                cross=(float(peak[down]), float(peak[right])),
+            )
+        )
+    panels.append(
+        Panel(
+            values.max(axis=0),
+            title=f"maximum along {axes[0]}",
+            note=f"{axes[2]} to the right, {axes[1]} down; white is {window[1]:.3g}",
+            window=window,
+            spacing=(grid.spacing[1], grid.spacing[2]),
+        )
+    )
+    return panels
 
 
 def curves(
@@ -139,6 +195,10 @@ def _draw(axis: Any, panel: Panel, spacing: tuple[float, float] | None) -> None:
         bar = axis.figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
         bar.ax.set_title(panel.bar, fontsize=7)
         bar.ax.tick_params(labelsize=6)
+    if panel.cross is not None:
+        look: dict[str, Any] = {"color": "tab:orange", "linewidth": 0.5, "alpha": 0.6}
+        axis.axhline(panel.cross[0], **look)
+        axis.axvline(panel.cross[1], **look)
     axis.set_title(panel.title, fontsize=8)
     axis.set_xlabel(panel.note, fontsize=7)
     axis.set_xticks([])
@@ -156,6 +216,18 @@ def _scale_bar(axis: Any, shape: tuple[int, ...], spacing: tuple[float, float]) 
 def _aspect(row: Sequence[Panel], spacing: tuple[float, float] | None) -> float:
     dy, dx = spacing or (1.0, 1.0)
     return float(max(p.image.shape[-2] * dy / (p.image.shape[-1] * dx) for p in row))
+
+
+def _shares(row: Sequence[Panel]) -> list[float] | None:
+    """Widths of panels with pixel sizes of their own, drawn to one scale; None where they have none."""
+    widths = [p.image.shape[-1] * p.spacing[1] for p in row if p.spacing is not None]
+    return widths if len(widths) == len(row) else None
+
+
+def _tallest(row: Sequence[Panel], widths: Sequence[float]) -> float:
+    """Height of such a row over the mean width of its panels."""
+    heights = [p.image.shape[-2] * p.spacing[0] for p in row if p.spacing is not None]
+    return float(max(heights) / np.mean(widths))
 
 
 def _matplotlib() -> Any:

@@ -299,7 +299,7 @@ def test_frames_object_and_a_line_grid(tmp_path: Path) -> None:
     y = data(A)
     by_frames, _ = reconstructor(tmp_path)(MPIFrames(y, torch.full((5,), 0.1)))
     torch.testing.assert_close(by_frames, reconstructor(tmp_path)(y, noise_std=0.1)[0])
-    with pytest.raises(DataError, match="not an image"):
+    with pytest.raises(DataError, match="is for images of two axes"):
         Reconstructor(A, DEQ(str(tmp_path / "w.safetensors")), shape=(2, 3, 4))(y, noise_std=0.1)
     flat, _ = Reconstructor(A, DEQ(str(tmp_path / "w.safetensors")), shape=(6, 1, 4))(y, noise_std=0.1)
     assert flat.shape == (5, 6, 1, 4)

@@ -14,7 +14,7 @@ from pyrecon._errors import DataError
 from pyrecon.cli import _settings
 from pyrecon.cli._maps import draw_maps, maps_result
 from pyrecon.data.placement import Stack, Volumes, volumes
-from pyrecon.data.raw import Grid, MPIScan, MRIScan
+from pyrecon.data.raw import Grid, MRIScan
 from pyrecon.io.results import Result
 from pyrecon.report import Report
 
@@ -153,53 +153,6 @@ def volumes_of(scan: MRIScan, entries: Any, shape: tuple[int, int]) -> Volumes:
     stack = Stack(np.zeros(count, np.int64), np.arange(count)) if scan.stack is None else scan.stack.some(entries)
     placement = None if scan.placement is None else scan.placement.some(entries)
     return volumes(placement, stack, shape, (y / shape[0], x / shape[1], thickness))
-
-
-def mpi_job(
-    file: Path,
-    system_matrix: Path,
-    method: str | None,
-    settings: list[str],
-    average: int,
-    snr_threshold: float,
-    band: tuple[float, float],
-    upsample: int,
-    device: str,
-) -> Job:
-    from pyrecon import io
-    from pyrecon.data.mpi import prepare_frames, prepare_system
-    from pyrecon.io import mdf
-    from pyrecon.models.mpi import LEARNED, METHODS, UNTRAINED, Reconstructor
-
-    chosen = _settings.make(METHODS | LEARNED | UNTRAINED, method or "hyb", settings)
-    if io.detect(system_matrix) != "mdf-system-matrix":
-        raise DataError(f"{system_matrix}: is {io.detect(system_matrix)}, expected an MDF system matrix")
-    scan: MPIScan = mdf.read_measurement(file)
-    system = prepare_system(mdf.read_system_matrix(system_matrix), scan, snr_threshold=snr_threshold, band=band)
-    frames = prepare_frames(system, scan, average=average)
-    if upsample > 1:
-        system = system.upsampled(upsample)
-    rows, voxels = system.matrix.shape
-    facts = {
-        "file": f"{file.name}: MPI measurement, {len(scan.is_background)} frames, "
-        f"{int(scan.is_background.sum())} of them background",
-        "system": f"{system_matrix.name}: {rows // 2} complex rows x {voxels} voxels "
-        f"({' x '.join(map(str, system.grid.shape))})",
-        "method": f"{chosen.name}",
-        "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
-    }
-    images = len(frames.y)
-    # The matrix, its factor in double while it is made, and the data; what the solvers add is small against these.
-    memory = 4 * rows * voxels * (1 + 2 + 2) + 4 * images * (rows + 6 * voxels)
-
-    def run(count: int | None, progress: Progress) -> tuple[torch.Tensor, Report]:
-        part = frames if count is None else dataclasses.replace(
-            frames, **{n: v[:count] for n, v in vars(frames).items() if isinstance(v, torch.Tensor) and v.dim()}
-        )  # fmt: skip
-        return Reconstructor(system, chosen, device=device)(part, progress=progress)
-
-    labels = tuple(f"frame {i}" for i in range(images))
-    return Job(facts, chosen, images, memory, run, True, system.grid, labels)
 
 
 @dataclasses.dataclass(frozen=True)

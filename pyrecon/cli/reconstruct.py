@@ -20,10 +20,10 @@ from pyrecon.cli._jobs import (
     MRIOptions,
     check_device,
     ct_job,
-    mpi_job,
     mri_job,
     silent,
 )
+from pyrecon.cli._mpi import MPIOptions, mpi_job
 
 ARRAY_FORMATS = ("bart", "kspace-array")
 MRI_FORMATS = ("twix", "ismrmrd", "fastmri", *ARRAY_FORMATS)
@@ -113,6 +113,9 @@ def reconstruct(
         ),
     ] = None,
     average: Annotated[int, typer.Option(help="MPI: average this many frames into one.", min=1)] = 1,
+    average_periods: Annotated[
+        bool, typer.Option("--average-periods", help="MPI: average the periods of a frame, which repeat each other.")
+    ] = False,
     snr_threshold: Annotated[float, typer.Option(help="MPI: leave out system-matrix rows with less SNR.", min=0)] = 5.0,
     band: Annotated[
         tuple[float, float], typer.Option(help="MPI: lowest and highest frequency in Hz.", show_default=False)
@@ -175,10 +178,13 @@ def reconstruct(
         raise DataError(f"--coils: for MRI, {file} is {kind}")
     if system_matrix is not None and kind in (*MRI_FORMATS, *CT_FORMATS):
         raise DataError(f"{file}: is {kind}, which has no system matrix; leave out --system-matrix")
+    scanner = MPIOptions(average, average_periods, snr_threshold, band, upsample)
+    if kind in (*MRI_FORMATS, *CT_FORMATS) and scanner.given():
+        raise DataError(f"{', '.join(scanner.given())}: for MPI, {file} is {kind}")
     if kind == "mdf-measurement":
         if system_matrix is None:
             raise DataError(f"{file}: is an MPI measurement, give its system matrix with --system-matrix SM.mdf")
-        job = mpi_job(file, system_matrix, method, settings, average, snr_threshold, band, upsample, device)
+        job: Job = mpi_job(file, system_matrix, method, settings, scanner, device)
     elif kind in MRI_FORMATS:
         if method in mri.MAPPING and target.suffix.lower() == ".png":
             raise DataError("--output: .png holds no numbers; use --figure for a picture")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data._background import Background, EmptyScanner
+from pyrecon.data._mpi_settings import match_periods as match_periods
 from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real
 
 Whitening = Literal["component", "row", "none"]
@@ -47,6 +48,8 @@ class MPISystem:
         ``(2, m)`` what the real and imaginary parts were divided by, in the calibration's unit.
     calibration
         The calibration without its spectrum: what :func:`prepare_frames` compares a scan with.
+    noise_of
+        Whose noise ``scale`` is: ``"measurement"``, ``"system matrix"``, or ``""`` where rows are not whitened.
     """
 
     matrix: Tensor
@@ -56,6 +59,7 @@ class MPISystem:
     snr: Real
     scale: Real
     calibration: MPICalibration
+    noise_of: str = ""
 
     def upsampled(self, factor: int = 2) -> MPISystem:
         """The system on a grid ``factor`` times finer along both axes, rows interpolated bicubically.
@@ -88,10 +92,13 @@ class MPIFrames:
     noise_std
         ``(B,)`` standard deviation of the noise in every element of y, measured in the scan's background frames; None
         where there are fewer than two.
+    notes
+        What was left out or assumed on the way, which a reconstruction tells in its report.
     """
 
     y: Tensor
     noise_std: Tensor | None
+    notes: tuple[str, ...] = ()
 
     @property
     def noise_norm(self) -> Tensor | None:
@@ -184,10 +191,12 @@ def prepare_system(
                 snr[tuple(part.T)] = _snr(corrected(part), noise[:, part[:, 1], part[:, 2]])
     rows = _select(candidates, snr, snr_threshold) if rows is None else _given(rows, candidates.shape)
 
+    noise_of = "" if noise is None or whiten == "none" else "system matrix"
     if scan is not None:
         matched = match_frequencies(calibration, scan)
         theirs = EmptyScanner.of_scan(scan)
         if theirs is not None and theirs.noise is not None:
+            noise_of = "" if whiten == "none" else "measurement"
             noise = np.where(matched >= 0, theirs.noise.variance[..., matched], np.nan)
     scale = _scale(noise, rows, whiten)
 
@@ -208,6 +217,7 @@ def prepare_system(
         snr=snr[period, channel, frequency],
         scale=scale,
         calibration=replace(calibration, spectrum=calibration.spectrum[..., :0], background=None),
+        noise_of=noise_of,
     )
 
 
@@ -356,7 +366,24 @@ def prepare_frames(
         freedom = empty.noise.freedom
         whitened = (empty.noise.variance[:, channel, rows[2]] / system.scale**2).mean() * freedom / max(freedom - 2, 1)
         noise_std = torch.from_numpy(np.sqrt(whitened * (1 / sizes + subtracted))).float()
-    return MPIFrames(_stack(values, system.scale[:, None, :], axis=1), noise_std)
+    elif system.noise_of == "system matrix" and len(system.matrix) <= system.matrix.shape[1]:
+        # Some image explains such data to the last digit, so they do not tell their noise themselves.
+        many = _averages(system.calibration) / _averages(scan)
+        noise_std = torch.from_numpy(np.sqrt(many / sizes)).float()
+        warnings.warn(
+            "noise: the measurement has fewer than two background frames; its noise is taken to be that of the system "
+            f"matrix's, of {many:g} times as many averages",
+            stacklevel=2,
+        )
+    notes = [*system.calibration.metadata.get("notes", ()), *scan.metadata.get("notes", ())]
+    return MPIFrames(_stack(values, system.scale[:, None, :], axis=1), noise_std, tuple(dict.fromkeys(notes)))
+
+
+def _averages(source: MPICalibration | MPIScan) -> float:
+    """How many recordings a stored frame is the mean of; 1 where the file does not say."""
+    known = np.ravel(source.metadata.get("/acquisition/numAverages", 1))
+    usable = len(known) == 1 and np.issubdtype(known.dtype, np.number) and np.isfinite(known[0]) and known[0] >= 1
+    return float(known[0]) if usable else 1.0
 
 
 def match_frequencies(calibration: MPICalibration, scan: MPIScan) -> NDArray[np.int64]:
@@ -368,9 +395,10 @@ def match_frequencies(calibration: MPICalibration, scan: MPIScan) -> NDArray[np.
         Naming what differs, when system matrix and measurement were not taken with the same scanner settings.
     """
     ours, theirs = calibration.spectrum.shape, scan.spectrum.shape
+    advice = "; see pyrecon.data.mpi.match_periods"
     for name, a, b in (("periods", ours[0], theirs[1]), ("receive channels", ours[1], theirs[2])):
         if a != b:
-            raise DataError(f"{name}: the system matrix has {a}, the measurement {b}")
+            raise DataError(f"{name}: the system matrix has {a}, the measurement {b}{advice * (name == 'periods')}")
     if calibration.unit != scan.unit:
         raise DataError(f"unit: the system matrix is in {calibration.unit!r}, the measurement in {scan.unit!r}")
     if calibration.transfer_corrected != scan.transfer_corrected:

@@ -19,6 +19,7 @@ from pyrecon.io._mdf_spec import FIELDS, problems
 
 _NEW_NAMES = {older: field.path for field in FIELDS.values() for older in field.older}
 _UNKNOWN = "n.a."
+_OF_READERS = ("axes", "notes", "periods")  # made anew by those who read
 
 
 def write_measurement(path: PathLike, scan: MPIScan, *, domain: Literal["frequency", "time"] = "frequency") -> None:
@@ -232,7 +233,7 @@ def _common(
         "/measurement/isSpectralLeakageCorrected": 0,
     }
     for key, value in source.metadata.items():
-        if key != "axes":
+        if key not in _OF_READERS:
             fields[_NEW_NAMES.get(key, key) if key.startswith("/") else f"/_pyrecon/{key}"] = value
     for name in ("dataConversionFactor", "transferFunction"):  # applied already, or written from the container below
         fields.pop(f"/acquisition/receiver/{name}", None)

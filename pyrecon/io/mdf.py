@@ -23,21 +23,11 @@ from pyrecon._errors import DataError
 from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan
 from pyrecon.io._files import PathLike, check_finite
 from pyrecon.io._hdf5 import Hdf5
-from pyrecon.io._mdf_spec import MANDATORY_GROUPS, OPTIONAL_GROUPS, ORDERS, located, problems
+from pyrecon.io._mdf_notes import metadata_of
+from pyrecon.io._mdf_spec import ORDERS, located, problems
 from pyrecon.io._mdf_write import write_measurement, write_system_matrix
 
 __all__ = ["read_measurement", "read_system_matrix", "validate", "write_measurement", "write_system_matrix"]
-
-# Fields that become attributes of the containers; every other small field goes into their metadata.
-_ATTRIBUTES = (
-    "/measurement/data",
-    "/measurement/isBackgroundFrame",
-    "/measurement/framePermutation",
-    "/measurement/frequencySelection",
-    "/acquisition/receiver/transferFunction",
-    "/calibration/snr",
-    "/calibration/positions",
-)
 
 
 def validate(path: PathLike) -> list[str]:
@@ -58,7 +48,8 @@ def read_measurement(path: PathLike) -> MPIScan:
     """
     with Hdf5(path) as file:
         _check_version(file)
-        stored = _read_data(file)
+        notes: list[str] = []
+        stored = _read_data(file, notes)
         order = np.argsort(stored.acquired)
         spectrum, background = np.ascontiguousarray(stored.spectrum[order]), stored.is_background[order]
         check_finite(file.path, "/measurement/data", spectrum, "frame")
@@ -70,7 +61,7 @@ def read_measurement(path: PathLike) -> MPIScan:
             transfer_corrected=_flag(file, "isTransferFunctionCorrected"),
             background_corrected=_flag(file, "isBackgroundCorrected"),
             unit=file.text(located(file, "/acquisition/receiver/unit"), default="V"),
-            metadata=_metadata(file),
+            metadata=metadata_of(file, "measurement", notes),
         )
 
 
@@ -85,17 +76,19 @@ def read_system_matrix(path: PathLike, *, grid: Grid | None = None) -> MPICalibr
         _check_version(file)
         if not file.has("/calibration"):
             raise DataError(f"{file.path}: /calibration is missing; this is a measurement, not a system matrix")
-        stored = _read_data(file)
+        notes: list[str] = []
+        stored = _read_data(file, notes)
         foreground = np.flatnonzero(~stored.is_background)
         background = np.flatnonzero(stored.is_background)
         if grid is None:
-            axes, grid, positions = _grid(file, len(foreground))
+            axes, grid, positions, place = _grid(file, len(foreground), notes)
         else:
             if grid.size != len(foreground):
                 raise file.fail(
                     "/measurement/data", f"{len(foreground)} positions", f"{grid.size} for the grid {grid.shape}"
                 )
-            axes, positions = "zyx"[-len(grid.shape) :], np.arange(grid.size)
+            axes, positions, place = "zyx"[-len(grid.shape) :], np.arange(grid.size), {}
+            notes.append(f"the grid {grid.shape} was given by hand; positions are taken to be stored in its order")
         # Positions move to the end, where most files have them, before they are sorted: a row is then one stretch.
         spectrum = np.moveaxis(stored.spectrum, 0, -1)[..., foreground[positions]]
         check_finite(file.path, "/measurement/data", np.moveaxis(spectrum, -1, 0), "position")
@@ -117,7 +110,7 @@ def read_system_matrix(path: PathLike, *, grid: Grid | None = None) -> MPICalibr
             transfer_corrected=_flag(file, "isTransferFunctionCorrected"),
             background_corrected=_flag(file, "isBackgroundCorrected"),
             unit=file.text(located(file, "/acquisition/receiver/unit"), default="V"),
-            metadata={**_metadata(file), "axes": axes},
+            metadata={**metadata_of(file, "system matrix", notes), **place, "axes": axes},
         )
 
 
@@ -135,14 +128,16 @@ def _check_version(file: Hdf5) -> None:
     if match is None:
         raise file.fail("/version", f"{version!r}", "an MDF version such as '2.1.0'")
     if match[1] != "2":
-        raise file.fail("/version", f"MDF {version}", "MDF 2.0 or 2.1; convert the file with MPIFiles.jl")
+        raise file.fail(
+            "/version", f"MDF {version}", "MDF 2.0 or 2.1; convert it with MPIFiles.jl: saveasMDF(new, old)"
+        )
 
 
 def _flag(file: Hdf5, name: str) -> bool:
     return file.flag(located(file, f"/measurement/{name}"), default=False)
 
 
-def _read_data(file: Hdf5) -> _Stored:
+def _read_data(file: Hdf5, notes: list[str]) -> _Stored:
     if not file.has("/measurement/data"):
         raise DataError(f"{file.path}: /measurement/data is missing; the file holds no measurement")
     if _flag(file, "isSparsityTransformed"):
@@ -176,19 +171,38 @@ def _read_data(file: Hdf5) -> _Stored:
     bandwidth = file.number("/acquisition/receiver/bandwidth")
     if bandwidth <= 0:
         raise file.fail("/acquisition/receiver/bandwidth", f"{bandwidth:g} Hz", "a positive frequency")
-    selection = _selection(file, length, samples) if fourier else np.arange(samples // 2 + 1)
     if not fourier and length != samples:
         raise file.fail(
             "/measurement/data", f"{length} samples a period", f"{samples} (/acquisition/receiver/numSamplingPoints)"
         )
+    selection = _selection(file, length, samples, notes) if fourier else np.arange(samples // 2 + 1)
+    _compare_cycle(file, samples / (2 * bandwidth), notes)
     spectrum = _convert(file, data, fourier, selection, samples)
     return _Stored(
         spectrum=spectrum,
         frequencies=2 * bandwidth / samples * selection.astype(np.float64),
         selection=selection,
-        is_background=_background_mask(file, frames),
-        acquired=_acquired(file, frames),
+        is_background=_background_mask(file, frames, notes),
+        acquired=_acquired(file, frames, notes),
     )
+
+
+def _compare_cycle(file: Hdf5, seconds: float, notes: list[str]) -> None:
+    """Bandwidth and sampling points say how long a period is; so does the drive field."""
+    field = "/acquisition/drivefield/cycle"
+    name = located(file, field)
+    if not file.has(name):
+        return
+    try:
+        said = file.number(name)
+    except DataError as error:
+        notes.append(str(error).removeprefix(f"{file.path}: "))
+        return
+    if abs(said - seconds) > 1e-3 * seconds:
+        notes.append(
+            f"{field}: {said:.6g} s, but sampling points and bandwidth make a period of {seconds:.6g} s; frequencies "
+            "are taken from these"
+        )
 
 
 def _check_counts(file: Hdf5, frames: int, periods: int, channels: int) -> None:
@@ -202,7 +216,7 @@ def _check_counts(file: Hdf5, frames: int, periods: int, channels: int) -> None:
             raise file.fail(field, str(declared), f"{count} as in /measurement/data")
 
 
-def _selection(file: Hdf5, length: int, samples: int) -> NDArray[np.int64]:
+def _selection(file: Hdf5, length: int, samples: int, notes: list[str]) -> NDArray[np.int64]:
     total = samples // 2 + 1
     if not _flag(file, "isFrequencySelection"):
         if length != total:
@@ -215,6 +229,8 @@ def _selection(file: Hdf5, length: int, samples: int) -> NDArray[np.int64]:
     indices = _whole(file, field, (length,))
     if indices.min() != 0:  # the specification counts from 1; a 0 can only come from a writer that counts from 0
         indices = indices - 1
+    else:
+        notes.append(f"{field}: counts from 0, the format from 1; it is read as it counts")
     if indices.min() < 0 or indices.max() >= total or len(np.unique(indices)) != length:
         raise file.fail(field, f"indices {indices.min() + 1} to {indices.max() + 1}", f"distinct ones in 1..{total}")
     return indices
@@ -253,9 +269,10 @@ def _convert(file: Hdf5, data: NDArray[Any], fourier: bool, selection: NDArray[n
         return np.asarray(scipy.fft.rfft(signal, axis=-1)).astype(np.complex64, copy=False)
 
 
-def _background_mask(file: Hdf5, frames: int) -> NDArray[np.bool_]:
+def _background_mask(file: Hdf5, frames: int, notes: list[str]) -> NDArray[np.bool_]:
     field = "/measurement/isBackgroundFrame"
     if not file.has(field):
+        notes.append(f"{field}: is missing, all {frames} frames are taken to hold a sample")
         return np.zeros(frames, dtype=bool)
     mask = _whole(file, field, (frames,))
     if not np.isin(mask, (0, 1)).all():
@@ -265,12 +282,14 @@ def _background_mask(file: Hdf5, frames: int) -> NDArray[np.bool_]:
     return mask.astype(bool)
 
 
-def _acquired(file: Hdf5, frames: int) -> NDArray[np.int64]:
+def _acquired(file: Hdf5, frames: int, notes: list[str]) -> NDArray[np.int64]:
     if not _flag(file, "isFramePermutation"):
         return np.arange(frames)
     field = "/measurement/framePermutation"
     permutation = _whole(file, field, (frames,))
-    permutation -= permutation.min()  # counted from 1, or from 0 by some
+    if permutation.min() == 0:
+        notes.append(f"{field}: counts from 0, the format from 1; it is read as it counts")
+    permutation -= permutation.min()
     if not np.array_equal(np.sort(permutation), np.arange(frames)):
         raise file.fail(field, "repeated or missing frames", f"a permutation of 1..{frames}")
     return permutation
@@ -309,8 +328,9 @@ def _snr(file: Hdf5, stored: _Stored) -> NDArray[np.float64] | None:
     return np.ascontiguousarray(snr, dtype=np.float64)
 
 
-def _grid(file: Hdf5, count: int) -> tuple[str, Grid, NDArray[np.int64]]:
-    """The image axes, the grid, and for each of its voxels which foreground frame (in file order) belongs to it."""
+def _grid(file: Hdf5, count: int, notes: list[str]) -> tuple[str, Grid, NDArray[np.int64], dict[str, Any]]:
+    """The image axes, the grid, for each of its voxels which foreground frame (in file order) belongs to it, and all
+    three axes as fields of the format."""
     positions = _positions(file, count)
     if file.has("/calibration/size"):
         size = _whole(file, "/calibration/size", (3,))
@@ -325,7 +345,7 @@ def _grid(file: Hdf5, count: int) -> tuple[str, Grid, NDArray[np.int64]]:
     else:
         raise DataError(f"{file.path}: /calibration/size is missing, and so is /calibration/positions; pass grid=")
 
-    extent, center = _extent(file, size, positions)
+    extent, center = _extent(file, size, positions, notes)
     spacing = extent / size
     if positions is not None:
         steps = (positions - center) / spacing + (size - 1) / 2
@@ -350,7 +370,8 @@ def _grid(file: Hdf5, count: int) -> tuple[str, Grid, NDArray[np.int64]]:
         spacing=tuple(float(spacing[i]) for i in picked),
         center=tuple(float(center[i]) for i in picked),
     )
-    return keep, grid, frame_of_voxel
+    place = {"size": size, "fieldOfView": extent, "fieldOfViewCenter": center}
+    return keep, grid, frame_of_voxel, {f"/calibration/{name}": value for name, value in place.items()}
 
 
 def _positions(file: Hdf5, count: int) -> NDArray[np.float64] | None:
@@ -371,7 +392,7 @@ def _levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _extent(
-    file: Hdf5, size: NDArray[np.int64], positions: NDArray[np.float64] | None
+    file: Hdf5, size: NDArray[np.int64], positions: NDArray[np.float64] | None, notes: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Field of view and centre along x, y, z; from the positions where the fields are missing."""
     field = "/calibration/fieldOfView"
@@ -379,7 +400,9 @@ def _extent(
         extent = file.array(field, (3,)).astype(np.float64)
         if not np.isfinite(extent).all() or (extent[size > 1] <= 0).any() or (extent < 0).any():
             raise file.fail(field, f"{extent} m", "positive lengths")
-        extent = np.where(extent > 0, extent, 1e-3)  # a single slice of no thickness: 1 mm
+        if (extent == 0).any():
+            notes.append(f"{field}: 0 along an axis of one voxel, which is taken to be 1 mm thick")
+        extent = np.where(extent > 0, extent, 1e-3)
     elif positions is not None:
         step = [np.diff(_levels(positions[:, axis])).mean() if size[axis] > 1 else 1e-3 for axis in range(3)]
         extent = np.asarray(step) * size
@@ -393,6 +416,7 @@ def _extent(
     elif positions is not None:
         center = (positions.min(axis=0) + positions.max(axis=0)) / 2
     else:
+        notes.append(f"{field}: is missing, the grid is taken to lie around the centre of the scanner")
         center = np.zeros(3)
     return extent, center
 
@@ -414,10 +438,3 @@ def _stored_order(file: Hdf5, size: NDArray[np.int64]) -> NDArray[np.int64]:
     slow_to_fast = order[::-1]
     frames = np.arange(nx * ny * nz).reshape([size["xyz".index(axis)] for axis in slow_to_fast])
     return frames.transpose([slow_to_fast.index(axis) for axis in "zyx"]).ravel()
-
-
-def _metadata(file: Hdf5) -> dict[str, Any]:
-    groups = ["/version", "/uuid", "/time", *MANDATORY_GROUPS, *OPTIONAL_GROUPS, "/_pyrecon"]
-    found = file.metadata(groups, skip=_ATTRIBUTES)
-    found.pop("/_pyrecon/background_positions", None)
-    return {name.removeprefix("/_pyrecon/"): value for name, value in found.items()}

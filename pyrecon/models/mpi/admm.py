@@ -41,9 +41,11 @@ from pyrecon._threads import PRODUCTS, one_thread_if_small
 from pyrecon.models.method import Progress
 from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem
-from pyrecon.ops import project_l2_ball, soft_threshold, tv_prox
+from pyrecon.models.mpi.variation import Variation
+from pyrecon.ops import project_l2_ball, soft_threshold
 from pyrecon.solvers import Solution, Status
 
+Spacing = tuple[float, ...] | None
 _CHECK = 5  # iterations between stop tests: each one synchronises with the device
 
 
@@ -93,13 +95,13 @@ class _BallADMM(MPIMethod):
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon: {self.epsilon} is negative")
 
-    def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
+    def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
         raise NotImplementedError
 
     def _solve(
         self, system: FactoredSystem, data: Data, start: ADMMState | None, progress: Progress
     ) -> tuple[Solution[Tensor], ADMMState]:
-        coordinates, noise, terms = data.coordinates, data.noise, self._terms(system.shape)
+        coordinates, noise, terms = data.coordinates, data.noise, self._terms(system.shape, system.spacing)
         if start is None:
             x = system.truncated(coordinates, cutoff=self.cutoff) if self.cutoff is not None else None
             start = _zero_state(system, coordinates, len(terms), x)
@@ -124,7 +126,7 @@ class L1ADMM(_BallADMM):
     iterations: int = 200
     name: ClassVar[str] = "l1-ADMM"
 
-    def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
+    def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
         return [_Sparse(1 / self.mu, self.nonneg)]
 
     @classmethod
@@ -140,7 +142,7 @@ class L1ADMM(_BallADMM):
 
 @dataclass(frozen=True)
 class TVADMM(_BallADMM):
-    """``min TV(x)``, for images made of flat patches.
+    """``min TV(x)``, for images and volumes made of flat patches, the sides of voxels taken into account.
 
     ``inner_iterations`` and ``isotropic`` are those of :func:`pyrecon.ops.tv_prox`.
     """
@@ -151,8 +153,8 @@ class TVADMM(_BallADMM):
     inner_iterations: int = 10
     name: ClassVar[str] = "TV-ADMM"
 
-    def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
-        return [_Variation(shape, 1 / self.mu, self.inner_iterations, self.isotropic, self.nonneg)]
+    def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
+        return [Variation(shape, 1 / self.mu, self.inner_iterations, self.isotropic, self.nonneg, spacing)]
 
     @classmethod
     def paper(cls, snr_db: float) -> Self:
@@ -184,10 +186,10 @@ class HybADMM(_BallADMM):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: {self.alpha} is not a share, expected 0 to 1")
 
-    def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
+    def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
         return [
             _Sparse(self.alpha / self.mu, self.nonneg),
-            _Variation(shape, (1 - self.alpha) / self.mu, self.inner_iterations, self.isotropic, self.nonneg),
+            Variation(shape, (1 - self.alpha) / self.mu, self.inner_iterations, self.isotropic, self.nonneg, spacing),
         ]
 
     @classmethod
@@ -222,37 +224,6 @@ class _Sparse:
 
     def keep(self, stay: Tensor) -> None:
         pass
-
-
-class _Variation:
-    """Total variation; a call goes on from the dual of the call before, so that a few inner iterations are enough."""
-
-    def __init__(self, shape: tuple[int, ...], weight: float, iterations: int, isotropic: bool, nonneg: bool) -> None:
-        if len(shape) != 2:
-            raise ValueError(f"shape: total variation is for images (H, W), got {shape}; use l1, ART or Tikhonov")
-        self.shape, self.weight = shape, weight
-        self.iterations, self.isotropic, self.nonneg = iterations, isotropic, nonneg
-        self.dual: Tensor | None = None
-
-    def prox(self, v: Tensor, out: Tensor) -> Tensor:
-        size = (len(v), *self.shape)
-        if self.dual is None:
-            self.dual = v.new_zeros((len(v), 2, *self.shape))
-        tv_prox(
-            v.view(size),
-            self.weight,
-            self.dual,
-            iterations=self.iterations,
-            isotropic=self.isotropic,
-            nonneg=self.nonneg,
-            return_dual=True,
-            out=(out.view(size), self.dual),
-        )
-        return out
-
-    def keep(self, stay: Tensor) -> None:
-        if self.dual is not None:
-            self.dual = self.dual[stay]
 
 
 def _zero_state(system: FactoredSystem, coordinates: Tensor, splits: int, x: Tensor | None) -> ADMMState:

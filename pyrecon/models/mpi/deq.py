@@ -44,6 +44,7 @@ class _Trained(MPIMethod):
     weights: str | None = None
 
     role: ClassVar[Role] = "equilibrium"
+    volumes: ClassVar[bool] = False
 
     def prepare(self, system: FactoredSystem, source: MPISystem | None = None) -> Ready:
         """The models, loaded and checked against the system."""

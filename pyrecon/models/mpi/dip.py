@@ -55,6 +55,7 @@ class DeepImagePrior(MPIMethod):
     seed: int = 0
 
     name: ClassVar[str] = "DIP"
+    volumes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

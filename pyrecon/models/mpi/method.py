@@ -31,9 +31,12 @@ class MPIMethod(Method):
     ----------
     factors
         Whether it needs the singular values, which are dear for a large matrix.
+    volumes
+        Whether it is for grids of more than two axes, too.
     """
 
     factors: ClassVar[bool] = True
+    volumes: ClassVar[bool] = True
 
     def prepare(self, system: FactoredSystem, source: MPISystem | None = None) -> MPIMethod:
         """What solves with this system: itself, or something that has loaded and checked what it needs, once.

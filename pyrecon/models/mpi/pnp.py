@@ -59,6 +59,7 @@ class PnP(MPIMethod):
 
     name: ClassVar[str] = "PP-MPI"
     role: ClassVar[Role] = "denoiser"
+    volumes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,7 @@ from pyrecon._check import (
     check_size,
     described,
 )
+from pyrecon._errors import DataError
 from pyrecon._threads import one_thread_if_small
 from pyrecon.data.mpi import MPIFrames, MPISystem
 from pyrecon.models.method import Progress, check_method, silent
@@ -96,8 +97,9 @@ class Reconstructor:
     ) -> None:
         self.method = check_method(method, MPIMethod, "HybADMM()")
         source = system if isinstance(system, MPISystem) else None
+        spacing: tuple[float, ...] | None = None
         if source is not None:
-            matrix, shape = source.matrix, source.grid.shape
+            matrix, shape, spacing = source.matrix, source.grid.shape, source.grid.spacing
         elif not isinstance(system, Tensor):
             raise TypeError(f"system: expected an MPISystem or a real matrix, got {described(system)}")
         elif shape is None:
@@ -108,6 +110,12 @@ class Reconstructor:
             raise TypeError("system: is complex; stack its parts with SystemMatrix.stacked(matrix).matrix")
         check_dtype("system", matrix, FLOATING)
         shape = check_size("shape", shape)
+        if not method.volumes and sum(n > 1 for n in shape) > 2:
+            others = ", ".join(name for name, kind in METHODS.items() if kind.volumes)
+            raise DataError(
+                f"{method.name}: is for images of two axes, the system matrix has a grid of "
+                f"{' x '.join(map(str, shape))}; for volumes there are {others}"
+            )
         check_shape("system", matrix, (None, math.prod(shape)), "(M, N) with N the size of an image")
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError("system: holds NaN or infinite values")
@@ -116,9 +124,9 @@ class Reconstructor:
         batch = check_count("batch", batch)
         matrix = matrix.to(device)
         if normalise:
-            self.system, self._gain = FactoredSystem.normalised(matrix, shape)
+            self.system, self._gain = FactoredSystem.normalised(matrix, shape, spacing)
         else:
-            self.system, self._gain = FactoredSystem(matrix, shape), 1.0
+            self.system, self._gain = FactoredSystem(matrix, shape, spacing), 1.0
         start = time.perf_counter()
         # One that has to load and check something does so once, here.
         self._solver = method.prepare(self.system, source)
@@ -164,6 +172,10 @@ class Reconstructor:
         y = self._data(frames.y if isinstance(frames, MPIFrames) else frames)
         std = None if noise_std is None else _noise(noise_std, y)
         self._run = self._recorder()
+        if isinstance(frames, MPIFrames):
+            with self._run:
+                for note in frames.notes:
+                    warnings.warn(note, stacklevel=2)
         images = [y.new_zeros((0, *self.system.shape))]
         for first in range(0, len(y), self.batch):
             part = slice(first, min(first + self.batch, len(y)))

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 State = tuple[Tensor, Tensor, Tensor]
 ROW_ENERGY = 0.34
 SIGNAL_RMS = 0.41
+_LARGE = 2000  # rows and columns from which the Gram matrix is taken
 _IMAGE_RMS = 0.2  # of images whose signals have that root mean square
 
 
@@ -60,6 +61,8 @@ class FactoredSystem:
         ``(M, N)`` float32 or float64; complex rows stacked, real parts on top of imaginary parts.
     shape
         Shape of one image, ``prod(shape) == N``.
+    spacing
+        Distance of voxels along each axis, for methods that compare neighbours; None: the same along all.
 
     Attributes
     ----------
@@ -68,25 +71,29 @@ class FactoredSystem:
     Q, s, V
         ``(M, r)``, ``(r,)`` descending, ``(N, r)``; computed in float64 when first used, kept in the matrix's
         precision. Singular values below that precision (``eps * s[0]``) are rounding noise of the matrix itself, or of
-        the factorisation, and are dropped.
+        the factorisation, and are dropped; of a matrix with more than 2000 rows and columns, those below ``1e-6 s[0]``.
     """
 
-    def __init__(self, matrix: Tensor, shape: tuple[int, ...]) -> None:
+    def __init__(self, matrix: Tensor, shape: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> None:
         check_dtype("matrix", matrix, FLOATING)
         shape = check_size("shape", shape)
+        if spacing is not None and (len(spacing) != len(shape) or not all(0 < h < math.inf for h in spacing)):
+            raise ValueError(f"spacing: {spacing}, expected a positive number for each axis of {shape}")
         check_shape("matrix", matrix, (None, math.prod(shape)), "(M, N) with N the size of an image")
         if not torch.isfinite(matrix).all():
             raise ValueError("matrix: holds NaN or infinite values")
         if not matrix.any():
             raise ValueError("matrix: is zero")
         self.matrix = matrix.contiguous()
-        self.shape = shape
+        self.shape, self.spacing = shape, spacing
 
     @classmethod
-    def normalised(cls, matrix: Tensor, shape: tuple[int, ...]) -> tuple[FactoredSystem, float]:
+    def normalised(
+        cls, matrix: Tensor, shape: tuple[int, ...], spacing: tuple[float, ...] | None = None
+    ) -> tuple[FactoredSystem, float]:
         """The matrix in the scale of the learned models, once and for all, and the factor that brought it there."""
         gain = row_gain(matrix) if bool(matrix.any()) else 1.0
-        system = cls(matrix * gain, shape)
+        system = cls(matrix * gain, shape, spacing)
         system.gain = 1.0
         return system, gain
 
@@ -100,8 +107,11 @@ class FactoredSystem:
 
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        q, s, vh = torch.linalg.svd(self.matrix.double(), full_matrices=False)
         dtype = self.matrix.dtype
+        if dtype == torch.float32 and min(self.matrix.shape) > _LARGE:
+            q, s, v = _by_gram(self.matrix.double())
+            return q.to(dtype), s.to(dtype), v.to(dtype)
+        q, s, vh = torch.linalg.svd(self.matrix.double(), full_matrices=False)
         noise = max(torch.finfo(dtype).eps, max(self.matrix.shape) * torch.finfo(torch.float64).eps)
         rank = int((s > noise * s[0]).sum())
         return q[:, :rank].to(dtype).contiguous(), s[:rank].to(dtype), vh[:rank].T.to(dtype).contiguous()
@@ -151,8 +161,9 @@ class FactoredSystem:
         """
         rows = self.matrix.shape[0]
         if self.spare_rows == 0:
-            raise ValueError(
-                f"noise: a matrix of {rows} rows and rank {self.rank} leaves nothing to estimate noise from; give it"
+            raise DataError(
+                f"noise: a matrix of {rows} rows and rank {self.rank} leaves nothing to estimate noise from; give it, "
+                "or background frames with the measurement or the system matrix"
             )
         return coordinates[:, -1] * math.sqrt(rows / self.spare_rows)
 
@@ -252,6 +263,19 @@ class Problem(nn.Module):
     def step_of(self, model: DEQMPI) -> Any:
         """The model's step with this system matrix, a function of state, data and radius."""
         return lambda state, y, radius: model.step(self, state, y, radius)
+
+
+def _by_gram(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(Q, s, V)`` of a float64 matrix by the eigenvectors of its smaller Gram matrix, in a third of an SVD's time.
+
+    Squares of singular values come out to about 1e-16 of the largest, so those above ``1e-6 s[0]`` to 1e-4 or better.
+    """
+    tall = matrix.shape[0] >= matrix.shape[1]
+    energies, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
+    keep = energies > 1e-12 * energies[-1]
+    s, vectors = energies[keep].sqrt().flip(0), vectors[:, keep].flip(1)
+    others = (matrix if tall else matrix.T) @ vectors / s
+    return (others, s, vectors) if tall else (vectors.contiguous(), s, others)
 
 
 # --- the scale ---------------------------------------------------------------------------------------------------
