@@ -8,16 +8,13 @@ for each readout and believes every count in it.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Any
-from xml.etree import ElementTree
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
-from pyrecon.data.mri import image_height
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import (
@@ -28,65 +25,28 @@ from pyrecon.io._cartesian import (
     without_slice_oversampling,
 )
 from pyrecon.io._contradictions import is_without_oversampling, off_centre
-from pyrecon.io._files import PathLike, check_finite, written_whole
+from pyrecon.io._files import PathLike, check_finite
 from pyrecon.io._hdf5 import Hdf5
-from pyrecon.io._ismrmrd_header import SEQUENCE, Encoding, Header, read_header, settings_of
+from pyrecon.io._ismrmrd_header import Encoding, Header, read_header, settings_of
+from pyrecon.io._ismrmrd_layout import (
+    CALIBRATION,
+    CALIBRATION_AND_IMAGE,
+    COMPRESSED,
+    COUNTERS,
+    INDEX_NAMES,
+    NEEDED,
+    NOISE,
+    OTHER_COUNTERS,
+    OTHER_KINDS,
+    PHASE_CORRECTION,
+    REVERSE,
+    UNKNOWN,
+)
+from pyrecon.io._ismrmrd_write import write_ismrmrd
 from pyrecon.io._ramp import uniform
 from pyrecon.io._readouts import Readout, choose, integrated, one_direction, phase_correction
 
 __all__ = ["read_ismrmrd", "write_ismrmrd"]
-
-_NAMESPACE = "http://www.ismrm.org/ISMRMRD"
-_COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
-_OTHER_COUNTERS = ("segment", *(f"user {i}" for i in range(8)))
-
-_NOISE, _CALIBRATION, _CALIBRATION_AND_IMAGE, _REVERSE, _PHASE_CORRECTION = (
-    1 << (bit - 1) for bit in (19, 20, 21, 22, 24)
-)
-# Readouts that no image is made of, by the flag's bit; bits 1 to 18 and 25 mark firsts and lasts.
-_OTHER_KINDS = {
-    23: "navigator", 26: "feedback", 27: "dummy", 28: "feedback", 29: "surface-coil correction",
-    30: "phase stabilisation", 31: "phase stabilisation",
-}  # fmt: skip
-_NOT_IMAGE = _PHASE_CORRECTION | sum(1 << (bit - 1) for bit in _OTHER_KINDS)
-_COMPRESSED = sum(1 << (bit - 1) for bit in (53, 54, 55, 56))
-# What bits 57 to 64 mean only their writer knows, and 32 to 52 are not defined.
-_UNKNOWN = sum(1 << (bit - 1) for bit in (*range(32, 53), *range(57, 65)))
-
-_INDEX = np.dtype(
-    [(name, "<u2") for name in ("kspace_encode_step_1", "kspace_encode_step_2", "average", *_COUNTERS[:3])]
-    + [("repetition", "<u2"), ("set", "<u2"), ("segment", "<u2"), ("user", "<u2", (8,))]
-)
-_INDEX_NAMES = ("kspace_encode_step_1", "kspace_encode_step_2", *_COUNTERS)
-_HEAD = np.dtype(
-    [
-        ("version", "<u2"),
-        ("flags", "<u8"),
-        ("measurement_uid", "<u4"),
-        ("scan_counter", "<u4"),
-        ("acquisition_time_stamp", "<u4"),
-        ("physiology_time_stamp", "<u4", (3,)),
-        ("number_of_samples", "<u2"),
-        ("available_channels", "<u2"),
-        ("active_channels", "<u2"),
-        ("channel_mask", "<u8", (16,)),
-        ("discard_pre", "<u2"),
-        ("discard_post", "<u2"),
-        ("center_sample", "<u2"),
-        ("encoding_space_ref", "<u2"),
-        ("trajectory_dimensions", "<u2"),
-        ("sample_time_us", "<f4"),
-        *((name, "<f4", (3,)) for name in ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position")),
-        ("idx", _INDEX),
-        ("user_int", "<i4", (8,)),
-        ("user_float", "<f4", (8,)),
-    ]
-)
-_RECORD = np.dtype([("head", _HEAD), ("traj", h5py.vlen_dtype("<f4")), ("data", h5py.vlen_dtype("<f4"))])
-_NEEDED = (
-    "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample",
-    "encoding_space_ref", "idx",
-)  # fmt: skip
 
 
 def read_ismrmrd(path: PathLike) -> MRIScan:
@@ -124,7 +84,7 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
         placed = [_readout(heads[i], data[i], encoding) for i in np.flatnonzero(chosen)]
         return _uniform(path, header, encoding, placed, notes)
 
-    unknown = int(np.bitwise_or.reduce(heads["flags"][kinds["image"]]) & _UNKNOWN)
+    unknown = int(np.bitwise_or.reduce(heads["flags"][kinds["image"]]) & UNKNOWN)
     if unknown:
         bits = ", ".join(str(bit) for bit in range(1, 65) if unknown >> (bit - 1) & 1)
         notes.append(f"image readouts have flags that the format does not define ({bits}); they are not looked at")
@@ -132,12 +92,12 @@ def read_ismrmrd(path: PathLike) -> MRIScan:
     if integrated(image, references):
         image, references = image + references, []
     references += _elsewhere(path, header, encoding, heads, data, kinds["reference"] & ~here, notes)
-    chosen = choose(path, image, _COUNTERS, _OTHER_COUNTERS, header.channels)
+    chosen = choose(path, image, COUNTERS, OTHER_COUNTERS, header.channels)
     notes += chosen.notes
     navigators = readouts(kinds["phase correction"] & here)
     lines, navigated = one_direction(chosen.readouts, navigators, encoding.shape[2], notes)
     found = assemble(path, lines, encoding.shape, chosen.names)
-    calibration = reference_scan(path, references, navigators, found, (_COUNTERS, _OTHER_COUNTERS), notes)
+    calibration = reference_scan(path, references, navigators, found, (COUNTERS, OTHER_COUNTERS), notes)
     centers = (*encoding.center, encoding.shape[2] // 2)
     notes += off_centre(lines, encoding.shape, centers)
     noise, ratio = _noise(path, heads, data, kinds, found.kspace.shape[1], notes)
@@ -198,7 +158,7 @@ def _is_against(header: Header) -> bool:
 
 def _kinds(file: Hdf5, field: str, heads: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
     """Which readouts are what; DataError where they make no image."""
-    if (heads["flags"] & _COMPRESSED != 0).any():
+    if (heads["flags"] & COMPRESSED != 0).any():
         raise file.fail(field, "readouts with compressed samples", "samples as they are")
     kinds = _told_apart(heads["flags"])
     if not kinds["image"].any():
@@ -210,11 +170,11 @@ def _told_apart(flags: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
     """Which readouts are what; each is of one kind."""
     kinds: dict[str, NDArray[np.bool_]] = {}
     rest = np.ones(len(flags), bool)
-    named = [("noise", _NOISE), *((name, 1 << (bit - 1)) for bit, name in _OTHER_KINDS.items())]
-    for name, bits in [*named, ("phase correction", _PHASE_CORRECTION)]:
+    named = [("noise", NOISE), *((name, 1 << (bit - 1)) for bit, name in OTHER_KINDS.items())]
+    for name, bits in [*named, ("phase correction", PHASE_CORRECTION)]:
         kinds[name] = kinds.get(name, np.zeros(len(flags), bool)) | (rest & (flags & bits != 0))
         rest = rest & ~kinds[name]
-    kinds["reference"] = rest & (flags & _CALIBRATION != 0) & (flags & _CALIBRATION_AND_IMAGE == 0)
+    kinds["reference"] = rest & (flags & CALIBRATION != 0) & (flags & CALIBRATION_AND_IMAGE == 0)
     kinds["image"] = rest & ~kinds["reference"]
     return kinds
 
@@ -355,8 +315,8 @@ def _heads(file: Hdf5, field: str) -> tuple[h5py.Dataset, NDArray[Any]]:
     kind = node.dtype["data"] if "data" in names else np.dtype(float)
     if head is None or head.names is None or h5py.check_vlen_dtype(kind) not in (np.dtype("<f4"), np.dtype(">f4")):
         raise file.fail(field, f"records of {node.dtype}", "head, traj and data as ISMRMRD has them")
-    missing = [n for n in _NEEDED if n not in head.names]
-    missing += [n for n in _INDEX_NAMES if "idx" in head.names and n not in (head["idx"].names or ())]
+    missing = [n for n in NEEDED if n not in head.names]
+    missing += [n for n in INDEX_NAMES if "idx" in head.names and n not in (head["idx"].names or ())]
     if missing:
         raise file.fail(f"{field}: head", f"no {', '.join(missing)}", "the fields of an acquisition header")
     with file.reading(field):
@@ -378,13 +338,13 @@ def _samples(file: Hdf5, field: str, number: int, head: Any, values: NDArray[np.
     if first >= last:
         raise file.fail(f"{field}[{number}]", f"samples {first} to {last} of {samples} to be kept", "at least one")
     data = np.ascontiguousarray(values).view(np.complex64).reshape(channels, samples)[:, first:last]
-    return np.ascontiguousarray(data[:, ::-1] if int(head["flags"]) & _REVERSE else data)
+    return np.ascontiguousarray(data[:, ::-1] if int(head["flags"]) & REVERSE else data)
 
 
 def _readout(head: Any, data: Complex, encoding: Encoding) -> Readout:
     partitions, rows, columns = encoding.shape
     index = head["idx"]
-    backwards = bool(int(head["flags"]) & _REVERSE)
+    backwards = bool(int(head["flags"]) & REVERSE)
     first = int(head["discard_post"] if backwards else head["discard_pre"])
     # A full readout can lie in one place only; converters differ about its centre, or leave it 0.
     full = int(head["number_of_samples"]) == columns
@@ -396,7 +356,7 @@ def _readout(head: Any, data: Complex, encoding: Encoding) -> Readout:
         int(index["kspace_encode_step_1"]) - encoding.center[1] + rows // 2,
         int(index["kspace_encode_step_2"]) - encoding.center[0] + partitions // 2,
         first if encoding.ramp is not None else first - center + columns // 2,
-        tuple(int(index[name]) for name in _COUNTERS),
+        tuple(int(index[name]) for name in COUNTERS),
         average=int(index["average"]) if "average" in names else 0,
         others=tuple([int(index["segment"]) if "segment" in names else 0, *(user + [0] * 8)[:8]]),
         frame=_frame(head),
@@ -412,119 +372,3 @@ def _frame(head: Any) -> Frame | None:
         tuple(map(float, head[name])) for name in ("phase_dir", "read_dir", "slice_dir", "position")
     )
     return Frame(phase, read, normal, tuple(v / 1e3 for v in position))  # type: ignore[arg-type]  # three each
-
-
-# ---- writing
-
-
-def write_ismrmrd(path: PathLike, scan: MRIScan) -> None:
-    """Write a scan as ISMRMRD, whole or not at all: one readout per measured line, entries of S as slices, those that
-    show the same one as its contrasts.
-
-    Noise and calibration lines are written too. Raises ValueError if a line is measured in more than one piece or is
-    longer than the format's 65535 samples, if the slices differ in their settings, or if they are still partitions.
-    """
-    if scan.encoded_partitions > 1:
-        raise ValueError(f"scan: {scan.encoded_partitions} partitions of a volume are in k-space, expected slices")
-    slices, channels, rows, columns = scan.kspace.shape
-    if max(slices, channels, rows, columns) > 65535:
-        raise ValueError(f"scan: k-space of shape {scan.kspace.shape}, the format counts to 65535 along each axis")
-    mask = np.broadcast_to(scan.mask, (slices, 1, rows, columns))[:, 0]
-    places = _places(scan)
-    records: list[tuple[NDArray[Any], Complex]] = []
-
-    def add(data: Complex, flags: int, row: int = 0, entry: int = 0, center: int = 0) -> None:
-        head = np.zeros((), _HEAD)
-        head["version"], head["flags"], head["scan_counter"] = 1, flags, len(records)
-        head["number_of_samples"], head["center_sample"] = data.shape[1], center
-        head["available_channels"] = head["active_channels"] = channels
-        head["sample_time_us"] = 5.0 * (scan.noise_ratio if flags == _NOISE else 1.0)
-        head["read_dir"], head["phase_dir"], head["slice_dir"] = np.eye(3, dtype=np.float32)
-        head["idx"]["kspace_encode_step_1"] = row
-        head["idx"]["slice"], head["idx"]["contrast"] = places[entry]
-        records.append((head, np.ascontiguousarray(data, np.complex64)))
-
-    if scan.noise is not None:
-        for start in range(0, scan.noise.shape[1], columns):
-            add(scan.noise[:, start : start + columns], _NOISE)
-    for source, flags in ((scan.calibration, _CALIBRATION), (scan.kspace, 0)):
-        if source is None:
-            continue
-        for entry in range(len(source)):
-            number = entry if source is scan.kspace else entry * (slices // len(source))
-            measured = mask[entry] if source is scan.kspace else source[entry].any(axis=0)
-            for row in np.flatnonzero(measured.any(axis=-1)):
-                kept = np.flatnonzero(measured[row]) if source is scan.kspace else np.arange(columns)
-                if kept[-1] - kept[0] + 1 != len(kept):
-                    raise ValueError(f"scan: row {row} of entry {entry} is measured in pieces, expected one stretch")
-                line = source[entry, :, row, kept[0] : kept[-1] + 1]
-                add(line, flags, int(row), number, columns // 2 - int(kept[0]))
-    stored = np.empty(len(records), _RECORD)
-    for i, (head, data) in enumerate(records):
-        stored[i] = (head[()], np.zeros(0, np.float32), data.view(np.float32).ravel())
-    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
-        file.create_dataset("dataset/xml", data=[_xml(scan).encode()], dtype=h5py.special_dtype(vlen=bytes))
-        file.create_dataset("dataset/data", data=stored, maxshape=(None,))
-
-
-def _places(scan: MRIScan) -> NDArray[np.int64]:
-    """``(S, 2)``: slice and contrast of every entry, contrasts in the order of the entries."""
-    count = len(scan.kspace)
-    slices = np.arange(count) if scan.slices is None else np.unique(scan.slices, return_inverse=True)[1]
-    seen: Counter[int] = Counter()
-    places = np.empty((count, 2), np.int64)
-    for entry, number in enumerate(slices.tolist()):
-        places[entry] = number, seen[number]
-        seen[number] += 1
-    return places
-
-
-def _listed(scan: MRIScan) -> dict[str, NDArray[np.float64]]:
-    """The settings, a value for each contrast or one for all."""
-    contrasts = _places(scan)[:, 1]
-    found = {}
-    for name, values in scan.settings.items():
-        if name not in SEQUENCE:
-            raise ValueError(f"settings: {name!r}, ISMRMRD has {', '.join(SEQUENCE)}")
-        listed = np.array([values[contrasts == c][0] for c in range(int(contrasts.max()) + 1)])
-        if (values != listed[contrasts]).any():
-            raise ValueError(f"settings: the {name} differs between slices, ISMRMRD has one for each contrast")
-        found[name] = listed[:1] if (listed == listed[0]).all() else listed
-    return found
-
-
-def _xml(scan: MRIScan) -> str:
-    _, _, rows, columns = scan.kspace.shape
-    slices, contrasts = (int(n) + 1 for n in _places(scan).max(axis=0))
-    height, width, thickness = (1e3 * extent for extent in scan.field_of_view)
-    kept = image_height(scan)
-    root = ElementTree.Element("ismrmrdHeader", xmlns=_NAMESPACE)
-
-    def add(parent: ElementTree.Element, path: str, value: Any) -> None:
-        *outer, name = path.split("/")
-        for step in outer:
-            found = parent.find(step)
-            parent = ElementTree.SubElement(parent, step) if found is None else found
-        ElementTree.SubElement(parent, name).text = str(value)
-
-    add(root, "experimentalConditions/H1resonanceFrequency_Hz", round(42.577e6 * 3))
-    encoding = ElementTree.SubElement(root, "encoding")
-    spaces = {
-        "encodedSpace": ((columns, rows), (width * scan.readout_oversampling, height * rows / kept)),
-        "reconSpace": ((round(columns / scan.readout_oversampling), kept), (width, height)),
-    }
-    for space, (matrix, extent) in spaces.items():
-        for axis, size in zip("xyz", (*matrix, 1), strict=True):
-            add(encoding, f"{space}/matrixSize/{axis}", size)
-        for axis, length in zip("xyz", (*extent, thickness), strict=True):
-            add(encoding, f"{space}/fieldOfView_mm/{axis}", repr(float(length)))
-    limits = (("kspace_encoding_step_1", rows - 1, rows // 2), ("slice", slices - 1, 0), ("contrast", contrasts - 1, 0))
-    for name, last, center in limits:
-        for key, value in (("minimum", 0), ("maximum", last), ("center", center)):
-            add(encoding, f"encodingLimits/{name}/{key}", value)
-    add(encoding, "trajectory", "cartesian")
-    listed = _listed(scan)
-    for name, (tag, unit) in SEQUENCE.items():
-        for value in listed.get(name, ()):
-            add(root, f"sequenceParameters/{tag}", repr(float(unit * value)))
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")
