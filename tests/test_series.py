@@ -279,7 +279,8 @@ def test_nifti_with_sidecars(tmp_path: Path) -> None:
     for text, message in (
         ("{", "no sidecar in JSON"),
         (json.dumps({"FlipAngle": [3, 20]}), "FlipAngle has 2 values, a.nii has 3 images"),
-        (json.dumps({"FlipAngle": "many"}), "FlipAngle is 'many'"),
+        (json.dumps({"FlipAngle": "many"}), "FlipAngle is many, expected numbers"),
+        (json.dumps({"FlipAngle": 10**400}), "FlipAngle is 1000"),
     ):
         (tmp_path / "all" / "a.json").write_text(text)
         with pytest.raises(DataError, match=message):

@@ -106,14 +106,17 @@ def fit(
 ) -> None:
     """Fit T1, T2 or T2* in every voxel of a series of images."""
     from pyrecon import io
+    from pyrecon.io._files import check_writable
     from pyrecon.io.series import read_map, read_series
     from pyrecon.models.mri.mapping import KINDS, fit_series, regions
 
-    check_target(output)
+    check_target(output, figure)
     if output.suffix.lower() == ".png":
         raise DataError("--output: .png holds no numbers; use --figure for a picture")
     if table is not None and table.suffix.lower() not in (".csv", ".md"):
         raise DataError(f"--table: {table.name!r} has no known format, expected .csv or .md")
+    if table is not None:
+        check_writable("--table", table)
     check_device(device)
     scan = _with_settings(
         read_series(series, component=component), KINDS[kind].setting, times, flip_angles, repetition_time

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data._background import Background, EmptyScanner
-from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real
+from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real, fault, usable
 
 Whitening = Literal["component", "row", "none"]
 GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))  # rows along y; the field of view of DEQ-MPI, 52 x 26 mm
@@ -201,7 +201,7 @@ def prepare_system(
             f"period {p}, channel {c}, {calibration.frequencies[k]:.6g} Hz)"
         )
     return MPISystem(
-        matrix=_stack(spectrum, scale[:, :, None], axis=0),
+        matrix=_stack("system matrix", spectrum, scale[:, :, None], axis=0),
         grid=calibration.grid,
         rows=rows,
         frequencies=calibration.frequencies[frequency],
@@ -356,7 +356,7 @@ def prepare_frames(
         freedom = empty.noise.freedom
         whitened = (empty.noise.variance[:, channel, rows[2]] / system.scale**2).mean() * freedom / max(freedom - 2, 1)
         noise_std = torch.from_numpy(np.sqrt(whitened * (1 / sizes + subtracted))).float()
-    return MPIFrames(_stack(values, system.scale[:, None, :], axis=1), noise_std)
+    return MPIFrames(_stack("measurement", values, system.scale[:, None, :], axis=1), noise_std)
 
 
 def match_frequencies(calibration: MPICalibration, scan: MPIScan) -> NDArray[np.int64]:
@@ -444,10 +444,14 @@ def box_downsample(images: Tensor, factor: int = 2) -> Tensor:
 
 
 # --- small things ------------------------------------------------------------------------------------------------
-def _stack(values: NDArray[Any], scale: Real, axis: int) -> Tensor:
+def _stack(name: str, values: NDArray[Any], scale: Real, axis: int) -> Tensor:
     """Real parts before imaginary parts along ``axis``, each divided by its scale, as a float32 tensor."""
-    parts = [values.real / scale[0], values.imag / scale[1]]
-    return torch.from_numpy(np.concatenate(parts, axis=axis).astype(np.float32))
+    stacked = np.concatenate([values.real / scale[0], values.imag / scale[1]], axis=axis)
+    if not usable(stacked).all():
+        raise DataError(
+            f"{name}: {fault(stacked)}, in units of the noise; is the noise of the background frames right?"
+        )
+    return torch.from_numpy(stacked.astype(np.float32))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

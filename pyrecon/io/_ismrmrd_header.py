@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.placement import LONGEST, SHORTEST
 from pyrecon.io._files import one_line
 from pyrecon.io._hdf5 import Hdf5
 from pyrecon.io._readouts import Readout
@@ -146,10 +147,11 @@ def _encoding(file: Hdf5, field: str, encoding: ElementTree.Element) -> Encoding
         kept = size("reconSpace/matrixSize/x", columns)
         notes.append("the header's field of view is 0, which is taken as not known: pixels count as 1 mm")
         extent, readout = [1e-3 * n for n in (columns, rows, partitions)], 1e-3 * min(kept, columns)
-    if not 1 - 1e-3 <= extent[0] / readout <= 16:
+    possible = all(SHORTEST <= length <= LONGEST for length in (*extent, extent[2] / partitions, readout))
+    if not possible or not 1 - 1e-3 <= extent[0] / readout <= 16:
         raise file.fail(
             f"{field}/encodedSpace/fieldOfView_mm", f"{extent} m for an image of {readout:g} m along x",
-            "positive lengths and an oversampling of 1 to 16",
+            f"lengths of {SHORTEST:g} to {LONGEST:g} m and an oversampling of 1 to 16",
         )  # fmt: skip
     limits = "encodingLimits/kspace_encoding_step_"
     return Encoding(

@@ -135,8 +135,8 @@ def _sidecar(path: Path, count: int) -> dict[str, NDArray[np.float64]]:
             values = said[key] if isinstance(said[key], list) else [said[key]] * count
             try:
                 numbers = unit * np.array([float(v) for v in values])
-            except (TypeError, ValueError):
-                raise DataError(f"{beside}: {key} is {said[key]!r}, expected numbers") from None
+            except (TypeError, ValueError, OverflowError):
+                raise DataError(f"{beside}: {key} is {str(said[key])[:60]}, expected numbers") from None
             if len(numbers) != count or not np.isfinite(numbers).all():
                 raise DataError(f"{beside}: {key} has {len(numbers)} values, {path.name} has {count} images")
             found[name] = numbers

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
-from pyrecon.data.placement import Frame
+from pyrecon.data.placement import LONGEST, SHORTEST, Frame
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import assemble, averages, oriented, reference_scan
 from pyrecon.io._files import PathLike, check_finite, existing_file
@@ -394,9 +394,10 @@ def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
     phase = protocol.number(f"{first}.dPhaseFOV") or protocol.number("PeFOV", "Meas") or readout
     phase *= 1 + (protocol.number("sKSpace.dPhaseOversamplingForDialog") or 0.0)
     thickness = (protocol.number(f"{first}.dThickness") or 1e3) / partitions
-    if min(readout, phase, thickness) <= 0:
+    lengths = phase / 1e3, readout / 1e3, thickness / 1e3
+    if not all(SHORTEST <= length <= LONGEST for length in lengths):
         raise DataError(f"{path}: protocol: a field of view of {phase:g} x {readout:g} x {thickness:g} mm")
-    return _Geometry((partitions, rows, columns), oversampling, (phase / 1e3, readout / 1e3, thickness / 1e3))
+    return _Geometry((partitions, rows, columns), oversampling, lengths)
 
 
 def _frame(header: Any) -> Frame | None:

@@ -37,11 +37,13 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_count
 from pyrecon._threads import PRODUCTS, one_thread_if_small
 from pyrecon.models.method import Progress
 from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.ops import project_l2_ball, soft_threshold, tv_prox
+from pyrecon.ops._variation import MAX_ITERATIONS
 from pyrecon.solvers import Solution, Status
 
 _CHECK = 5  # iterations between stop tests: each one synchronises with the device
@@ -92,6 +94,8 @@ class _BallADMM(MPIMethod):
             raise ValueError(f"iterations: {self.iterations} is negative")
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon: {self.epsilon} is negative")
+        if self.cutoff is not None and not 0 <= self.cutoff <= 1:
+            raise ValueError(f"cutoff: {self.cutoff} is not relative to the largest singular value, expected 0 to 1")
 
     def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
         raise NotImplementedError
@@ -151,6 +155,10 @@ class TVADMM(_BallADMM):
     inner_iterations: int = 10
     name: ClassVar[str] = "TV-ADMM"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("inner_iterations", self.inner_iterations, 1, MAX_ITERATIONS)
+
     def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
         return [_Variation(shape, 1 / self.mu, self.inner_iterations, self.isotropic, self.nonneg)]
 
@@ -183,6 +191,7 @@ class HybADMM(_BallADMM):
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: {self.alpha} is not a share, expected 0 to 1")
+        check_count("inner_iterations", self.inner_iterations, 1, MAX_ITERATIONS)
 
     def _terms(self, shape: tuple[int, ...]) -> list[_Term]:
         return [
