@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from pyrecon import cli
 from pyrecon._errors import DataError
 from pyrecon.cli import app
-from pyrecon.io import read_result
+from pyrecon.io import read_result, write_result
 
 
 def test_some_mutated_files_of_every_format() -> None:
@@ -78,6 +80,27 @@ def test_what_cannot_be_done_is_told_before_the_work(scans: Path, command: list[
                            catch_exceptions=False)  # fmt: skip
     assert "\n" not in str(caught.value)
     assert sorted(scans.iterdir()) == before
+
+
+def test_a_region_without_a_value_is_null_in_json(tmp_path: Path) -> None:
+    small.nifti(tmp_path, 1)
+    series = read_result(tmp_path / "series.nii")
+    image = series.image.copy()
+    image[:, 0] = np.nan  # of all times, one slice of two
+    write_result(tmp_path / "series.nii", replace(series, image=image))
+    regions = np.ones(image.shape[1:], np.uint8)
+    regions[0] = 2
+    write_result(tmp_path / "mask.nii", replace(series, image=regions))
+    found = CliRunner().invoke(app, ["fit", "sr", str(tmp_path / "series.nii"), "--mask", str(tmp_path / "mask.nii"),
+                                     "-o", str(tmp_path / "m.npz"), "--json"])  # fmt: skip
+
+    def none(name: str) -> None:
+        raise AssertionError(f"{name} in JSON")
+
+    first, second = json.loads(found.stdout, parse_constant=none)["regions"]
+    assert first["voxels"] == 12
+    assert first["mean"] == pytest.approx(1.2, abs=0.1)
+    assert (second["voxels"], second["mean"]) == (0, None)
 
 
 def test_a_folder_that_cannot_be_written_to(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from pyrecon._errors import DataError
+from pyrecon._plain import plain
 from pyrecon.cli import _console
 from pyrecon.cli._jobs import check_device
 from pyrecon.cli._maps import draw_maps, maps_result
@@ -143,7 +144,7 @@ def fit(
         with io.written_whole(table) as temporary:
             temporary.write_text(listing.to_csv() if table.suffix.lower() == ".csv" else listing.to_markdown())
     if as_json:
-        told = {"output": str(output), "regions": [dataclasses.asdict(region) for region in found]}
+        told = {"output": str(output), "regions": plain(found)}  # NaN, of a region without a value, is none of JSON
         print(json.dumps(report.to_dict() | told, indent=2))
         return
     _console.out.print(str(report), markup=False, soft_wrap=True)

@@ -57,6 +57,8 @@ def read_series(paths: PathLike | Sequence[PathLike], *, component: str | None =
         if not _same_place(result, found[0]):
             raise DataError(f"{path}: lies elsewhere than {known[0].name}; register them first")
     images = np.concatenate(stacks)
+    if not np.isfinite(images).any():
+        raise DataError(f"{known[0]}: the images hold no finite number")
     settings = _settings(known, [len(stack) for stack in stacks])
     kind = np.complex64 if np.iscomplexobj(images) else np.float32
     grid = found[0].grid
