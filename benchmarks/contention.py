@@ -89,6 +89,10 @@ def mri_methods() -> Iterator[tuple[str, Callable[[], Any]]]:
     kspace, mask = torch.as_tensor(scan.kspace) / noise, torch.as_tensor(scan.mask).float()
     for method in (mri.CGSense(max_iter=20), mri.TVSense(max_iter=10)):
         yield f"MRI {method.name} 8x230x180", partial(method.solve, kspace, maps, mask)
+    whole = simulate(
+        head_phantom(shape), maps, random_lines(shape, 2.0, acl=24, seed=0), noise_std=noise, readout_oversampling=2
+    )
+    yield "MRI scan 8x230x360, whole way", partial(mri.reconstruct_mri, whole)
 
 
 def kernels() -> Iterator[tuple[str, Callable[[], Any]]]:

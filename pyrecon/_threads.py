@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -73,6 +73,38 @@ def all_threads() -> Iterator[None]:
     finally:
         _here.before = before
         _core.limit_threads(*limit)
+
+
+def shared_out(work: Callable[[slice], None], parts: Sequence[slice]) -> None:
+    """``work`` of all parts, by as many Python threads as torch has, each with one of torch's.
+
+    For parts of a millisecond and more on the CPU, of which each writes what is its own. Threads take parts as they are
+    done with others, so one that waits for a processor delays one part, not every operation.
+    """
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    waiting = iter(parts)
+    lock, errors = threading.Lock(), list[BaseException]()
+
+    def help_out() -> None:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad), one_thread_if_small(0):
+            while not errors:
+                with lock:
+                    part = next(waiting, None)
+                if part is None:
+                    return
+                try:
+                    work(part)
+                except BaseException as error:
+                    errors.append(error)
+
+    helpers = [threading.Thread(target=help_out) for _ in range(min(kernel_threads(), len(parts)) - 1)]
+    for helper in helpers:
+        helper.start()
+    help_out()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]
 
 
 def outside(f: Callable[P, R]) -> Callable[P, R]:

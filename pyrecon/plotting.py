@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.raw import Grid
 from pyrecon.io import written_whole
+from pyrecon.io._files import check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,16 +170,25 @@ def curves(
 
 def save(fig: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure whole or not at all; the format follows the extension."""
-    path = Path(path)
-    kind = path.suffix.removeprefix(".") or "png"
-    _matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    with written_whole(path) as temporary:
+        fig.savefig(temporary, format=_format(Path(path)))
 
-    known = FigureCanvasAgg(fig).get_supported_filetypes()
+
+def check_target(path: str | os.PathLike[str] | None) -> None:
+    """DataError, before the work, where :func:`save` could not write a figure; MissingDependency without matplotlib."""
+    if path is not None:
+        _format(Path(path))
+        check_writable("--figure", Path(path))
+
+
+def _format(path: Path) -> str:
+    _matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind, known = path.suffix.removeprefix(".") or "png", FigureCanvasBase.get_supported_filetypes()
     if kind not in known:
         raise DataError(f"{path}: has no known figure format, expected one of {', '.join(sorted(known))}")
-    with written_whole(path) as temporary:
-        fig.savefig(temporary, format=kind)
+    return kind
 
 
 def _draw(axis: Any, panel: Panel, spacing: tuple[float, float] | None) -> None:

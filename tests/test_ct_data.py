@@ -14,6 +14,7 @@ import torch
 from pyrecon._errors import DataError
 from pyrecon.data.ct import (
     CTScan,
+    check_rays,
     check_scan,
     coverage,
     find_center,
@@ -234,12 +235,21 @@ def test_views_and_slices_of_a_scan() -> None:
             {"sinogram": np.full((1, 12, 32), np.nan, np.float32)},
             "12 views hold NaN or Inf, the first is view 0 of slice 0",
         ),
+        ({"sinogram": np.full((1, 12, 32), 1e20, np.float32)}, r"12 views hold values beyond 1e\+15"),
         ({"labels": ("a", "b", "c")}, "labels: got 3"),
     ],
 )
 def test_damaged_scans_are_told(change: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         check_scan(replace(scan_of(1), **change))
+
+
+@pytest.mark.filterwarnings("ignore:detector")
+def test_rays_past_the_image_are_told() -> None:
+    near, far = (ParallelBeam([0.0, 1.0], (8, 8), 4, 1e-3, offset, 1e-3, unit="m") for offset in (4e-3, 8e-3))
+    check_rays(near)
+    with pytest.raises(DataError, match=r"no ray crosses the image of 0\.008 x 0\.008 m, the nearest passes 0\.0065 m"):
+        check_rays(far)
 
 
 def test_misuse_is_told() -> None:

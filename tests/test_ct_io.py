@@ -183,6 +183,8 @@ def test_units_of_an_htc_scan(tmp_path: Path) -> None:
         ({"distanceSourceDetector": 300.0}, "distanceSourceDetector: 0.3 m, expected more"),
         ({"distanceSourceDetector": np.nan}, "distanceSourceDetector: holds NaN"),
         ({"distanceUnit": "inch"}, "distanceUnit: 'inch'"),
+        ({"pixelSizePost": 1e-320}, "its rays cover no image .* apart at the axis, expected a positive distance"),
+        ({"distanceUnit": {"name": "mm"}}, "distanceUnit: a struct, expected a text"),
         ({"distanceUnit": "m"}, "makes no geometry|beyond"),
         ({"geometryType": "Helical"}, "geometryType: 'Helical'"),
         ({"angles": np.arange(5.0)}, r"angles: float64 of shape \(1, 5\), expected 16 real numbers"),

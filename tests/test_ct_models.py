@@ -31,7 +31,7 @@ from pyrecon.models.ct import (
     reconstruct_ct,
 )
 from pyrecon.models.ct.methods import _largest_eigenvalue, noise_of
-from pyrecon.ops import FanBeam, ParallelBeam
+from pyrecon.ops import FanBeam, ParallelBeam, ViewBeam
 from pyrecon.physics.ct import phantom, scanner, simulate, truth
 from pyrecon.solvers import ConvergenceWarning, Status
 
@@ -224,6 +224,23 @@ def test_the_default_method_follows_the_views() -> None:
     assert isinstance(default_method(scanned(60, arc=60.0)[0]), TV)
     _, report = reconstruct_ct(scanned()[0], views=slice(0, 30))
     assert report.method == "TV"  # of the views that are used
+
+
+def test_views_of_no_ideal_scanner_are_not_back_projected() -> None:
+    scan, _ = scanned(120)
+    geometry = scan.geometry
+    assert isinstance(geometry, FanBeam)
+    angles = geometry.angles
+    toward, across = (torch.stack([a.cos(), a.sin()], 1) for a in (angles + torch.pi / 2, angles))
+    sources = -0.4 * toward
+    sources[7] *= 1.05  # one view from further away
+    free = ViewBeam(
+        0.15 * toward, 2e-3 * across, geometry.shape, geometry.n_det, geometry.pixel_size, sources=sources, unit="m"
+    )
+    free_scan = CTScan(scan.sinogram, free)
+    assert isinstance(default_method(free_scan), TV)
+    with pytest.raises(DataError, match="view 7 is not that of an ideal scanner"):
+        reconstruct_ct(free_scan, FBP())
 
 
 def test_grids_and_views_of_a_reconstruction() -> None:

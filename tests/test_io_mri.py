@@ -395,6 +395,8 @@ GOOD = readout(np.ones((2, 8), np.complex64), 1)
         ([readout(np.ones((2, 8)), 1, "SYNCDATA", length=0)], {}, "is 0 bytes long, expected at least 192"),
         ([GOOD], {"protocol": "sKSpace.ucTrajectory = 4\n"}, "not Cartesian"),
         ([GOOD], {"protocol": "sSliceArray.asSlice[0].dThickness = -5\n"}, "field of view"),
+        ([GOOD], {"protocol": "sSliceArray.asSlice[0].dPhaseFOV = 1e300\n"}, "field of view"),
+        ([GOOD], {"protocol": "sSliceArray.asSlice[0].dThickness = 1e-300\n"}, "field of view"),
         ([GOOD], {"parts": {"Meas": '<ParamLong."alRegridMode">  { 2 }'}}, "gradient ramps"),
         ([GOOD], {"parts": {"Meas": '<ParamLong."alRegridMode">  { 1 2 }'}}, "gradient ramps"),
         ([GOOD], {"parts": {"Dicom": '<ParamDouble."flReadoutOSFactor"> { 1e9 }'}}, "flReadoutOSFactor: 1e[+]09"),

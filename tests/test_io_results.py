@@ -332,8 +332,58 @@ def test_hdf5_behind_a_user_block(tmp_path: Path) -> None:
 
 
 def test_only_what_is_not_finite_is_named() -> None:
-    data = np.full((4, 3), 3e38, np.float32)  # sums overflow, values do not
+    data = np.full((4, 3), 9e14, np.float32)
     check_finite("f", "data", data, "frame")
     data[2, 1] = np.nan
     with pytest.raises(DataError, match="f: data holds NaN or Inf in frame 2 of 4"):
         check_finite("f", "data", data, "frame")
+    data[2, 1] = -1e20  # its square is none of single precision
+    with pytest.raises(DataError, match=r"f: data holds values beyond 1e\+15 in frame 2 of 4"):
+        check_finite("f", "data", data, "frame")
+    many = np.zeros((3 * 2**19, 2), np.complex64)  # looked at in parts
+    many[[5, 2**20 + 7], 1] = 1j * np.inf
+    with pytest.raises(DataError, match="NaN or Inf in lines 5, 1048583 of 1572864"):
+        check_finite("f", "data", many, "line")
+
+
+def test_damaged_arrays_of_an_archive(tmp_path: Path) -> None:
+    def member(head: str, content: bytes = bytes(96)) -> None:
+        text = head.ljust(117).encode() + b"\n"
+        whole = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + content
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("image.npy", whole)
+
+    sound = "{'descr': '<f8', 'fortran_order': False, 'shape': (3, 4), }"
+    member(sound)
+    assert read_result(tmp_path / "a.npz").image.shape == (3, 4)
+    for head, message in (
+        (sound.replace("}", ""), "head|header"),  # a tuple or a bracket without an end, which the tokenizer refuses
+        (sound.replace("(3, 4), }", "(3, 4"), "head|header"),
+        (sound.replace("(3, 4)", "(-1, 4)"), r"declares shape \(-1, 4\), expected sizes from 0"),
+        (sound.replace("<f8", "<U1").replace("(3, 4)", "(24,)"), "holds what is no text"),
+        (sound.replace("<f8", ">U1").replace("(3, 4)", "(24,)"), "holds what is no text"),
+    ):
+        member(head, b"\x7f" * 96)
+        with pytest.raises(DataError, match=message):
+            read_result(tmp_path / "a.npz")
+
+
+def test_pixels_too_small_for_a_picture_are_left_out_of_it(tmp_path: Path) -> None:
+    tiny = Result(np.ones((3, 4)), Grid((3, 4), (1e-9, 1e-10), (0.0, 0.0)))
+    write_result(tmp_path / "a.png", tiny)
+    assert detect(tmp_path / "a.png") == "png"
+
+
+def test_a_story_that_contradicts_its_image(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel")
+    image = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+    write_result(tmp_path / "a.nii", Result(image, Grid((2, 3, 4), (1e-3,) * 3, (0.0,) * 3), affine=np.eye(4)))
+    content = (tmp_path / "a.nii").read_bytes()
+    for wrong in (b'"xxxxxxx"', b"[2,[], 4]", b"[-2,-3,4]", b"[2, 3, 5]"):  # as long as [2, 3, 4]
+        (tmp_path / "b.nii").write_bytes(content.replace(b'"shape": [2, 3, 4], "p', b'"shape": ' + wrong + b', "p'))
+        assert read_result(tmp_path / "b.nii").image.shape == (2, 3, 4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["image"] = image
+        file["pyrecon"] = json.dumps({"affine": (10**400 * np.eye(4, dtype=object)).tolist()})
+    with pytest.raises(DataError, match="no invertible"):
+        read_result(tmp_path / "a.h5")

@@ -236,6 +236,14 @@ def test_settings_are_checked() -> None:
         L1ADMM(mu=0.0)
     with pytest.raises(ValueError, match="alpha: 2 is not a share, expected 0 to 1"):
         HybADMM(alpha=2)
+    with pytest.raises(ValueError, match="cutoff: 2 is not relative to the largest singular value"):
+        TVADMM(cutoff=2)
+    for method in (TVADMM, HybADMM):
+        with pytest.raises(ValueError, match="inner_iterations: 0 does not fit, expected 1 to 1000000"):
+            method(inner_iterations=0)
+    for size in (1e-40, 1e20):
+        with pytest.raises(ValueError, match=r"mu: 1e.\d+ does not fit, expected 0 or 1e-30 to 1e"):
+            TVADMM(mu=size)
     with pytest.raises(ValueError, match="epsilon: -1 is negative"):
         TVADMM(epsilon=-1)
     with pytest.raises(ValueError, match="iterations: -1 is negative"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyrecon._errors import DataError
+from pyrecon.data import coil_maps as coil_maps_module
 from pyrecon.data import mri
 from pyrecon.data.coil_maps import espirit_maps, walsh_maps
 from pyrecon.data.fourier import centered_slice, fft_centered, ifft_centered
@@ -353,7 +354,7 @@ def test_walsh_recovers_the_maps_up_to_phase(noise_std: float, mean: float) -> N
 def test_maps_do_not_depend_on_the_batch_or_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = torch.cat([head(0.02, 4)[0], 3j * head(0.0, 4)[0]])
     espirit, walsh = espirit_maps(calibration, (96, 88), noise_std=0.02), walsh_maps(calibration, (96, 88))
-    monkeypatch.setattr("pyrecon.data.coil_maps._CHUNK_BYTES", 1)  # a row at a time
+    monkeypatch.setitem(coil_maps_module._CHUNK_BYTES, "cpu", 1)  # a row at a time
     for b, sample in enumerate(calibration):
         maps, values = espirit_maps(sample[None], (96, 88), noise_std=0.02)
         kept = values[0] > 0.8 + 1e-5  # rounding may move a pixel across the crop
@@ -387,6 +388,9 @@ def broken(scan: MRIScan, value: complex) -> MRIScan:
     [
         (lambda s: broken(s, np.nan), r"NaN or Inf in slice 1 \(first: coil 2, line 5, sample 7\)"),
         (lambda s: broken(s, np.inf), "NaN or Inf in slice 1"),
+        (lambda s: broken(s, 1e20j), r"kspace: values beyond 1e\+15 in slice 1 \(first: coil 2, line 5, sample 7\)"),
+        (lambda s: replace(s, field_of_view=(0.2, 1e300, 0.005)), "field_of_view: .* expected lengths of 1e-09 to"),
+        (lambda s: replace(s, field_of_view=(0.2, 0.2, 1e-30)), "field_of_view: .* expected lengths of 1e-09 to"),
         (lambda s: replace(s, kspace=s.kspace[0]), r"kspace: shape \(4, 32, 28\)"),
         (lambda s: replace(s, mask=np.ones((1, 1, 30, 1), bool)), r"mask: shape \(1, 1, 30, 1\) does not fit"),
         (lambda s: replace(s, mask=np.ones((1, 1, 32, 1))), "mask: dtype float64"),
@@ -402,6 +406,15 @@ def test_damaged_scans_are_refused_in_one_line(damage: Callable[[MRIScan], MRISc
     with pytest.raises(DataError, match=message) as caught:
         mri.check_scan(damage(scan_of()))
     assert "\n" not in str(caught.value)
+
+
+def test_noise_that_is_none_is_not_divided_by() -> None:
+    """In its units k-space would not fit into single precision; a hundredth of the brightest pixel is taken instead."""
+    scan = scan_of()
+    noise = np.random.default_rng(0).standard_normal((4, 100)).astype(np.complex64) * np.float32(1e-25)
+    tiny = replace(scan, noise=noise, noise_ratio=1.0)
+    with pytest.raises(DataError, match=r"times its noise .* reconstruct without whitening"):
+        mri.prewhiten(tiny)
 
 
 def test_coil_maps_refuse_a_calibration_that_cannot_work() -> None:

@@ -24,6 +24,7 @@ from pyrecon.linops import Gradient, Sense, Wavelet
 from pyrecon.models.mri import (
     METHODS,
     CGSense,
+    JointMRI,
     TVSense,
     WaveletSense,
     ZeroFilled,
@@ -192,6 +193,23 @@ def test_a_method_that_may_not_converge_says_so(method: Any) -> None:
     with pytest.warns(ConvergenceWarning):
         solution = method.solve(*problem())
     assert (solution.status == Status.MAX_ITER).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WaveletSense(wavelet="db9"), "wavelet: 'db9' is not known"),
+        (lambda: WaveletSense(levels=-1), "levels: -1 does not fit"),
+        (lambda: TVSense(max_inner=0), "max_inner: 0 does not fit, expected 1 to 1000000"),
+        (lambda: JointMRI(continuation=0.5), "continuation, decay, seed: 0.5, 0.95 and 0"),
+        (lambda: JointMRI(decay=0.0), "continuation, decay, seed: 100.0, 0.0 and 0"),
+        (lambda: JointMRI(seed=-1), "continuation, decay, seed: 100.0, 0.95 and -1"),
+        (lambda: JointMRI(epsilon=1e-300), "epsilon: 1e-300 does not fit, expected 0 or 1e-30 to"),
+    ],
+)
+def test_settings_that_no_solver_takes_are_refused_when_they_are_made(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("kind", [CGSense, WaveletSense, TVSense])

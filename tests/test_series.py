@@ -251,6 +251,12 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
             assert "\n" not in said
 
 
+def test_images_of_nothing_are_refused(tmp_path: Path) -> None:
+    write_result(tmp_path / "a.npz", Result(np.full((3, 2, 4, 5), np.nan, np.float32)))
+    with pytest.raises(DataError, match=r"a\.npz: the images hold no finite number"):
+        read_series(tmp_path / "a.npz")
+
+
 def test_nifti_with_sidecars(tmp_path: Path) -> None:
     """One image a file, as BIDS has them, and one with all of them: the same series."""
     affine = np.array([[-1.2, 0.1, 0, 30], [0.1, 1.2, 0, -20], [0, 0, 5, 7], [0, 0, 0, 1]], float)
@@ -279,7 +285,8 @@ def test_nifti_with_sidecars(tmp_path: Path) -> None:
     for text, message in (
         ("{", "no sidecar in JSON"),
         (json.dumps({"FlipAngle": [3, 20]}), "FlipAngle has 2 values, a.nii has 3 images"),
-        (json.dumps({"FlipAngle": "many"}), "FlipAngle is 'many'"),
+        (json.dumps({"FlipAngle": "many"}), "FlipAngle is many, expected numbers"),
+        (json.dumps({"FlipAngle": 10**400}), "FlipAngle is 1000"),
     ):
         (tmp_path / "all" / "a.json").write_text(text)
         with pytest.raises(DataError, match=message):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pyrecon import _core
-from pyrecon._threads import SMALL, all_threads, kernel_threads, one_thread_if_small, outside
+from pyrecon._threads import SMALL, all_threads, kernel_threads, one_thread_if_small, outside, shared_out
+from pyrecon.data.coil_maps import espirit_maps
 from pyrecon.ops import langevin_step, sense_normal, tv_prox
 
 
@@ -154,6 +155,54 @@ def test_a_count_set_within_stays() -> None:
     with one_thread_if_small(1):
         torch.set_num_threads(2)
     assert torch.get_num_threads() == 2
+
+
+def test_parts_are_shared_out_once_each_with_one_thread_of_torch() -> None:
+    done, seen = torch.zeros(1000), set[tuple[int, bool, bool, str]]()
+
+    def work(part: slice) -> None:
+        time.sleep(1e-4)  # so that others get some
+        done[part] += 1
+        threads = torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        seen.add((*threads, threading.current_thread().name))
+
+    parts = [slice(i, i + 10) for i in range(0, 1000, 10)]
+    shared_out(work, parts)
+    assert torch.equal(done, torch.ones(1000))
+    assert {known[:3] for known in seen} == {(1, True, False)}
+    assert 2 <= len(seen) <= 3
+    seen.clear()
+    with torch.inference_mode(), one_thread_if_small(1):  # of the caller, whose threads it still has
+        done = torch.zeros(1000)
+        shared_out(work, parts)
+    assert torch.equal(done, torch.ones(1000))
+    assert {known[:3] for known in seen} == {(1, False, True)}
+    assert len(seen) >= 2
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_in_a_part_is_raised_and_ends_the_others() -> None:
+    done: list[int] = []
+
+    def work(part: slice) -> None:
+        if part.start == 3:
+            raise ZeroDivisionError
+        time.sleep(1e-3)
+        done.append(part.start)
+
+    with pytest.raises(ZeroDivisionError):
+        shared_out(work, [slice(i, i + 1) for i in range(1000)])
+    assert len(done) < 100
+    assert torch.get_num_threads() == 3
+
+
+def test_coil_maps_are_the_same_on_any_number_of_threads() -> None:
+    g = torch.Generator().manual_seed(0)
+    block = torch.view_as_complex(torch.randn(1, 4, 24, 24, 2, generator=g)) * torch.hann_window(24)
+    found = espirit_maps(block, (230, 180), noise_std=0.0)
+    torch.set_num_threads(1)
+    for one, other in zip(found, espirit_maps(block, (230, 180), noise_std=0.0), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_users_function_runs_with_the_threads_of_its_caller() -> None:

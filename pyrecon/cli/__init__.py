@@ -61,6 +61,11 @@ def main() -> None:
     except (DataError, OSError) as error:
         _console.error(str(error))
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _console.error(f"out of memory: {(str(error) or 'no more was to be had').splitlines()[0]}")
+        sys.exit(1)
     except KeyboardInterrupt:
         _console.error("interrupted; nothing was left half-written")
         sys.exit(1)
@@ -69,6 +74,12 @@ def main() -> None:
             raise
         _console.error("interrupted; nothing was left half-written")
         sys.exit(1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether that is what Python, NumPy or torch, which has an error of its own on GPUs alone, say."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ from pyrecon.cli import _settings
 from pyrecon.cli._maps import draw_maps, maps_result
 from pyrecon.data.placement import Stack, Volumes, volumes
 from pyrecon.data.raw import Grid, MRIScan
+from pyrecon.io._files import check_room
 from pyrecon.io.results import Result
 from pyrecon.report import Report
 
@@ -28,9 +29,12 @@ def silent(done: float, total: int) -> None:
     pass
 
 
+_WORKING = 4  # images of a slice that any method of CT holds besides the result
+
+
 def check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).cpu()  # meta holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"--device: {device!r} is not usable here: {str(error).splitlines()[0]}") from error
 
@@ -331,6 +335,8 @@ def ct_job(file: Path, kind: str, method: str | None, settings: list[str], optio
         raise DataError(f"--shape, --pixel-size: {error}") from error
     scan = dataclasses.replace(scan, geometry=geometry)
     slices, count, n_det = scan.sinogram.shape
+    height, width = geometry.shape
+    check_room(f"{file}: an image of {height} x {width} pixels", 4 * height * width * (slices + _WORKING))
     facts = {
         "file": f"{file.name}: {kind}, {slices} slices, {count} views of {n_det} detector pixels",
         "coverage": str(coverage(geometry)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pyrecon._errors import DataError
 from pyrecon.cli import _settings
 from pyrecon.cli._jobs import Job, Progress
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan
+from pyrecon.io._files import check_room
 from pyrecon.io.results import Result
 from pyrecon.report import Report
 
@@ -91,7 +91,8 @@ def mpi_job(
     # The matrix, its factor in double while it is made, and the data; what the solvers add is small against these.
     factor = 2 + 2 + 4 * min(rows, voxels) / max(rows, voxels) if chosen.factors else 1
     memory = int(4 * rows * voxels * (1 + factor)) + 4 * images * (rows + 6 * voxels)
-    _check_memory(memory, rows, voxels, chosen.factors)
+    instead = "raise --snr-threshold, narrow --band" + ", or use -m art, which needs no factors" * chosen.factors
+    check_room(f"system matrix: {rows} real rows x {voxels} voxels", memory, instead)
     if options.upsample > 1:
         system = system.upsampled(options.upsample)
     told = {"periods": scan.metadata["periods"]} if count > 1 else {}
@@ -118,17 +119,6 @@ def mpi_job(
     axes = str(system.calibration.metadata.get("axes", "zyx"[-len(system.grid.shape) :]))
     affine = affine_of(system.grid, axes, system.calibration.metadata)
     return MPIJob(facts, chosen, images, memory, run, True, system.grid, labels, axes, affine)
-
-
-def _check_memory(memory: int, rows: int, voxels: int, factors: bool) -> None:
-    """Judged before anything of that size is made."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory > there:
-        advice = "raise --snr-threshold, narrow --band" + (", or use -m art, which needs no factors" * factors)
-        raise DataError(
-            f"system matrix: {rows} real rows x {voxels} voxels need about {memory / 2**30:.1f} GiB, this machine has "
-            f"{there / 2**30:.1f} GiB; {advice}"
-        )
 
 
 def _unit(calibration: MPICalibration) -> str:

@@ -44,9 +44,12 @@ def bench(
 
     from pyrecon.benchmarks import render
     from pyrecon.io import written_whole
+    from pyrecon.io._files import check_writable
 
     if output is not None and output.suffix not in (".json", ".md"):
         raise DataError(f"--output: {output.name!r} has no known format, expected .json, .md")
+    if output is not None:
+        check_writable("--output", output)
     if device not in (None, "cpu", "cuda"):
         raise DataError(f"--device: {device!r} is not known, expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():

@@ -72,6 +72,7 @@ def mpi(
     writers = {".md": "to_markdown", ".csv": "to_csv", ".json": "to_json"}
     if output is not None and output.suffix not in writers:
         raise DataError(f"--output: {output.name!r} has no known format, expected {', '.join(writers)}")
+    _check_targets(output, figure)
     calibration = None if system_matrix is None else mdf.read_system_matrix(system_matrix)
     grid = GRID if calibration is None else calibration.grid
     if len(grid.shape) != 2:
@@ -164,6 +165,7 @@ def mri(
     from pyrecon.data.raw import MRIScan
     from pyrecon.models.mri import LEARNED, METHODS, evaluate_mri, evaluation_table, scan_of_images
 
+    _check_targets(output, figure)
     known: dict[str, Any] = METHODS | LEARNED
     chosen = []
     for text in method or METHODS:
@@ -240,6 +242,7 @@ def t1(
     from pyrecon.physics.t1 import unseen_brains
 
     check_device(device)
+    _check_targets(output, figure)
     seconds, rates = saturation_times(times), acceleration or [4.0]
     if bad := [rate for rate in rates if rate < 1]:
         raise DataError(f"--acceleration: {bad[0]} is below 1")
@@ -314,6 +317,7 @@ def ct(
     from pyrecon.models.ct import LEARNED, METHODS, evaluate_ct, evaluation_table
 
     check_device(device)
+    _check_targets(output, figure)
     chosen = []
     for text in method or METHODS:
         name, given, weights = text.partition("=")
@@ -342,3 +346,13 @@ def ct(
             panels.append(line)
         plotting.save(plotting.figure(panels), figure)
     print(table)
+
+
+def _check_targets(output: Path | None, figure: Path | None) -> None:
+    """Complain about outputs before the work, not after it."""
+    from pyrecon import plotting
+    from pyrecon.io._files import check_writable
+
+    if output is not None:
+        check_writable("--output", output)
+    plotting.check_target(figure)

@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from pyrecon._errors import DataError
+from pyrecon._plain import plain
 from pyrecon.cli import _console
 from pyrecon.cli._jobs import check_device
 from pyrecon.cli._maps import draw_maps, maps_result
@@ -106,14 +107,17 @@ def fit(
 ) -> None:
     """Fit T1, T2 or T2* in every voxel of a series of images."""
     from pyrecon import io
+    from pyrecon.io._files import check_writable
     from pyrecon.io.series import read_map, read_series
     from pyrecon.models.mri.mapping import KINDS, fit_series, regions
 
-    check_target(output)
+    check_target(output, figure)
     if output.suffix.lower() == ".png":
         raise DataError("--output: .png holds no numbers; use --figure for a picture")
     if table is not None and table.suffix.lower() not in (".csv", ".md"):
         raise DataError(f"--table: {table.name!r} has no known format, expected .csv or .md")
+    if table is not None:
+        check_writable("--table", table)
     check_device(device)
     scan = _with_settings(
         read_series(series, component=component), KINDS[kind].setting, times, flip_angles, repetition_time
@@ -140,7 +144,7 @@ def fit(
         with io.written_whole(table) as temporary:
             temporary.write_text(listing.to_csv() if table.suffix.lower() == ".csv" else listing.to_markdown())
     if as_json:
-        told = {"output": str(output), "regions": [dataclasses.asdict(region) for region in found]}
+        told = {"output": str(output), "regions": plain(found)}  # NaN, of a region without a value, is none of JSON
         print(json.dumps(report.to_dict() | told, indent=2))
         return
     _console.out.print(str(report), markup=False, soft_wrap=True)

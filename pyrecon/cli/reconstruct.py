@@ -151,11 +151,11 @@ def reconstruct(
     from pyrecon.models import ct, mpi, mri
 
     target = output or Path(f"{file.name.removesuffix('.gz').rsplit('.', 1)[0]}_recon.nii.gz")
-    check_target(target)
+    check_target(target, figure)
     if maps_out is not None:
         if maps_out.suffix.lower() not in (".npz", ".h5", ".hdf5"):
             raise DataError(f"--maps-out: {maps_out.name!r}, expected .npz or .h5, which hold complex numbers")
-        check_target(maps_out)
+        check_target(maps_out, option="--maps-out")
     check_device(device)
     kind = io.detect(file)
     settings = list(parameter or [])
@@ -250,15 +250,19 @@ def _print_plan(job: Job, target: Path, figure: Path | None, as_json: bool) -> N
     _console.out.print("dry run: nothing was written")
 
 
-def check_target(target: Path) -> None:
-    """Complain about the output before the work, not after it."""
+def check_target(target: Path, figure: Path | None = None, option: str = "--output") -> None:
+    """Complain about outputs before the work, not after it."""
     from pyrecon._errors import MissingDependency
+    from pyrecon.io._files import check_writable
     from pyrecon.io.results import FORMATS
 
-    if not target.name.lower().endswith(FORMATS):
-        raise DataError(f"--output: {target.name!r} has no known format, expected {', '.join(FORMATS)}")
-    if not target.parent.is_dir():
-        raise DataError(f"--output: the folder {target.parent} does not exist")
+    if not target.name.lower().endswith(FORMATS) or target.name.lower() in FORMATS:
+        raise DataError(f"{option}: {target.name!r} has no known format, expected NAME{', NAME'.join(FORMATS)}")
+    check_writable(option, target)
+    if figure is not None:
+        from pyrecon import plotting
+
+        plotting.check_target(figure)
     if ".nii" in target.suffixes:
         try:
             import nibabel  # noqa: F401

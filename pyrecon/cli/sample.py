@@ -80,7 +80,7 @@ def sample(
     from pyrecon.models.mri.sampling import sample_mri
 
     target = output or Path(f"{file.name.removesuffix('.gz').rsplit('.', 1)[0]}_posterior.nii.gz")
-    check_target(target)
+    check_target(target, figure)
     if target.suffix.lower() == ".png":
         raise DataError("--output: .png holds no numbers; use --figure for a picture")
     if not 0 < level < 1:

@@ -125,7 +125,7 @@ def t1(
     if centre > size:
         raise DataError(f"--centre: {centre} lines, the images have {size}")
     if truth is not None:
-        check_target(truth)
+        check_target(truth, option="--truth")
     with _console.err.status("scanning"):
         known = unseen_brains(slices, size, seed)
         scan = scan_brains(

@@ -22,8 +22,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import scipy.linalg
-import scipy.ndimage
+import scipy  # whose parts load when they are used
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load when they are used: half a second of the start of every command
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
 
 Real = NDArray[np.floating[Any]]
 
@@ -63,7 +63,7 @@ def _of_mass(projections: Real, angles: Real) -> float:
 
 
 def _of_mirror(projections: Real) -> float:
-    smooth = ndimage.gaussian_filter1d(
+    smooth = scipy.ndimage.gaussian_filter1d(
         _binned(projections, len(projections) // _VIEWS), _SMOOTH, axis=1, mode="nearest"
     )
     smooth = smooth - np.minimum(smooth[:, :1], smooth[:, -1:]).mean()
@@ -77,7 +77,9 @@ def _of_mirror(projections: Real) -> float:
     start = (wide + 0.5) * scale - 0.5
     energy = _energy_of(smooth)
     best = float(min(start + np.arange(-bins, bins + 1), key=energy))
-    fine = optimize.minimize_scalar(energy, bounds=(best - 1, best + 1), method="bounded", options={"xatol": 0.01})
+    fine = scipy.optimize.minimize_scalar(
+        energy, bounds=(best - 1, best + 1), method="bounded", options={"xatol": 0.01}
+    )
     return float(fine.x)
 
 
@@ -88,7 +90,7 @@ def _energy_of(projections: Real) -> Callable[[float], float]:
     def energy(center: float) -> float:
         # Mirrored about the centre: pixel i holds what was at 2 center - i.
         shift = 2 * center - (width - 1)
-        mirrored = ndimage.shift(projections[:, ::-1], (0, shift), order=3, mode="constant")
+        mirrored = scipy.ndimage.shift(projections[:, ::-1], (0, shift), order=3, mode="constant")
         return float(np.abs(np.fft.fft2(np.concatenate([projections, mirrored]))[outside]).mean())
 
     return energy

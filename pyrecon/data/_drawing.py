@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load when they are used
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from pyrecon._check import check_count, check_size
 
@@ -72,7 +72,7 @@ class Canvas:
 
     def rounded(self, share: Real, radius: float) -> Real:
         """The same with corners, inner and outer, of about this radius."""
-        smooth = gaussian_filter(share, radius / self.soft * 1.5, mode="nearest")
+        smooth = scipy.ndimage.gaussian_filter(share, radius / self.soft * 1.5, mode="nearest")
         return np.asarray((0.5 + (smooth - 0.5) * max(2.5 * radius / self.soft, 1.0)).clip(0, 1))
 
     def stroke(self, points: Real, width: float | Real) -> Real:

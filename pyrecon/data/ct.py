@@ -18,13 +18,14 @@ from torch import Tensor
 from pyrecon._check import check_number, check_size
 from pyrecon._errors import DataError
 from pyrecon.data._ct_center import find_center
-from pyrecon.data.raw import Grid
+from pyrecon.data.raw import Grid, fault, usable
 from pyrecon.ops import FanBeam, ParallelBeam, ViewBeam
 from pyrecon.ops._radon_geometry import Beam
 
 __all__ = [
     "CTScan",
     "Coverage",
+    "check_rays",
     "check_scan",
     "coverage",
     "field_of_view",
@@ -86,10 +87,10 @@ def check_scan(scan: CTScan) -> None:
         )
     if scan.labels and len(scan.labels) != len(data):
         raise DataError(f"labels: got {len(scan.labels)}, expected one for each of {len(data)} slices")
-    bad = np.argwhere(~np.isfinite(data).all(axis=2))
+    bad = np.argwhere(~usable(data).all(axis=2))
     if len(bad):
         s, view = bad[0]
-        raise DataError(f"sinogram: {len(bad)} views hold NaN or Inf, the first is view {view} of slice {s}")
+        raise DataError(f"sinogram: {len(bad)} views hold {fault(data)}, the first is view {view} of slice {s}")
     if not data.any():
         raise DataError("sinogram: is zero everywhere, nothing to reconstruct")
 
@@ -167,6 +168,8 @@ def natural_grid(geometry: Beam) -> tuple[tuple[int, int], float]:
     steps = np.abs(np.diff(distance, axis=1)) if distance.shape[1] > 1 else np.abs(2 * distance) + 1e-3
     pixel = float(np.median(steps[:, max(0, middle - 2) : middle + 2]))
     reach = field_of_view(geometry) or float(np.abs(distance).max())
+    if not 0 < pixel < math.inf or not reach < 2**31 * pixel:
+        raise ValueError(f"geometry: rays {pixel:g} m apart at the axis, expected a positive distance")
     side = max(1, int(2 * reach / pixel + 1 + 1e-6))
     return (side, side), pixel
 
@@ -175,6 +178,17 @@ def field_of_view(geometry: Beam) -> float:
     """Radius of the disc about the axis that every view sees, metres; 0 where some see one side only."""
     distance = _distances(geometry)
     return max(0.0, float(min(-distance.min(axis=1).max(), distance.max(axis=1).min())))
+
+
+def check_rays(geometry: Beam) -> None:
+    """DataError if no ray crosses the image."""
+    nearest = float(np.abs(_distances(geometry)).min())
+    sides = [n * p for n, p in zip(geometry.shape, geometry.pixel_size, strict=True)]
+    if not nearest < math.hypot(*sides) / 2:
+        raise DataError(
+            f"geometry: no ray crosses the image of {sides[0]:.3g} x {sides[1]:.3g} m, the nearest passes "
+            f"{nearest:.3g} m from its middle; are all lengths in the same unit?"
+        )
 
 
 def _distances(geometry: Beam) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyrecon._errors import DataError
 from pyrecon.data._background import Background, EmptyScanner
 from pyrecon.data._mpi_settings import match_periods as match_periods
-from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real
+from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real, fault, usable
 
 Whitening = Literal["component", "row", "none"]
 GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))  # rows along y; the field of view of DEQ-MPI, 52 x 26 mm
@@ -210,7 +210,7 @@ def prepare_system(
             f"period {p}, channel {c}, {calibration.frequencies[k]:.6g} Hz)"
         )
     return MPISystem(
-        matrix=_stack(spectrum, scale[:, :, None], axis=0),
+        matrix=_stack("system matrix", spectrum, scale[:, :, None], axis=0),
         grid=calibration.grid,
         rows=rows,
         frequencies=calibration.frequencies[frequency],
@@ -376,14 +376,15 @@ def prepare_frames(
             stacklevel=2,
         )
     notes = [*system.calibration.metadata.get("notes", ()), *scan.metadata.get("notes", ())]
-    return MPIFrames(_stack(values, system.scale[:, None, :], axis=1), noise_std, tuple(dict.fromkeys(notes)))
+    y = _stack("measurement", values, system.scale[:, None, :], axis=1)
+    return MPIFrames(y, noise_std, tuple(dict.fromkeys(notes)))
 
 
 def _averages(source: MPICalibration | MPIScan) -> float:
     """How many recordings a stored frame is the mean of; 1 where the file does not say."""
     known = np.ravel(source.metadata.get("/acquisition/numAverages", 1))
-    usable = len(known) == 1 and np.issubdtype(known.dtype, np.number) and np.isfinite(known[0]) and known[0] >= 1
-    return float(known[0]) if usable else 1.0
+    is_count = len(known) == 1 and np.issubdtype(known.dtype, np.number) and np.isfinite(known[0]) and known[0] >= 1
+    return float(known[0]) if is_count else 1.0
 
 
 def match_frequencies(calibration: MPICalibration, scan: MPIScan) -> NDArray[np.int64]:
@@ -472,10 +473,14 @@ def box_downsample(images: Tensor, factor: int = 2) -> Tensor:
 
 
 # --- small things ------------------------------------------------------------------------------------------------
-def _stack(values: NDArray[Any], scale: Real, axis: int) -> Tensor:
+def _stack(name: str, values: NDArray[Any], scale: Real, axis: int) -> Tensor:
     """Real parts before imaginary parts along ``axis``, each divided by its scale, as a float32 tensor."""
-    parts = [values.real / scale[0], values.imag / scale[1]]
-    return torch.from_numpy(np.concatenate(parts, axis=axis).astype(np.float32))
+    stacked = np.concatenate([values.real / scale[0], values.imag / scale[1]], axis=axis)
+    if not usable(stacked).all():
+        raise DataError(
+            f"{name}: {fault(stacked)}, in units of the noise; is the noise of the background frames right?"
+        )
+    return torch.from_numpy(stacked.astype(np.float32))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

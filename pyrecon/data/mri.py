@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data.fourier import centered_slice, fft_centered, ifft_centered
-from pyrecon.data.raw import MRIScan
+from pyrecon.data.placement import LONGEST, SHORTEST
+from pyrecon.data.raw import LARGEST, MRIScan, fault, usable
 
 # Linear maps of the coils that a scan has been through, last first: metadata key of a (C now, C in the file) matrix.
 COIL_TRANSFORM = "coil_transform"
@@ -61,28 +62,32 @@ def check_scan(scan: MRIScan) -> None:
             )
         if partitions > 1 and len(scan.calibration) != slices:
             raise DataError(f"calibration: {len(scan.calibration)} entries for {slices} partitions, expected as many")
-        if not np.isfinite(scan.calibration).all():
-            raise DataError("calibration: NaN or Inf in the separate reference lines; leave them out")
+        if not usable(scan.calibration).all():
+            raise DataError(f"calibration: {fault(scan.calibration)} in the separate reference lines; leave them out")
     for name, along in {**scan.settings, "slices": scan.slices, "places": scan.places}.items():
         if along is not None and along.shape != (slices,):
             raise DataError(f"{name}: shape {along.shape} does not fit {slices} entries of k-space")
     if not 0 < scan.noise_ratio < np.inf:
         raise DataError(f"noise_ratio: {scan.noise_ratio}, expected a positive number")
+    if not all(SHORTEST <= length <= LONGEST for length in scan.field_of_view):
+        raise DataError(f"field_of_view: {scan.field_of_view} m, expected lengths of {SHORTEST:g} to {LONGEST:g} m")
     for name in ("readout_oversampling", "phase_oversampling"):
         if not getattr(scan, name) >= 1:
             raise DataError(f"{name}: {getattr(scan, name)}, expected a factor >= 1")
-    finite = np.isfinite(scan.kspace).reshape(slices, -1).all(axis=1)
-    if not finite.all():
-        bad = np.flatnonzero(~finite)
-        coil, line, column = np.argwhere(~np.isfinite(scan.kspace[bad[0]]))[0]
+    whole = np.array([usable(kspace).all() for kspace in scan.kspace])
+    if not whole.all():
+        bad = np.flatnonzero(~whole)
+        coil, line, column = np.argwhere(~usable(scan.kspace[bad[0]]))[0]
         names = ", ".join(slice_name(scan, s) for s in bad[:8])
         more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
         raise DataError(
-            f"kspace: NaN or Inf in {names}{more} (first: coil {coil}, line {line}, sample {column}); "
+            f"kspace: {fault(scan.kspace[bad])} in {names}{more} (first: coil {coil}, line {line}, sample {column}); "
             "leave these slices out or repair the file"
         )
-    if scan.noise is not None and not np.isfinite(scan.noise).all():
-        raise DataError("noise: NaN or Inf in the noise scan; leave it out (noise=None) to use the k-space corners")
+    if scan.noise is not None and not usable(scan.noise).all():
+        raise DataError(
+            f"noise: {fault(scan.noise)} in the noise scan; leave it out (noise=None) to use the k-space corners"
+        )
 
 
 def first_slices(scan: MRIScan, count: int) -> MRIScan:
@@ -258,6 +263,13 @@ def prewhiten(scan: MRIScan, noise: Noise | None = None) -> MRIScan:
             f"{smallest:.1e}): a channel is stored twice, or the data have no noise; reconstruct without whitening"
         )
     inverse = np.linalg.inv(np.linalg.cholesky(correlation)) / scale
+    largest = float(np.abs(inverse).max() * max(np.abs(part).max() for part in (scan.kspace, scan.calibration)
+                                                if part is not None))  # fmt: skip
+    if not largest * coils <= LARGEST:
+        raise DataError(
+            f"noise: k-space is up to {largest:.1e} times its noise ({noise.source}), expected at most {LARGEST:g}: "
+            "reconstruct without whitening"
+        )
     return _transform_coils(scan, inverse.astype(np.complex128), {WHITENED: f"{noise.source}, {noise.samples} samples"})
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Real = NDArray[np.float64]
+# Metres of a field of view, a voxel, a place in the patient: with others no image can be put anywhere.
+SHORTEST, LONGEST = 1e-9, 1e4
 _STRAIGHT = 1e-3  # cosines and relative distances that count as equal
 
 
@@ -22,9 +24,9 @@ class Frame(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Three axes of length 1 at right angles, and a finite place."""
+        """Three axes of length 1 at right angles, and a place within ``LONGEST``."""
         axes = np.array([self.phase, self.read, self.normal], np.float64)
-        if not (np.isfinite(axes).all() and np.isfinite(self.position).all()):
+        if not (np.isfinite(axes).all() and (np.abs(self.position) <= LONGEST).all()):
             return False
         return bool(np.abs(axes @ axes.T - np.eye(3)).max() < 1e-2)
 
@@ -190,9 +192,11 @@ def volumes(
     if len(center) > 1:
         step = (center[-1] - center[0]) / (len(center) - 1)
         straight = center[0] + np.arange(len(center))[:, None] * step
-        if np.linalg.norm(step) == 0 or np.abs(center - straight).max() > 0.05 * np.linalg.norm(step):
-            each = np.arange(len(volume))[:, None]
+        length, each = np.linalg.norm(step), np.arange(len(volume))[:, None]
+        if length == 0 or np.abs(center - straight).max() > 0.05 * length:
             return Volumes(each, None, (), "slices at uneven distances: each is a volume of its own, nowhere in space")
+        if step @ along < max(SHORTEST, 0.1 * length):
+            return Volumes(each, None, (), "slices side by side: each is a volume of its own, nowhere in space")
     affine = np.eye(4)
     for column, axis in enumerate((columns[0] * spacing[1], rows[0] * spacing[0], step)):
         affine[:3, column] = 1e3 * axis

@@ -16,6 +16,21 @@ from pyrecon.data.placement import Placement, Stack
 Complex = NDArray[np.complex64]
 Real = NDArray[np.float64]
 
+# No measured value is larger, in whatever unit; sums of squares of larger ones do not fit into single precision.
+LARGEST = 1e15
+
+
+def usable(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where numbers are finite and at most :data:`LARGEST`; of complex ones both parts."""
+    if np.iscomplexobj(values):
+        return np.asarray(usable(values.real) & usable(values.imag))
+    return np.asarray(np.abs(values) <= LARGEST)
+
+
+def fault(values: NDArray[Any]) -> str:
+    """What is wrong with numbers that are not all usable, in words."""
+    return f"values beyond {LARGEST:g}" if np.isfinite(values).all() else "NaN or Inf"
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.raw import fault, usable
 
 PathLike = str | os.PathLike[str]
 
@@ -57,11 +58,7 @@ def check_memory(
             f"{path}: {field} declares {_size(nbytes)}, but the file holds only {_size(available_on_disk)} for it; "
             "the file is truncated or corrupted"
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if share * nbytes > memory:
-        raise DataError(
-            f"{path}: {field} needs {_size(int(share * nbytes))} of memory, this machine has {_size(memory)}"
-        )
+    check_room(f"{path}: {field}", share * nbytes)
 
 
 def _size(nbytes: int) -> str:
@@ -73,17 +70,15 @@ def _size(nbytes: int) -> str:
 
 
 def check_finite(path: PathLike, field: str, data: NDArray[Any], unit: str) -> None:
-    """DataError naming the entries of the first axis (``unit``: "frame", "line", ...) that hold NaN or Inf."""
-    if data.size == 0:
-        return
-    with np.errstate(over="ignore", invalid="ignore"):
-        # A sum is non-finite if any term is: one pass without a temporary of the data's size. It may also overflow, so
-        # only the suspects are looked at in full.
-        suspects = np.flatnonzero(~np.isfinite(data.sum(axis=tuple(range(1, data.ndim)))))
-    bad = [int(i) for i in suspects if not np.isfinite(data[i]).all()]
+    """DataError naming the entries of the first axis (``unit``: "frame", "line", ...) that hold NaN, Inf or more than
+    can be measured."""
+    step = max(1, 2**20 * len(data) // max(1, data.size))  # temporaries stay small
+    parts = (data[start : start + step] for start in range(0, len(data), step))
+    whole = np.concatenate([usable(part).reshape(len(part), -1).all(axis=1) for part in parts] or [np.ones(0, bool)])
+    bad = np.flatnonzero(~whole).tolist()
     if bad:
         raise DataError(
-            f"{path}: {field} holds NaN or Inf in {listing(unit, bad)} of {len(data)}; expected finite numbers"
+            f"{path}: {field} holds {fault(data[bad])} in {listing(unit, bad)} of {len(data)}; expected finite numbers"
         )
 
 
@@ -98,6 +93,31 @@ def listing(unit: str, indices: Sequence[int], most: int = 8) -> str:
     """``"frames 1, 5, 7"``: the first ``most`` of them, and how many more."""
     more = f" and {len(indices) - most} more" if len(indices) > most else ""
     return f"{unit}{'s' if len(indices) > 1 else ''} {', '.join(str(i) for i in indices[:most])}{more}"
+
+
+def check_room(what: str, nbytes: float, advice: str = "") -> None:
+    """DataError if ``what`` takes more memory than there is, with what to do about it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > memory:
+        instead = f"; {advice}" if advice else ""
+        raise DataError(f"{what} needs {_size(int(nbytes))} of memory, this machine has {_size(memory)}{instead}")
+
+
+def check_writable(option: str, path: Path) -> None:
+    """DataError, before the work that makes its content, where no file can be written at ``path``."""
+    try:
+        if not path.parent.is_dir():
+            raise DataError(f"{option}: the folder {path.parent} does not exist")
+        if path.is_dir():
+            raise DataError(f"{option}: {path} is a directory, expected a file to write")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise DataError(f"{option}: the folder {path.parent} cannot be written to")
+    except OSError as error:  # a name that is too long
+        raise DataError(f"{option}: {path} cannot be written ({error.strerror})") from None
+    except ValueError as error:  # a null byte in the name
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{option}: {str(path)!r} cannot be written ({error})") from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.placement import LONGEST, SHORTEST
 from pyrecon.io._contradictions import oversampling_note
 from pyrecon.io._files import one_line
 from pyrecon.io._hdf5 import Hdf5
@@ -176,11 +177,12 @@ def _encoding(file: Hdf5, field: str, encoding: ElementTree.Element) -> Encoding
     asked[1] = asked[1] or extent[1]
     asked[2] = asked[2] if asked[2] and partitions > 1 else extent[2]  # a slice is as thick as it is encoded
     for i, axis in enumerate("xyz"):
-        if not (1 - 1e-3 if i == 0 else 0) <= extent[i] / asked[i] <= 16:
+        possible = all(SHORTEST <= length <= LONGEST for length in (extent[i], asked[i], extent[i] / partitions))
+        if not possible or not (1 - 1e-3 if i == 0 else 0) <= extent[i] / asked[i] <= 16:
             raise file.fail(
                 f"{field}/encodedSpace/fieldOfView_mm",
                 f"{extent[i]:g} m for an image of {asked[i]:g} m along {axis}",
-                "positive lengths and an oversampling of 1 to 16",
+                f"lengths of {SHORTEST:g} to {LONGEST:g} m and an oversampling of 1 to 16",
             )
         if asked[i] > extent[i] * (1 + 1e-2):
             notes.append(

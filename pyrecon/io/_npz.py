@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 import zipfile
 import zlib
@@ -31,6 +32,8 @@ def read_npy(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         content = file.read(nbytes)
     if len(content) < nbytes:
         raise DataError(f"{path}: {name}: holds {len(content)} bytes, expected {nbytes} for shape {shape}")
+    if dtype.kind == "U" and (np.frombuffer(content, dtype.byteorder + "u4") > sys.maxunicode).any():
+        raise DataError(f"{path}: {name}: holds what is no text; it is corrupted")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C").copy()
 
 
@@ -66,9 +69,14 @@ def _heading(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], b
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files that Python 2 wrote
-        shape, by_columns, dtype = read_header(file)
+        try:
+            shape, by_columns, dtype = read_header(file)
+        except (TokenError, RecursionError) as error:  # what damage() below does not expect of any other library
+            raise DataError(f"{path}: {name}: has no readable head ({one_line(error)}); it is corrupted") from error
     if dtype.hasobject:
         raise DataError(f"{path}: {name}: holds Python objects, expected numbers")
+    if any(n < 0 for n in shape):
+        raise DataError(f"{path}: {name}: declares shape {shape}, expected sizes from 0")
     return shape, by_columns, dtype, int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 

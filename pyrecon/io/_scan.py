@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
 from pyrecon.data.ct import CTScan, natural_grid, on_grid, quietly
+from pyrecon.data.placement import LONGEST, SHORTEST
 from pyrecon.io._files import check_finite, one_line
 from pyrecon.ops._radon_geometry import Beam
 
 Given = TypeVar("Given")
 
+_LENGTHS = "det_spacing", "det_offset", "source_to_axis", "source_to_detector", "detectors", "axes", "sources"
 MOST_PIXELS = 2**14  # of an image's side, unless it is asked for
 
 
@@ -46,7 +48,13 @@ def on_natural_grid(path: Path, build: Callable[[tuple[int, int], float], Beam],
 def scan(
     path: Path, field: str, sinogram: NDArray[Any], geometry: Beam, labels: tuple[str, ...], metadata: dict[str, Any]
 ) -> CTScan:
-    """A scan ``(S, A, D)`` of finite numbers that are not all zero."""
+    """A scan ``(S, A, D)`` of finite numbers that are not all zero, along rays of this world."""
+    for name in _LENGTHS:
+        length = getattr(geometry, name, None)
+        if length is not None and not float(length.abs().max()) <= LONGEST:
+            raise DataError(f"{path}: {name}: {float(length.abs().max()):g} m, expected at most {LONGEST:g} m")
+    if not min(geometry.pixel_size) >= SHORTEST:
+        raise DataError(f"{path}: pixels of {min(geometry.pixel_size):g} m, expected at least {SHORTEST:g} m")
     with np.errstate(over="ignore"):
         data = np.ascontiguousarray(sinogram, np.float32)
     check_finite(path, field, data.reshape(-1, data.shape[-1]), "projection")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
+from pyrecon.data.placement import LONGEST, SHORTEST
 from pyrecon.data.raw import Grid
 from pyrecon.data.series import ImageSeries
 from pyrecon.io._files import PathLike, check_memory, existing_file, listing, one_line
@@ -199,15 +200,20 @@ def _placed(path: Path, place: Any, orientation: Any, measures: Any) -> dict[str
     if not np.allclose(lengths, 1, atol=1e-3):
         raise DataError(f"{path}: ImageOrientationPatient {directions.tolist()} is no pair of orthogonal unit vectors")
     spacing = _numbers(path, "PixelSpacing", _needed(path, measures, "PixelSpacing"), 2)
-    if not (spacing > 0).all():
-        raise DataError(f"{path}: PixelSpacing {spacing.tolist()} mm, expected positive sizes")
     thickness = measures.get("SliceThickness") or measures.get("SpacingBetweenSlices") or 0.0
+    thickness = abs(_numbers(path, "SliceThickness", thickness, 1)[0]) or float(min(spacing))
+    position = _numbers(path, "ImagePositionPatient", _needed(path, place, "ImagePositionPatient"), 3)
+    for name, sizes in (("PixelSpacing", spacing), ("SliceThickness", np.array([thickness]))):
+        if not ((sizes >= 1e3 * SHORTEST) & (sizes <= 1e3 * LONGEST)).all():
+            raise DataError(f"{path}: {name} {sizes.tolist()} mm, expected {1e3 * SHORTEST:g} to {1e3 * LONGEST:g}")
+    if not (np.abs(position) <= 1e3 * LONGEST).all():
+        raise DataError(f"{path}: ImagePositionPatient {position.tolist()} mm, expected at most {1e3 * LONGEST:g}")
     return {
         "spacing": (float(spacing[0]), float(spacing[1])),
         "columns": columns,
         "rows": rows,
-        "position": _numbers(path, "ImagePositionPatient", _needed(path, place, "ImagePositionPatient"), 3),
-        "thickness": max(abs(float(thickness)), 0.0) or float(min(spacing)),
+        "position": position,
+        "thickness": float(thickness),
     }
 
 

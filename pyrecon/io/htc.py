@@ -78,7 +78,7 @@ def read_htc(path: PathLike) -> CTScan:
         "minus_log": "done by its writer",
         "lengths": unit if fields.has("distanceUnit") else f"{unit} (assumed)",
         "detector_offset": "0 (the format has none)",
-        "scanner": ", ".join(text for text in (fields.text(k, "") for k in _KEPT) if text),
+        "scanner": ", ".join(text for text in map(fields.fact, _KEPT) if text),
     }
 
     def build(shape: tuple[int, int], pixel: float) -> Beam:
@@ -100,10 +100,17 @@ class _Fields:
         return field in self._values
 
     def text(self, field: str, default: str) -> str:
-        value = self._values.get(field, default)
-        if isinstance(value, str):
-            return value.strip()[:200]
-        return default if value is None or np.size(value) != 1 else f"{np.asarray(value).item():g}"
+        found = self.fact(field)
+        if found is None and field in self._values and np.size(self._values[field]):
+            raise DataError(f"{self._path}: {self._name}.{field}: {_told(self._values[field])}, expected a text")
+        return found or default
+
+    def fact(self, field: str) -> str | None:
+        """A text or a number in words; None for anything else."""
+        value = self._values.get(field)
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "fiu":
+            return f"{value.item():g}"
+        return value.strip()[:200] if isinstance(value, str) else None
 
     def number(self, field: str) -> float:
         """A finite number above zero."""

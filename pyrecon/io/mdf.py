@@ -20,6 +20,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError
+from pyrecon.data.placement import LONGEST, SHORTEST
 from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan
 from pyrecon.io._files import PathLike, check_finite
 from pyrecon.io._hdf5 import Hdf5
@@ -347,6 +348,12 @@ def _grid(file: Hdf5, count: int, notes: list[str]) -> tuple[str, Grid, NDArray[
 
     extent, center = _extent(file, size, positions, notes)
     spacing = extent / size
+    if not (spacing.min() >= SHORTEST and max(spacing.max(), np.abs(center).max()) <= LONGEST):
+        sizes = ", ".join(f"{length:g}" for length in (*spacing, *center))
+        raise DataError(
+            f"{file.path}: /calibration: voxels and a centre of {sizes} m, expected lengths of {SHORTEST:g} to "
+            f"{LONGEST:g} m"
+        )
     if positions is not None:
         steps = (positions - center) / spacing + (size - 1) / 2
         cells = np.rint(steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import platform
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon._plain import plain
+from pyrecon.data.placement import LONGEST, SHORTEST
 from pyrecon.data.raw import Grid
 from pyrecon.io._detect import detect
 from pyrecon.io._files import PathLike, check_memory, one_line, written_whole
@@ -201,9 +203,10 @@ def _parsed(path: Path, text: str | None) -> dict[str, Any]:
 def _places(affine: Any) -> bool:
     """Whether every voxel has a place of its own by it."""
     known = np.asarray(affine, dtype=np.float64)
-    if known.shape != (4, 4) or not np.isfinite(known).all() or (known[3] != (0, 0, 0, 1)).any():
+    if known.shape != (4, 4) or not (np.abs(known) <= 1e4 * LONGEST).all() or (known[3] != (0, 0, 0, 1)).any():
         return False
-    return bool(np.linalg.matrix_rank(known[:3, :3]) == 3)
+    sizes = np.linalg.norm(known[:3, :3], axis=0)
+    return bool(sizes.min() >= 1e3 * SHORTEST and np.linalg.matrix_rank(known[:3, :3] / sizes) == 3)
 
 
 def _result(
@@ -225,7 +228,7 @@ def _result(
     if stored is not None:
         try:
             affine = np.array(stored, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             affine = None
         if affine is None or not _places(affine):
             raise DataError(f"{path}: the affine in the image's description is no invertible (4, 4) of numbers")
@@ -250,8 +253,8 @@ def _stored_grid(path: Path, stored: Any, shape: Sequence[int], tiled: bool) -> 
         spacing, center = (tuple(float(v) for v in stored[key]) for key in ("spacing", "center"))
         if not (len(size) == len(spacing) == len(center) and min(spacing) > 0):
             raise ValueError("lengths differ")
-        if not np.isfinite([*spacing, *center]).all():
-            raise ValueError("not finite")
+        if not (min(spacing) >= SHORTEST and max(*spacing, *map(abs, center)) <= LONGEST):
+            raise ValueError(f"lengths beyond {SHORTEST:g} to {LONGEST:g} m")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: the grid in the image's description cannot be used ({one_line(error)})") from error
     if not tiled and tuple(shape[-len(size) :]) != size:
@@ -340,8 +343,9 @@ def _read_nifti(path: Path) -> Result:
     data = data.reshape(data.shape + (1,) * (3 - data.ndim))
     spatial = data.shape[:3]
     image = np.ascontiguousarray(data.transpose([*range(3, data.ndim), 2, 1, 0]))
-    if isinstance(story, dict) and story.get("shape") and np.prod(story["shape"]) == image.size:
-        return _result(path, image.reshape([int(n) for n in story["shape"]]), story)
+    shape = story.get("shape") if isinstance(story, dict) else None
+    if isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) and math.prod(shape) == image.size:
+        return _result(path, image.reshape(shape), story)
     return _result(path, image, {}, _affine_grid(affine, spatial), affine if placed and _places(affine) else None)
 
 
@@ -349,7 +353,8 @@ def _affine_grid(affine: NDArray[np.float64], shape: tuple[int, ...]) -> Grid | 
     """Voxel sizes and centre of a foreign image, whatever way its axes run; the centre is 0 if they run obliquely."""
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     center = affine[:3] @ [*(np.array(shape) - 1) / 2, 1]
-    if not (np.isfinite(center).all() and np.isfinite(sizes).all() and (sizes > 0).all()):
+    known = (sizes >= 1e3 * SHORTEST).all() and (np.abs([*sizes, *center]) <= 1e3 * LONGEST).all()
+    if not known:
         return None
     if not np.allclose(np.abs(affine[:3, :3]), np.diag(sizes), atol=1e-3 * sizes.max()):
         center = np.zeros(3)
@@ -441,7 +446,7 @@ def _write_png(
     info = plugin.PngInfo()
     info.add_itxt(_KEY, json.dumps({**story, "window": list(window), "tiled": True}))
     extra: dict[str, Any] = {}
-    if grid is not None:  # pixel size
+    if grid is not None and min(grid.spacing[-2:]) > 1 / 2**31:  # whole pixels a metre, of 31 bits
         extra["dpi"] = tuple(0.0254 / grid.spacing[axis] for axis in (-1, -2))
     image_module.fromarray(grey).save(path, format="PNG", pnginfo=info, **extra)
 

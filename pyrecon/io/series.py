@@ -57,6 +57,8 @@ def read_series(paths: PathLike | Sequence[PathLike], *, component: str | None =
         if not _same_place(result, found[0]):
             raise DataError(f"{path}: lies elsewhere than {known[0].name}; register them first")
     images = np.concatenate(stacks)
+    if not np.isfinite(images).any():
+        raise DataError(f"{known[0]}: the images hold no finite number")
     settings = _settings(known, [len(stack) for stack in stacks])
     kind = np.complex64 if np.iscomplexobj(images) else np.float32
     grid = found[0].grid
@@ -135,8 +137,8 @@ def _sidecar(path: Path, count: int) -> dict[str, NDArray[np.float64]]:
             values = said[key] if isinstance(said[key], list) else [said[key]] * count
             try:
                 numbers = unit * np.array([float(v) for v in values])
-            except (TypeError, ValueError):
-                raise DataError(f"{beside}: {key} is {said[key]!r}, expected numbers") from None
+            except (TypeError, ValueError, OverflowError):
+                raise DataError(f"{beside}: {key} is {str(said[key])[:60]}, expected numbers") from None
             if len(numbers) != count or not np.isfinite(numbers).all():
                 raise DataError(f"{beside}: {key} has {len(numbers)} values, {path.name} has {count} images")
             found[name] = numbers

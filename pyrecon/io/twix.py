@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon._errors import DataError, MissingDependency
-from pyrecon.data.placement import Frame
+from pyrecon.data.placement import LONGEST, SHORTEST, Frame
 from pyrecon.data.raw import Complex, MRIScan
 from pyrecon.io._cartesian import (
     assemble,
@@ -445,7 +445,8 @@ def _geometry(path: Path, protocol: _Protocol, image: list[_Line]) -> _Geometry:
     readout = protocol.number(f"{first}.dReadoutFOV") or protocol.number("RoFOV", "Meas") or 1e3
     phase = protocol.number(f"{first}.dPhaseFOV") or protocol.number("PeFOV", "Meas") or readout
     thickness = protocol.number(f"{first}.dThickness") or 1e3
-    if min(readout, phase, thickness) <= 0:
+    lengths = phase / 1e3, readout / 1e3, thickness / partitions / 1e3
+    if not all(SHORTEST <= length <= LONGEST for length in lengths):
         raise DataError(f"{path}: protocol: a field of view of {phase:g} x {readout:g} x {thickness:g} mm")
     phase_factor = _factor(path, protocol, "sKSpace.dPhaseOversamplingForDialog")
     slice_factor = _factor(path, protocol, "sKSpace.dSliceOversamplingForDialog") if partitions > 1 else 1.0

@@ -51,7 +51,7 @@ class Wavelet(LinearOperator):
         shape = check_size("shape", shape, 2)  # type: ignore[assignment]  # two of them
         if levels is None:
             levels = max((k for k in range(5) if min(shape) >> k >= len(_FILTERS[wavelet])), default=0)
-        check_count("levels", levels, 0, 16)
+        check_count("levels", levels, 0, max(shape).bit_length())  # of more, nearly all would be padding
         self.levels = levels
         self._low = _FILTERS[wavelet]
         self._high = tuple((-1) ** i * value for i, value in enumerate(reversed(self._low)))

@@ -16,12 +16,16 @@ from os import PathLike
 from typing import Any, ClassVar, TypeVar
 
 from pyrecon._check import check_count, check_flag, check_number, described
+from pyrecon.data.raw import LARGEST
 
 Progress = Callable[[float], None]  # the share of a batch that is done
 
 
 def silent(share: float) -> None:
     """Progress that nobody looks at."""
+
+
+_LEAST = 1e-30  # of settings: what is divided by smaller ones does not fit into single precision
 
 
 class Method:
@@ -66,7 +70,9 @@ def check_settings(method: Method) -> None:
         elif bool in options:
             check_flag(name, value)
         elif float in options:
-            check_number(name, value, -math.inf)
+            size = abs(check_number(name, value, -math.inf))
+            if size > 0 and not _LEAST <= size <= LARGEST:
+                raise ValueError(f"{name}: {value} does not fit, expected 0 or {_LEAST:g} to {LARGEST:g}")
         elif int in options:
             check_count(name, value, -(2**31), 2**31 - 1)
         elif str in options and not isinstance(value, str | PathLike):

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pyrecon import _core
 from pyrecon._check import check_flag, check_out, dense, described
+from pyrecon._errors import DataError
 from pyrecon._library import Op, needs_grad
 from pyrecon._threads import kernel_threads
 from pyrecon.ops._radon import SAMPLES, check_input
@@ -378,6 +379,15 @@ def _new_plan(geometry: Beam, short_scan: bool | None) -> Plan:
     else:
         weights = 0.5 * weights
     return weights * steps[:, None], _cameras(geometry), fan_step, geometry.curved
+
+
+def check_ideal(geometry: Beam) -> None:
+    """DataError unless filtered back-projection is for these views."""
+    if isinstance(geometry, ViewBeam):
+        try:
+            _as_ideal(geometry)
+        except ValueError as error:
+            raise DataError(str(error)) from None
 
 
 def _as_ideal(geometry: ViewBeam) -> tuple[ParallelBeam | FanBeam, bool]:

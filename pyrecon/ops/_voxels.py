@@ -23,6 +23,7 @@ from pyrecon._check import (
     check_shape,
     dense,
     described,
+    filled,
 )
 from pyrecon._library import needs_grad
 from pyrecon.ops._custom import CustomSignal, fit_custom
@@ -388,7 +389,8 @@ def _noise(noise_std: Tensor | float, model: SignalModel, data: Tensor) -> Tenso
         )
     batch, _, *space = data.shape
     if not isinstance(noise_std, Tensor):
-        return data.new_full((batch, math.prod(space)), check_number("noise_std", noise_std, above=True))
+        check_number("noise_std", noise_std, above=True)
+        return filled("noise_std", noise_std, (batch, math.prod(space)), data.dtype, data.device)
     level = _of_voxels("noise_std", noise_std, data, data.dtype)
     if _read(noise_std) and noise_std.numel():
         least, most = (float(f(noise_std.detach())) for f in (torch.min, torch.max))

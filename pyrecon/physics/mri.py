@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load when they are used
 import torch
 from numpy.typing import NDArray
-from scipy.special import ellipe, ellipk
 from torch import Tensor
 
 from pyrecon._check import COMPLEX, check_dtype, check_like, check_shape
@@ -263,7 +263,7 @@ def _loop_field(
     r = np.abs(rho)
     outer, inner = (a + r) ** 2 + z**2, (a - r) ** 2 + z**2
     m = 4 * a * r / outer
-    k, e = ellipk(m), ellipe(m)
+    k, e = scipy.special.ellipk(m), scipy.special.ellipe(m)
     b_axial = (k + (a**2 - r**2 - z**2) / inner * e) / np.sqrt(outer)
     safe = np.where(r > 1e-9, r, 1.0)
     b_radial = np.where(r > 1e-9, z / safe * (-k + (a**2 + r**2 + z**2) / inner * e) / np.sqrt(outer), 0.0)

@@ -9,11 +9,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_count
 from pyrecon._threads import one_thread_if_small
 from pyrecon.data.ct import field_of_view, noise_std
 from pyrecon.linops import Radon
 from pyrecon.models.method import Method
 from pyrecon.ops import FanBeam, ViewBeam, tv_prox
+from pyrecon.ops._fbp import check_ideal
+from pyrecon.ops._variation import MAX_ITERATIONS
 from pyrecon.solvers import Solution, Status, cgls, fista, sirt
 
 _LEAST_NOISE = 1e-3  # of the largest line integral: what pixels and rays of finite width cost even without noise
@@ -66,6 +69,7 @@ class FBP(CTMethod):
 
     def solve(self, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
         geometry = physics.geometry
+        check_ideal(geometry)
         fan = isinstance(geometry, FanBeam) or (isinstance(geometry, ViewBeam) and geometry.sources is not None)
         if fan and geometry.arc < 2 * math.pi - geometry.full_arc:
             # No line is measured twice: nothing to share, and full weight, of which a full turn gives half.
@@ -185,8 +189,9 @@ class TV(CTMethod):
         _check(self.noise_std, self.max_iter)
         if not self.weight >= 0:
             raise ValueError(f"weight: {self.weight}, expected a number >= 0")
-        if not self.tol > 0 or self.max_inner < 1:
-            raise ValueError(f"tol, max_inner: {self.tol} and {self.max_inner}, expected numbers > 0 and >= 1")
+        if not self.tol > 0:
+            raise ValueError(f"tol: {self.tol}, expected a number > 0")
+        check_count("max_inner", self.max_inner, 1, MAX_ITERATIONS)
 
     def solve(self, sinogram: Tensor, physics: Radon) -> Solution[Tensor]:
         # Images in 1/pixel: the operator is then a sum of path lengths in pixels, whatever the units.

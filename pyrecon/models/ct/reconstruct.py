@@ -10,19 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrecon.data.ct import Coverage, CTScan, check_scan, coverage, on_grid, some_views
+from pyrecon._errors import DataError
+from pyrecon.data.ct import Coverage, CTScan, check_rays, check_scan, coverage, on_grid, some_views
 from pyrecon.linops import Radon
 from pyrecon.models.ct.methods import FBP, TV, CTMethod, noise_of
 from pyrecon.models.method import check_method
+from pyrecon.ops._fbp import check_ideal
 from pyrecon.report import Recorder, Report
 
 _CHUNK_BYTES = 2**28  # of images reconstructed at a time; a solver needs about eight times as much
 
 
 def default_method(scan: CTScan) -> FBP | TV:
-    """What a scan is reconstructed by if nothing is said: FBP where the views cover all directions closely, else TV."""
+    """What a scan is reconstructed by if nothing is said: FBP where the views cover all directions closely and are
+    those of an ideal scanner, else TV."""
     seen = coverage(scan.geometry)
-    return TV() if seen.limited or seen.sparse else FBP()
+    if seen.limited or seen.sparse:
+        return TV()
+    try:
+        check_ideal(scan.geometry)
+    except DataError:
+        return TV()
+    return FBP()
 
 
 def reconstruct_ct(
@@ -78,6 +87,7 @@ def reconstruct_ct(
         if shape is None and pixel_size is None:
             shape = method.shape
         physics = Radon(on_grid(scan.geometry, shape, pixel_size)).to(device)
+        check_rays(physics.geometry)
         seen = coverage(physics.geometry)
         report.details |= _facts(physics, seen) | method.facts(physics)
         if seen.limited and isinstance(method, FBP):

@@ -37,12 +37,14 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_count
 from pyrecon._threads import PRODUCTS, one_thread_if_small
 from pyrecon.models.method import Progress
 from pyrecon.models.mpi.method import Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.models.mpi.variation import Variation
 from pyrecon.ops import project_l2_ball, soft_threshold
+from pyrecon.ops._variation import MAX_ITERATIONS
 from pyrecon.solvers import Solution, Status
 
 Spacing = tuple[float, ...] | None
@@ -94,6 +96,8 @@ class _BallADMM(MPIMethod):
             raise ValueError(f"iterations: {self.iterations} is negative")
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon: {self.epsilon} is negative")
+        if self.cutoff is not None and not 0 <= self.cutoff <= 1:
+            raise ValueError(f"cutoff: {self.cutoff} is not relative to the largest singular value, expected 0 to 1")
 
     def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
         raise NotImplementedError
@@ -153,6 +157,10 @@ class TVADMM(_BallADMM):
     inner_iterations: int = 10
     name: ClassVar[str] = "TV-ADMM"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("inner_iterations", self.inner_iterations, 1, MAX_ITERATIONS)
+
     def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
         return [Variation(shape, 1 / self.mu, self.inner_iterations, self.isotropic, self.nonneg, spacing)]
 
@@ -185,6 +193,7 @@ class HybADMM(_BallADMM):
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: {self.alpha} is not a share, expected 0 to 1")
+        check_count("inner_iterations", self.inner_iterations, 1, MAX_ITERATIONS)
 
     def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
         return [

@@ -93,6 +93,11 @@ class JointMRI(MRIMethod):
                 raise ValueError(f"{name}: {value}, expected a number >= 0")
         if not self.epsilon > 0 or self.max_iter < 1:
             raise ValueError(f"epsilon, max_iter: {self.epsilon} and {self.max_iter}, expected numbers > 0 and >= 1")
+        if not self.continuation >= 1 or not 0 < self.decay <= 1 or self.seed < 0:
+            raise ValueError(
+                f"continuation, decay, seed: {self.continuation}, {self.decay} and {self.seed}, expected numbers >= 1, "
+                "above 0 up to 1, and >= 0"
+            )
         if self.weights is not None and self.prior not in ("generative", "denoiser"):
             raise ValueError(f"weights: the prior {self.prior!r} has none; set prior=generative or prior=denoiser")
 

@@ -8,12 +8,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_count
+from pyrecon._errors import DataError
 from pyrecon._threads import one_thread_if_small
 from pyrecon.data.fourier import ifft_centered
 from pyrecon.data.mri import calibration_mask
 from pyrecon.linops import Sense, Wavelet
 from pyrecon.models.method import Method
 from pyrecon.ops import soft_threshold, tv_prox
+from pyrecon.ops._variation import MAX_ITERATIONS
 from pyrecon.solvers import Solution, Status, conjugate_gradient, fista
 
 
@@ -168,9 +171,13 @@ class WaveletSense(MRIMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self)
+        Wavelet((2**15, 2**15), wavelet=self.wavelet, levels=self.levels)
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
-        transform = Wavelet((kspace.shape[2], kspace.shape[3]), wavelet=self.wavelet, levels=self.levels)
+        try:
+            transform = Wavelet((kspace.shape[2], kspace.shape[3]), wavelet=self.wavelet, levels=self.levels)
+        except ValueError as error:  # more levels than the image has
+            raise DataError(str(error)) from None
         rows, columns = transform.coarse_shape
 
         def prox(x: Tensor, step: Tensor) -> Tensor:
@@ -211,8 +218,7 @@ class TVSense(MRIMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self)
-        if self.max_inner < 1:
-            raise ValueError(f"max_inner: {self.max_inner}, expected at least 1")
+        check_count("max_inner", self.max_inner, 1, MAX_ITERATIONS)
 
     def solve(self, kspace: Tensor, maps: Tensor | None, mask: Tensor) -> Solution[Tensor]:
         dual: Tensor | None = None
