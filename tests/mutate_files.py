@@ -41,6 +41,7 @@ from mutations import (
     Damage,
     Rng,
     attributes,
+    bart_sizes,
     damaged_bytes,
     damaged_hdf5,
     damaged_npz,
@@ -136,6 +137,7 @@ MRI = (
     *2 * (("-m", "cg-sense", "--maps-out", "{}/maps.npz"), ("-m", "tv-sense")),
     ("-m", "joint", "-p", "max_iter=30"),
 )
+ARRAYS = (*MRI, *USUAL, ("--fov", "220,220,5"), ("--axes", "CHW"), ("--coils", "1"))
 T1 = (*MRI, ("-m", "sense-fit", "-p", "max_iter=4"))
 CT = (*USUAL, ("-m", "fbp"), ("-m", "tv"), ("--views", "::2"), ("--shape", "9", "7"), ("--figure", "{}/figure.png"))
 MPI = (*USUAL, ("-m", "tikhonov"), ("-m", "art"), ("--band", "2e4", "6e4"), ("--average", "2"), ("--upsample", "2"))
@@ -143,8 +145,19 @@ MAPS = (".nii.gz", ".nii", ".npz", ".h5")
 FORMATS = {
     "twix-vb": Format(partial(small.twix, ve=False), 4, (*RECONSTRUCT, "{}/meas.dat"), protocol, options=MRI),
     "twix-vd": Format(partial(small.twix, ve=True), 4, (*RECONSTRUCT, "{}/meas.dat"), protocol, options=MRI),
-    "ismrmrd": Format(small.ismrmrd, 5, (*RECONSTRUCT, "{}/scan.h5"), readouts, options=T1, targets=MAPS),
+    "ismrmrd": Format(small.ismrmrd, 6, (*RECONSTRUCT, "{}/scan.h5"), readouts, options=T1, targets=MAPS),
     "fastmri": Format(small.fastmri, 2, (*RECONSTRUCT, "{}/file.h5"), xml_in("ismrmrd_header"), options=MRI),
+    "arrays-npz": Format(
+        partial(small.arrays, suffix=".npz"), 2, (*RECONSTRUCT, "{}/scan.npz"), damaged_npz, options=ARRAYS
+    ),
+    "arrays-mat": Format(
+        partial(small.arrays, suffix=".mat"), 2, (*RECONSTRUCT, "{}/scan.mat"), matlab, options=ARRAYS
+    ),
+    "bart": Format(partial(small.arrays, suffix=".cfl"), 2, (*RECONSTRUCT, "{}/scan.cfl"), bart_sizes, options=ARRAYS),
+    "inspect": Format(
+        sound_files, 3, ("inspect",), lambda path, rng: (damaged_hdf5 if rng.integers(2) else readouts)(path, rng),
+        "scan.h5", (("{}/scan.h5",), ("{}/scan.h5", "--whole"), ("{}/scan.h5", "--json")),
+    ),
     "mdf": Format(
         small.mpi, 2, (*RECONSTRUCT, "{}/measurement.mdf", "-s", "{}/system.mdf"), damaged_hdf5, "measurement.mdf", MPI
     ),
@@ -198,6 +211,8 @@ def mutated(name: str, seed: int, sound: Path, folder: Path) -> tuple[Path, list
     output = folder / f"out{pick(rng, kind.targets)}"
     asked = ["--json"] if rng.integers(2) else []
     command = [part.replace("{}", str(folder)) for part in (*kind.command, *options)]
+    if kind.command == ("inspect",):  # makes no file
+        return output, command, file.name
     return output, [*command, "-o", str(output), *asked], file.name
 
 

@@ -370,6 +370,18 @@ def matlab(path: Path, rng: Rng) -> None:
     savemat(path, {pick(rng, (name, name, name, "x")): part}, do_compression=bool(rng.integers(2)))
 
 
+def bart_sizes(path: Path, rng: Rng) -> None:
+    """Another size of an axis in the head of a BART array, or other text there."""
+    head = path.with_suffix(".hdr")
+    lines = head.read_text().splitlines()
+    sizes = lines[1].split()
+    if rng.integers(3):
+        sizes[int(rng.integers(len(sizes)))] = str(pick(rng, EXTREME))
+        head.write_text("\n".join([lines[0], " ".join(sizes), *lines[2:]]))
+    else:
+        head.write_text(damaged_text(head.read_text(), rng))
+
+
 def attributes(path: Path, rng: Rng) -> None:
     """Attributes of a DICOM image."""
     import pydicom

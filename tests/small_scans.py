@@ -56,8 +56,10 @@ def ismrmrd(folder: Path, variant: int) -> None:
         write_ismrmrd(path, scan_brains(unseen_brains(1, 16, 0), (0.3, 0.9, 2.0), coils=2, acceleration=2.0, centre=8))
     elif variant == 3:
         _echo_planar(path)
-    else:
+    elif variant == 4:
         _two_slices(path)
+    else:
+        _slab(path)
 
 
 def _encoding(rows: int = ROWS, slices: int = 1) -> str:
@@ -95,6 +97,35 @@ def _two_slices(path: Path) -> None:
                 lines.append({"data": line["data"], "at": at, "position": (1.0, 2.0, 5.0 * s), "read_dir": (0, 1, 0),
                               "phase_dir": (1, 0, 0), "slice_dir": (0, 0, 1)})  # fmt: skip
     mrd_file(path, lines, mrd_header(_encoding(), channels=COILS, vendor="GE"))
+
+
+def _slab(path: Path) -> None:
+    """Four partitions, of which every other line is left out in turn beyond the centre."""
+    lines = []
+    for partition in range(4):
+        for line in lines_of(head()):
+            if (line["row"] + partition) % 2 == 0 or abs(line["row"] - ROWS // 2) < 4:
+                at = {"kspace_encode_step_1": line["row"], "kspace_encode_step_2": partition}
+                lines.append({"data": line["data"], "at": at})
+    mrd_file(path, lines, mrd_header(_encoding(slices=4), channels=COILS))
+
+
+def arrays(folder: Path, variant: int, *, suffix: str) -> None:
+    """K-space as a bare array, undersampled by zeros or by a mask beside it."""
+    kspace, mask = head(2.0).kspace, head(2.0).mask
+    if suffix == ".cfl":
+        stored = kspace[:1].transpose(3, 2, 0, 1) if variant == 0 else kspace[0].transpose(2, 1, 0)[:, :, None]
+        sizes = [*stored.shape, *[1] * (16 - stored.ndim)]
+        (folder / "scan.hdr").write_text(f"# Dimensions\n{' '.join(map(str, sizes))}\n")
+        (folder / "scan.cfl").write_bytes(stored.astype("<c8").tobytes("F"))
+        return
+    held: dict[str, Any] = {"kspace": kspace if variant == 0 else kspace[0]}
+    if variant:
+        held["mask"] = mask[0, 0, :, 0].astype(np.uint8)
+    if suffix == ".npz":
+        np.savez(folder / "scan.npz", **held)
+    else:
+        savemat(folder / "scan.mat", held, do_compression=variant == 1)
 
 
 PROTOCOL = f"""tSequenceFileName = ""%SiemensSeq%\\gre""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrecon._errors import DataError
 from pyrecon.data import coil_maps as coil_maps_module
 from pyrecon.data import mri
-from pyrecon.data.coil_maps import espirit_maps, walsh_maps
+from pyrecon.data.coil_maps import _dominant, espirit_maps, walsh_maps
 from pyrecon.data.fourier import centered_slice, fft_centered, ifft_centered
 from pyrecon.data.raw import MRIScan
 from pyrecon.io.ismrmrd import read_ismrmrd, write_ismrmrd
@@ -374,6 +374,15 @@ def test_a_sample_of_noise_has_no_maps_and_spoils_no_other() -> None:
         assert not maps[empty].any()
         assert not eigenvalues[empty].any()
     assert torch.equal(maps[1], espirit_maps(calibration, (96, 88), noise_std=0.05)[0][0])
+
+
+def test_maps_are_finite_where_there_is_nothing_but_rounding() -> None:
+    """Where a pixel has no object its matrix is rounding: no Hermitian one, of a trace of any sign."""
+    noise = 1e-9 * torch.randn(2000, 3, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    swapped = torch.tensor([[[0, 1e-9], [1e-9, 0]]], dtype=torch.complex64)  # of trace 0
+    for matrices in (noise, swapped, torch.zeros_like(swapped)):
+        for found in _dominant(matrices, 0.8):
+            assert torch.isfinite(found.abs()).all()
 
 
 # --- bad input -------------------------------------------------------------------------------------------------
