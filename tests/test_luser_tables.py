@@ -14,9 +14,12 @@ from pyrecon.experiments.luser.memory import Line, line, memory_line, peak_bytes
 from pyrecon.experiments.luser.study import ROWS, TASKS, name_of, problem_of
 from pyrecon.experiments.luser.tables import Counted
 from pyrecon.experiments.study import Sizes, reproduce
-from pyrecon.linops import Identity
+from pyrecon.linops import Blur, Identity
+from pyrecon.linops.blur import gaussian_kernel
 from pyrecon.models import LUSER
-from pyrecon.train.luser import Config
+from pyrecon.models.luser import load
+from pyrecon.models.weights import find_weights, shipped_weights
+from pyrecon.train.luser import Config, psnr
 
 SMALL: dict[str, Any] = {
     "size": 16, "pool": 4, "validation": 2, "unrolled": 2, "width": 4, "groups": 1, "dncnn_width": 4, "layers": 3,
@@ -156,3 +159,20 @@ def test_what_the_paper_prints_is_complete() -> None:
     assert len(study.recipes) == 4 * 7 * 3
     config = study.config(study.recipes[name_of("mri-8x", "luser-sw", "aux", 2)])
     assert (config.acceleration, config.auxiliary, config.seed, config.network) == (8.0, 1.0, 2, "luser-sw")
+
+
+@pytest.mark.skipif("luser-sw-deblur" not in shipped_weights(), reason="no weights come with this package")
+def test_the_weights_that_ship_deblur_photographs(tmp_path: Path) -> None:
+    """As the page of weights says, on a part of the study's test images; and another size than that of training."""
+    study = LUSERStudy(tmp_path, sizes=Sizes(test=16, validation=0, budget=0, repeats=0))
+    batch = study.test_set("deblur")
+    model = load(find_weights("luser-sw-deblur"))
+    assert batch.images is not None
+    found = model.reconstruct(batch.y, batch.physics)
+    gain = psnr(study.config_of("deblur"), found.value, batch.images) - psnr(
+        study.config_of("deblur"), batch.y, batch.images
+    )
+    assert bool(found.converged.all())
+    assert float(gain.mean()) > 3
+    camera = Blur(gaussian_kernel(9, 5.0).float(), (48, 40), channels=3)
+    assert model.reconstruct(torch.rand(1, 3, 48, 40), camera).value.shape == (1, 3, 48, 40)

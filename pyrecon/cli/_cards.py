@@ -83,12 +83,15 @@ def _network(card: Card) -> str:
 
 
 def _qualities(card: Card) -> list[str]:
-    """dB, nRMSE of maps, or the loss of measurements where there was no ground truth."""
+    """dB, nRMSE of maps, or the loss of measurements where there was no ground truth: a denoiser's is in dB."""
     facts = card.training
     if card.role == "maps":
         return [f"nRMSE {value:.3f}" for value in _reached(facts).values()]
     blind = facts["config"].get("loss", "supervised") != "supervised"
-    return [f"loss {value:.2g}" if blind else f"{value:.2f}" for value in _reached(facts).values()]
+    return [
+        f"loss {value:.2g}" if blind and stage != "denoiser" else f"{value:.2f}"
+        for stage, value in _reached(facts).items()
+    ]
 
 
 def _reached(facts: dict[str, Any]) -> dict[str, float]:
