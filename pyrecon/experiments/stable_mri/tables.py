@@ -149,5 +149,5 @@ def _pictures(study: StableMRIStudy, coils: Coils, kinds: tuple[Images, ...]) ->
             if "mmse" in study.methods(coils):
                 images["deviation"] = study.posterior(coils, kind, mask)[1][0]
             images["truth"] = study.scans(coils, kind, mask).images[0]
-            found[f"{mask}, {_SHOWN[kind]}"] = images
+            found[mask if len(kinds) == 1 else f"{mask}, {_SHOWN[kind]}"] = images
     return found
