@@ -218,7 +218,10 @@ def test_weights_come_back_with_their_card(tmp_path: Path) -> None:
     assert (found.config, found.card) == (prior.config, prior.card)
     assert not any(p.requires_grad for p in found.parameters())
     u = images(2, 12, 12).float()
-    torch.testing.assert_close(found.energy(u), prior.energy(u).detach(), rtol=0, atol=0)
+    for name, weights in prior.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weights), name
+    # The same numbers at other places in memory: convolutions may sum in another order there.
+    torch.testing.assert_close(found.energy(u), prior.energy(u).detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(found.levels, prior.levels, rtol=0, atol=0)
 
 

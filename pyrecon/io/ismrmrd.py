@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.data.placement import Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import (
-    assemble,
-    averages,
-    laid,
-    reference_scan,
-    without_slice_oversampling,
-)
+from pyrecon.io._cartesian import assemble, averages, laid, reference_scan, without_slice_oversampling
 from pyrecon.io._contradictions import is_without_oversampling, off_centre
 from pyrecon.io._files import PathLike, check_finite
 from pyrecon.io._hdf5 import Hdf5

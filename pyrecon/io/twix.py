@@ -27,13 +27,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data.placement import LONGEST, SHORTEST, Frame
 from pyrecon.data.raw import Complex, MRIScan
-from pyrecon.io._cartesian import (
-    assemble,
-    averages,
-    laid,
-    reference_scan,
-    without_slice_oversampling,
-)
+from pyrecon.io._cartesian import assemble, averages, laid, reference_scan, without_slice_oversampling
 from pyrecon.io._contradictions import is_without_oversampling, off_centre, oversampling_note
 from pyrecon.io._files import PathLike, check_finite, existing_file
 from pyrecon.io._ramp import Ramp, siemens_is_ramped, siemens_ramp, uniform
