@@ -145,3 +145,12 @@ def test_the_small_scans_are_what_they_should_be(scans: Path) -> None:
         else:
             assert image.mean() > 0
     (scans / "image.npz").unlink()
+
+
+@pytest.mark.parametrize("what", ["mri", "t1", "ct"])
+def test_a_simulation_looks_at_its_targets_first(tmp_path: Path, what: str) -> None:
+    for option in ("--output", *(() if what == "mri" else ("--truth",))):
+        arguments = ["simulate", what, "-o", str(tmp_path / "scan.h5"), option, str(tmp_path / "no" / "x.h5")]
+        with pytest.raises(DataError, match=f"{option}: the folder .* does not exist"):
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert not list(tmp_path.iterdir())

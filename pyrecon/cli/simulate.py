@@ -81,6 +81,7 @@ def mri(
     from pyrecon.io import ismrmrd
     from pyrecon.physics import mri as physics
 
+    _check_targets(output)
     shape = (size, size)
     mask = physics.random_lines(shape, acceleration, acl=min(acl, size), seed=seed)
     scan = physics.simulate(
@@ -121,6 +122,7 @@ def t1(
     from pyrecon.io import ismrmrd
     from pyrecon.physics.t1 import scan_brains, unseen_brains
 
+    _check_targets(output, truth)
     seconds = saturation_times(times)
     if centre > size:
         raise DataError(f"--centre: {centre} lines, the images have {size}")
@@ -188,6 +190,7 @@ def ct(
     from pyrecon.io.sinogram import write_sinogram
     from pyrecon.physics import ct as physics
 
+    _check_targets(output, truth)
     if phantom is CTPhantom.head and slices > 1:
         raise DataError("--slices: there is one head")
     geometry = physics.scanner(beam.value, views, arc=arc, start=start, n_det=detector, offset=offset)
@@ -215,3 +218,12 @@ def _objects(phantom: MPIPhantom, frames: int, fine: Grid, seed: int) -> torch.T
         MPIPhantom.y: phantoms.y_shape,
     }
     return torch.as_tensor(draw[phantom](fine)).expand(frames, *fine.shape)
+
+
+def _check_targets(output: Path, truth: Path | None = None) -> None:
+    """Before the work, not after it."""
+    from pyrecon.io._files import check_writable
+
+    check_writable("--output", output)
+    if truth is not None:
+        check_writable("--truth", truth)
