@@ -134,8 +134,20 @@ def test_counters_readouts_and_geometry(tmp_path: Path, write: Callable[..., Pat
         lambda path: fastmri_file(path, kspace(2).swapaxes(-1, -2)),
         lambda path: _saved(path.with_suffix(".npy"), kspace(2)[..., : W // 2]),
         lambda path: _saved(path.with_suffix(".npy"), kspace(1)[0, 0] * (np.arange(H) % 5 == 2)[:, None]),
+        lambda path: _slab(path.with_suffix(".h5")),
+        lambda path: _in_turn(path.with_suffix(".h5")),
     ],
-    ids=["ismrmrd", "twix", "ismrmrd, whole", "twix, no reference", "fastmri", "npy", "one coil, fivefold"],
+    ids=[
+        "ismrmrd",
+        "twix",
+        "ismrmrd, whole",
+        "twix, no reference",
+        "fastmri",
+        "npy",
+        "one coil, fivefold",
+        "3-D",
+        "times in turn",
+    ],
 )
 def test_what_would_be_done_is_done(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     """Method, size of the images, source of maps and noise, geometry: as the reconstruction's report has them."""
@@ -150,15 +162,33 @@ def test_what_would_be_done_is_done(tmp_path: Path, write: Callable[[Path], Path
             return
         images, report = reconstruct_mri(read(path))
     assert plan["method"].startswith(f"{report.method} (")
-    assert plan["images"] == f"{len(images)} of {images.shape[1]} x {images.shape[2]}"
+    assert plan["images"].startswith(f"{len(images)} of {images.shape[1]} x {images.shape[2]}")
     if report.details["maps"].startswith("1 ("):
         assert plan["coil maps"] == report.details["maps"]
     else:
         block = re.search(r"from (\d+ x \d+) samples", report.details["maps"])
         assert block is not None
         assert f"estimated from {block[1]} samples" in plan["coil maps"]
+        assert ("over time" in report.details["maps"]) == ("over time" in plan["coil maps"])
     scan_of_noise = report.details["noise"].startswith("noise scan")
     assert plan["noise"] == f"whitened by the {'noise scan' if scan_of_noise else 'corners of k-space'}"
+
+
+def _slab(path: Path) -> Path:
+    """Eight partitions, every second line of each in turn, whole about the centre of both directions."""
+    volume = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(kspace(8), axes=0), axis=0, norm="ortho"), axes=0)
+    lines = [
+        {"data": volume[z, :, y], "at": {"kspace_encode_step_1": y, "kspace_encode_step_2": z}}
+        for z, y in np.ndindex(8, H)
+        if (y + z) % 2 == 0 or (abs(y - H // 2) < 5 and abs(z - 4) < 3)
+    ]
+    return mrd_file(path, lines, mrd_header(mrd_encoding((W, H, 8), (400.0, 300.0, 40.0)), channels=C))
+
+
+def _in_turn(path: Path) -> Path:
+    """Two repetitions of one slice, each with every second line."""
+    lines = [{"data": kspace(1)[0, :, y], "at": {"kspace_encode_step_1": y, "repetition": y % 2}} for y in range(H)]
+    return mrd_file(path, lines, mrd_header(mrd_encoding((W, H, 1), (400.0, 300.0, 5.0)), channels=C))
 
 
 def _saved(path: Path, array: NDArray[Any]) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyrecon.data.raw import MRIScan
     from pyrecon.io.inspection import Inspection
 
+_CALIBRATION = 24  # samples along each axis, as of a reconstruction
 _IMAGES = ("nifti", "npz", "png", "pyrecon-image")
 
 
@@ -134,7 +135,7 @@ def _by_lines(lines: NDArray[np.bool_]) -> Any:
 
 def _of_mri(scan: MRIScan) -> dict[str, str]:
     from pyrecon.cli._jobs import volumes_of
-    from pyrecon.data.mri import check_scan, image_height, readout_width, remove_oversampling
+    from pyrecon.data.mri import check_scan, image_height, readout_width
     from pyrecon.models.mri import default_method
 
     count, coils = scan.kspace.shape[:2]
@@ -143,9 +144,11 @@ def _of_mri(scan: MRIScan) -> dict[str, str]:
     try:
         check_scan(scan)
         height, width = image_height(scan), readout_width(scan)
-        plan["images"] = f"{count} of {height} x {width}"
+        each = scan.encoded_partitions
+        volumes = "" if each == 1 else f", {count // each} volumes of {each} partitions sampled differently"
+        plan["images"] = f"{count} of {height} x {width}{volumes}"
         if coils > 1:
-            plan["coil maps"] = _coil_maps(remove_oversampling(scan))
+            plan["coil maps"] = _coil_maps(scan)
         else:
             plan["coil maps"] = "1 (single coil)"
         scanned = scan.noise is not None and scan.noise.shape[1] >= 4 * coils
@@ -161,25 +164,28 @@ def _of_mri(scan: MRIScan) -> dict[str, str]:
 
 
 def _coil_maps(scan: MRIScan) -> str:
-    """Where they come from, by the rule of a reconstruction."""
-    from pyrecon.data.mri import averaged_calibration, calibration_data
+    """Where they come from, as a reconstruction finds them."""
+    from pyrecon.data.mri import remove_oversampling
+    from pyrecon.data.planes import planes_of
+    from pyrecon.models.mri.reconstruct import calibration_block, kernel_sides
 
-    source = "the reference scan" if scan.calibration is not None else "the centre of k-space"
+    in_planes = scan.encoded_partitions > 1
+    scan = remove_oversampling(scan)
+    if in_planes:
+        scan, _ = planes_of(scan)
     try:
-        block = calibration_data(scan)
+        block, _, over_time = calibration_block(scan, _CALIBRATION)
     except DataError as error:
-        if scan.places is None or scan.calibration is not None or len(np.unique(scan.places)) == len(scan.kspace):
-            return f"refused: {error}; -m joint needs none"
-        try:
-            block, source = averaged_calibration(scan)[0], "the average over time"
-        except DataError:
-            return f"refused: {error}; -m joint needs none"
+        return f"refused: {error}; -m joint needs none"
     height, width = block.shape[2:]
-    if min(height, width) < 6:
+    kernel = kernel_sides((height, width), in_planes=in_planes)
+    if height < kernel[0] or width < kernel[1]:
         return (
-            f"refused: calibration: {height} x {width} samples are fewer than the kernel of 6 x 6; -m joint needs none"
+            f"refused: calibration: {height} x {width} samples are fewer than the kernel of {kernel[0]} x {kernel[1]}; "
+            "-m joint needs none"
         )
-    return f"estimated from {height} x {width} samples of {source}"
+    source = "the reference scan" if scan.calibration is not None else "the centre of k-space"
+    return f"estimated from {height} x {width} samples of {'the average over time' if over_time else source}"
 
 
 def _of_ct(scan: CTScan) -> dict[str, str]:

@@ -335,7 +335,7 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
         details["maps"] = "1 (single coil)"
         return replace(data, maps=torch.ones(1, 1, height, width, dtype=torch.complex64))
     try:
-        block, owner, over_time = _calibration(data.scan, size)
+        block, owner, over_time = calibration_block(data.scan, size)
         details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples{over_time}"
         maps = _estimated(block.to(device), kind, (height, width), in_planes=data.planes is not None)
     except DataError as error:
@@ -353,7 +353,7 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
     return replace(data, maps=maps)
 
 
-def _calibration(scan: MRIScan, size: int) -> tuple[Tensor, NDArray[np.int64], str]:
+def calibration_block(scan: MRIScan, size: int) -> tuple[Tensor, NDArray[np.int64], str]:
     """The centre of k-space, which of them each entry belongs to, and whether it is an average over time.
 
     The average where it is larger: lines are left out in turn, or an entry was broken off before others were.
@@ -376,12 +376,19 @@ def _calibration(scan: MRIScan, size: int) -> tuple[Tensor, NDArray[np.int64], s
 def _estimated(block: Tensor, kind: str, shape: tuple[int, int], *, in_planes: bool) -> Tensor:
     if kind == "walsh":
         return walsh_maps(block, shape)
+    kernel = kernel_sides((block.shape[2], block.shape[3]), in_planes=in_planes)
+    return espirit_maps(block, shape, noise_std=1.0, kernel=kernel)[0]
+
+
+def kernel_sides(samples: tuple[int, int], *, in_planes: bool) -> tuple[int, int]:
+    """Of ESPIRiT's kernel for a block of so many samples, of a slice or ``in_planes`` of partitions and lines; larger
+    than the block where that is too small."""
     # Of 10 lines a kernel of 6 took 155 of 3,000 pixels of a brain for empty, and its maps of the others were off
     # by 9 times as much as with 4; from 14 lines on 3 to 6 are equal. Fewer than 6 lines are too few for any. A kernel
     # of more than half the partitions takes the whole object for empty; of 4, 2 gives maps within 8 to 14 %.
-    rows, columns = block.shape[2:]
-    kernel = (_side(rows, 4), _side(columns, 6)) if in_planes else 2 * (_side(min(rows, columns), 6),)
-    return espirit_maps(block, shape, noise_std=1.0, kernel=kernel)[0]
+    if in_planes:
+        return _side(samples[0], 4), _side(samples[1], 6)
+    return 2 * (_side(min(samples), 6),)
 
 
 def _side(samples: int, least: int) -> int:
