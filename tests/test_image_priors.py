@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -44,3 +45,14 @@ def test_center_crop_is_the_adjoint_of_padding() -> None:
     torch.testing.assert_close(energy, wanted.square().flatten(1).sum(1) / 2)
     assert torch.equal(prior.energy(u), energy)
     assert hasattr(CenterCrop(Charbonnier(), (4, 4)), "curvature")
+
+
+@pytest.mark.parametrize("epsilon", [1e-20, 1e20])
+def test_an_epsilon_whose_square_is_no_number_is_refused(epsilon: float) -> None:
+    flat = torch.ones(1, 3, 4)
+    for call in (Charbonnier(epsilon).energy_and_gradient, Charbonnier(epsilon).energy):
+        with pytest.raises(ValueError, match="epsilon: .* does not fit torch.float32, expected 1.1e-19 to 1.8e"):
+            call(flat)
+    with pytest.raises(ValueError, match=r"epsilon: .* does not fit torch\.float32"):
+        Charbonnier(epsilon).curvature(flat, flat)
+    assert Charbonnier(epsilon).energy_and_gradient(flat.double())[1].isfinite().all()

@@ -139,8 +139,8 @@ def charbonnier(u: Tensor, epsilon: float, *, out: tuple[Tensor, Tensor] | None 
     u
         ``(B, H, W)``, float32 or float64.
     epsilon
-        Positive, in units of the image: differences below it are smoothed, beyond it edges are kept. Its square must be
-        representable.
+        Positive, in units of the image: differences below it are smoothed, beyond it edges are kept. In single
+        precision from 1.1e-19 to 1.8e19, so that its square is a number.
     out
         Buffers for the results, dense, sharing no memory with ``u`` or each other. Not differentiable.
 
@@ -156,7 +156,7 @@ def charbonnier(u: Tensor, epsilon: float, *, out: tuple[Tensor, Tensor] | None 
     IEEE Trans Image Process 6:298, 1997.
     """
     _check("u", u)
-    number = check_number("epsilon", epsilon, above=True)
+    number = _checked("epsilon", epsilon, u)
     if out is not None:
         check_tuple("out", out, "energy", "gradient")
         check_out("out[0]", out[0], u.shape[:1], u, inputs=(u,))
@@ -173,7 +173,7 @@ def charbonnier_curvature(u: Tensor, d: Tensor, epsilon: float, *, out: Tensor |
     _check("u", u)
     check_like("d", d, "u", u)
     check_shape("d", d, u.shape, "(B, H, W) of u")
-    number = check_number("epsilon", epsilon, above=True)
+    number = _checked("epsilon", epsilon, u)
     for name, value in (("u", u), ("d", d)):
         if needs_grad(value):
             raise ValueError(f"{name}: is not differentiable here, detach it")
@@ -184,3 +184,14 @@ def charbonnier_curvature(u: Tensor, d: Tensor, epsilon: float, *, out: Tensor |
 def _check(name: str, u: Tensor) -> None:
     check_dtype(name, u, FLOATING)
     check_shape(name, u, (None, None, None), "(B, H, W)")
+
+
+def _checked(name: str, epsilon: float, u: Tensor) -> float:
+    """A positive number whose square is one in the precision of ``u``: flat pixels would be 0 / 0 else."""
+    number = check_number(name, epsilon, above=True)
+    limits = torch.finfo(u.dtype)
+    if not limits.tiny <= number * number <= limits.max:
+        raise ValueError(
+            f"{name}: {number:g} does not fit {u.dtype}, expected {limits.tiny**0.5:.2g} to {limits.max**0.5:.2g}"
+        )
+    return number
