@@ -51,7 +51,7 @@ def test_center_crop_is_the_adjoint_of_padding() -> None:
 def test_an_epsilon_whose_square_is_no_number_is_refused(epsilon: float) -> None:
     flat = torch.ones(1, 3, 4)
     for call in (Charbonnier(epsilon).energy_and_gradient, Charbonnier(epsilon).energy):
-        with pytest.raises(ValueError, match="epsilon: .* does not fit torch.float32, expected 1.1e-19 to 1.8e"):
+        with pytest.raises(ValueError, match=r"epsilon: .* does not fit torch\.float32, expected 1\.1e-19 to 1\.8e"):
             call(flat)
     with pytest.raises(ValueError, match=r"epsilon: .* does not fit torch\.float32"):
         Charbonnier(epsilon).curvature(flat, flat)
