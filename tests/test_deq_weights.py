@@ -204,8 +204,9 @@ def test_reconstruction_is_the_model_in_its_scale(tmp_path: Path) -> None:
     y = data(A)
     scaled = ScaledSystem.of_matrix(A, SHAPE)
     up = noise_std(20.0) / (noise * scaled.gain)
-    radius = torch.full((len(y),), noise_std(20.0) * len(A) ** 0.5)
-    expected = net().reconstruct(scaled.problem(20.0), y * (scaled.gain * up), radius).value.clamp(min=0) / up
+    inside = y @ torch.linalg.pinv(A.double()).T.float() @ A.T  # the ball is in the range of A
+    radius = torch.full((len(y),), noise_std(20.0) * int(torch.linalg.matrix_rank(A)) ** 0.5)
+    expected = net().reconstruct(scaled.problem(20.0), inside * (scaled.gain * up), radius).value.clamp(min=0) / up
     images, report = reconstructor(tmp_path, model_error=False)(y, noise_std=noise)
     torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
     assert report.method == "DEQ-MPI"
@@ -332,10 +333,10 @@ def test_shipped_weights_beat_classical_methods_on_vessels_they_never_saw() -> N
     pytest.importorskip("skimage")
     from pyrecon import metrics
     from pyrecon.experiments.mpi import GRID as FIELD
-    from pyrecon.experiments.mpi import measured_scenario, vessel_images
+    from pyrecon.experiments.mpi import measured_scenario, measured_system, vessel_images
     from pyrecon.models.mpi import L1ADMM, TVADMM
 
-    system = prepare_system(Scanner().calibrate(FIELD, seed=0))
+    system = measured_system(Scanner().calibrate(FIELD, seed=0))
     problem = measured_scenario(system, vessel_images(test=16, validation=8, seed=5), 25.0, seed=1)
     test = problem.test
     std = test.noise / test.y.shape[1] ** 0.5
@@ -344,7 +345,7 @@ def test_shipped_weights_beat_classical_methods_on_vessels_they_never_saw() -> N
         images, _ = Reconstructor(problem.system.matrix, method, shape=problem.system.shape)(test.y, noise_std=std)
         return float(metrics.psnr(images, test.images).mean())
 
-    tuned = (L1ADMM(mu=32.0, epsilon=1.0, iterations=19), TVADMM(mu=358.0, epsilon=0.927, iterations=18))
+    tuned = (L1ADMM(mu=32.0, kappa=0.8, iterations=19), TVADMM(mu=358.0, kappa=0.8, iterations=18))
     known = [method.solve(problem.system, test.y, test.noise)[0].value.view_as(test.images) for method in tuned]
     best = max(float(metrics.psnr(images, test.images).mean()) for images in known)
     assert quality(DEQ()) > best + 0.3

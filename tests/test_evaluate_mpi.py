@@ -91,7 +91,7 @@ def test_every_rival_has_its_row_with_times_and_its_share_of_the_search(tmp_path
     assert kinds["DIP", "12 iterations"].published["25 dB"][0] == 22.6
     assert not kinds["DEQ-MPI", "equilibrium"].published  # the figures given have none
     assert ("DIP", "tuned") not in kinds  # only with the published number of iterations
-    assert set(kinds["PP-MPI", "denoiser, tuned"].settings["25 dB"]) == {"strength", "epsilon", "iterations", "penalty"}
+    assert set(kinds["PP-MPI", "denoiser, tuned"].settings["25 dB"]) == {"strength", "kappa", "iterations", "penalty"}
     assert any("at most 12 iterations, where 20000 are published" in note for note in table.notes)
     searched = [name for name, *_ in steps]
     # One step before, and as many as the budget has, for every method that has settings.

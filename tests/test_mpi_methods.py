@@ -60,9 +60,9 @@ def full_admm(
 
 
 METHODS = [
-    L1ADMM(mu=30.0, iterations=60, nonneg=False),
-    TVADMM(mu=30.0, iterations=60, nonneg=False),
-    HybADMM(mu=30.0, iterations=60, alpha=0.4, nonneg=False),
+    L1ADMM(mu=30.0, iterations=60, nonneg=False, epsilon=1.0),
+    TVADMM(mu=30.0, iterations=60, nonneg=False, epsilon=1.0),
+    HybADMM(mu=30.0, iterations=60, alpha=0.4, nonneg=False, epsilon=1.0),
 ]
 
 
@@ -114,13 +114,16 @@ def test_single_precision_loses_no_more_than_the_full_form_does(method: Any) -> 
 
 def test_l1_solution_meets_the_optimality_conditions() -> None:
     """At the minimum of sum(x) over x >= 0 in the ball: the ball is touched and 1 - lambda A^T (y - A x) is zero where
-    x > 0 and not negative elsewhere, for one lambda > 0."""
-    model = system()
+    x > 0 and not negative elsewhere, for one lambda > 0. What is left in the range of A is kappa times the noise there,
+    sigma sqrt(r), whatever the part of the data outside."""
+    model, kappa = system(), 1.1
     _, y, noise = scene(model)
-    solution, _ = L1ADMM(mu=20.0, iterations=20000, tol=1e-9).solve(model, y, noise)
+    y += 5 * noise[:, None] * (torch.eye(len(y.T))[:3].to(y) - model.Q[:3] @ model.Q.T)  # that no image explains
+    solution, _ = L1ADMM(mu=20.0, iterations=20000, tol=1e-9, kappa=kappa).solve(model, y, noise)
     assert solution.counts() == {"CONVERGED": 3}
     x = solution.value
-    torch.testing.assert_close(model.residual(x, y), noise, rtol=1e-5, atol=0)
+    inside = ((x @ model.matrix.T - y) @ model.Q).norm(dim=1)
+    torch.testing.assert_close(inside, kappa * noise * (model.rank / y.shape[1]) ** 0.5, rtol=1e-4, atol=0)
     pull = (y - x @ model.matrix.T) @ model.matrix
     support = x > 1e-4
     assert support.any(dim=1).all()
@@ -144,7 +147,7 @@ def test_no_feasible_image_has_a_lower_penalty(alpha: float) -> None:
     """The true image lies in the ball by construction; so do mixtures of it with the solution."""
     model = system()
     truth, y, noise = scene(model)
-    method = HybADMM(mu=20.0, alpha=alpha, iterations=8000, tol=1e-7, inner_iterations=20)
+    method = HybADMM(mu=20.0, alpha=alpha, iterations=8000, tol=1e-7, inner_iterations=20, epsilon=1.0)
     solution, _ = method.solve(model, y, noise)
     x = solution.value
 
@@ -155,7 +158,8 @@ def test_no_feasible_image_has_a_lower_penalty(alpha: float) -> None:
     for share in (1.0, 0.1, 0.01):
         assert (penalty(x) <= penalty(share * truth + (1 - share) * x) * (1 + 1e-4)).all()
     if alpha in (0.0, 1.0):
-        single = (TVADMM if alpha == 0 else L1ADMM)(mu=20.0, iterations=8000, tol=1e-7).solve(model, y, noise)[0]
+        kind = TVADMM if alpha == 0 else L1ADMM
+        single = kind(mu=20.0, iterations=8000, tol=1e-7, epsilon=1.0).solve(model, y, noise)[0]
         torch.testing.assert_close(single.value, x, rtol=0, atol=2e-3)
 
 
@@ -196,6 +200,7 @@ CHANGES = [
     (L1ADMM(mu=30.0, iterations=200), {"tol": 1e-2}),
     (L1ADMM(mu=30.0, iterations=20), {"nonneg": False}),
     (L1ADMM(mu=30.0, iterations=20), {"epsilon": 1.2}),
+    (L1ADMM(mu=30.0, iterations=20), {"kappa": 0.5}),
     (L1ADMM(mu=30.0, iterations=20), {"cutoff": 1e-2}),
     (TVADMM(mu=30.0, iterations=20), {"isotropic": False}),
     (TVADMM(mu=30.0, iterations=20), {"inner_iterations": 3}),
@@ -244,8 +249,9 @@ def test_settings_are_checked() -> None:
     for size in (1e-40, 1e20):
         with pytest.raises(ValueError, match=r"mu: 1e.\d+ does not fit, expected 0 or 1e-30 to 1e"):
             TVADMM(mu=size)
-    with pytest.raises(ValueError, match="epsilon: -1 is negative"):
-        TVADMM(epsilon=-1)
+    for name in ("kappa", "epsilon"):
+        with pytest.raises(ValueError, match=f"{name}: -1.0 does not fit, expected a finite number >= 0"):
+            TVADMM(**{name: -1.0})
     with pytest.raises(ValueError, match="iterations: -1 is negative"):
         TVADMM(iterations=-1)
     with pytest.raises(ValueError, match="weight: nan does not fit"):
@@ -328,10 +334,10 @@ def test_noise_is_estimated_outside_the_range() -> None:
     model = system(rows=2000)
     _, y, noise = scene(model, batch=4, noise=0.3)
     # 1958 degrees of freedom: a norm is known to 1/sqrt(2 * 1958) = 1.6 %, the true one likewise
-    torch.testing.assert_close(model.noise_norm(model.coordinates(y)), noise, rtol=0.08, atol=0)
+    torch.testing.assert_close(model.noise_std(model.coordinates(y)) * 2000**0.5, noise, rtol=0.08, atol=0)
     square = system(rows=N)
     with pytest.raises(ValueError, match="leaves nothing to estimate noise from; give it"):
-        square.noise_norm(square.coordinates(torch.rand(1, N, dtype=torch.float64)))
+        square.noise_std(square.coordinates(torch.rand(1, N, dtype=torch.float64)))
 
 
 def test_truncation_by_rank_and_by_cutoff() -> None:

@@ -99,7 +99,8 @@ def test_a_stream_gives_images_as_soon_as_a_batch_is_full_and_counts_only_its_ow
 
 
 @pytest.mark.parametrize(
-    "method", [L1ADMM(mu=50.0, tol=1e-4, iterations=2000), HybADMM(mu=50.0, tol=1e-4, iterations=2000)]
+    "method",
+    [L1ADMM(mu=50.0, tol=1e-4, iterations=2000, kappa=1.0), HybADMM(mu=50.0, tol=1e-4, iterations=2000, kappa=1.0)],
 )
 def test_a_warm_start_saves_iterations(method: Any) -> None:
     matrix, _, y = problem()
@@ -224,7 +225,8 @@ def test_from_the_scanner_to_the_image() -> None:
         assert float(images[1].sum() / images[0].sum()) == pytest.approx(2, rel=0.1), method.name
         hole = images[0, 5:7, 5:6].mean()
         assert float(hole) < 0.6 * float(images[0].max()), method.name
-        assert report.details["matrix"] == f"{system.matrix.shape[0]} x 120"
+        assert report.details["matrix"].startswith(f"{system.matrix.shape[0]} x 120, ")
+        assert report.details["matrix"].endswith(f"rank {system.rank}")
     doubled, _ = Reconstructor(system.upsampled(2), HybADMM())(frames)
     assert doubled.shape == (2, 24, 20)
     assert float(doubled.mean()) == pytest.approx(float(truth.mean()) * 1.5, rel=0.3)

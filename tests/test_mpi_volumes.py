@@ -159,7 +159,7 @@ def test_no_volume_that_explains_the_data_has_a_lower_penalty(shape: tuple[int, 
         options={"maxiter": 500, "ftol": 1e-12},
     )
     assert found.success
-    options: dict[str, Any] = {"mu": 5.0, "iterations": 1500, "isotropic": False}
+    options: dict[str, Any] = {"mu": 5.0, "iterations": 1500, "isotropic": False, "epsilon": 1.0}
     method = TVADMM(**options) if alpha is None else HybADMM(alpha=alpha, **options)
     system = FactoredSystem(torch.from_numpy(A), shape, spacing)
     solution, _ = method.solve(system, torch.from_numpy(y)[None], torch.tensor([radius], dtype=torch.float64))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pyrecon._errors import DataError
 from pyrecon.cli import _settings
 from pyrecon.cli._jobs import Job, Progress
+from pyrecon.data.mpi import MPISystem
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan
 from pyrecon.io._files import check_room
 from pyrecon.io.results import Result
@@ -29,11 +30,12 @@ class MPIOptions:
     snr_threshold: float = 5.0
     band: tuple[float, float] = (0.0, float("inf"))
     upsample: int = 1
+    denoise: bool = True
 
     def given(self) -> list[str]:
         """The options that are not at their defaults, as they are written."""
         return [
-            f"--{field.name.replace('_', '-')}"
+            f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         ]
@@ -83,7 +85,9 @@ def mpi_job(
     with warnings.catch_warnings(record=True) as caught:  # told with the rest, and in the report
         warnings.simplefilter("always")
         calibration, scan = match_periods(calibration, scan, average=options.average_periods)
-        system = prepare_system(calibration, scan, snr_threshold=options.snr_threshold, band=options.band)
+        system = prepare_system(
+            calibration, scan, snr_threshold=options.snr_threshold, band=options.band, denoise=options.denoise
+        )
         frames = prepare_frames(system, scan, average=options.average)
     frames = dataclasses.replace(frames, notes=(*frames.notes, *dict.fromkeys(str(w.message) for w in caught)))
     del calibration
@@ -104,6 +108,7 @@ def mpi_job(
         "system": f"{system_matrix.name}: {rows // 2} complex rows of {channels} channels x {voxels} voxels "
         f"({' x '.join(map(str, system.grid.shape))})",
         **told,
+        **_noise_of(system),
         "method": f"{chosen.name}",
         "settings": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(chosen).items()),
     }
@@ -119,6 +124,16 @@ def mpi_job(
     axes = str(system.calibration.metadata.get("axes", "zyx"[-len(system.grid.shape) :]))
     affine = affine_of(system.grid, axes, system.calibration.metadata)
     return MPIJob(facts, chosen, images, memory, run, True, system.grid, labels, axes, affine)
+
+
+def _noise_of(system: MPISystem) -> dict[str, str]:
+    """What was done about the noise of the calibration."""
+    if system.error is None:
+        return {"matrix noise": "unknown: fewer than two empty frames in the system matrix"}
+    if system.error.rank is None:
+        return {"matrix noise": "left in the system matrix"}
+    taken = f"{system.error.removed_db:.1f} dB of it taken out of the system matrix"
+    return {"matrix noise": f"{taken}, of which {system.error.rank} singular values are left"}
 
 
 def _unit(calibration: MPICalibration) -> str:

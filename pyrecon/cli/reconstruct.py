@@ -121,6 +121,9 @@ def reconstruct(
         tuple[float, float], typer.Option(help="MPI: lowest and highest frequency in Hz.", show_default=False)
     ] = (0.0, float("inf")),
     upsample: Annotated[int, typer.Option(help="MPI: refine the system matrix's grid by this factor.", min=1)] = 1,
+    denoise: Annotated[
+        bool, typer.Option(help="MPI: take the noise of its calibration out of the system matrix.")
+    ] = True,
     views: Annotated[
         str | None, typer.Option(metavar="A:B:STEP", help="CT: these views only, e.g. 0:90 or ::4.", show_default=False)
     ] = None,
@@ -178,7 +181,7 @@ def reconstruct(
         raise DataError(f"--coils: for MRI, {file} is {kind}")
     if system_matrix is not None and kind in (*MRI_FORMATS, *CT_FORMATS):
         raise DataError(f"{file}: is {kind}, which has no system matrix; leave out --system-matrix")
-    scanner = MPIOptions(average, average_periods, snr_threshold, band, upsample)
+    scanner = MPIOptions(average, average_periods, snr_threshold, band, upsample, denoise)
     if kind in (*MRI_FORMATS, *CT_FORMATS) and scanner.given():
         raise DataError(f"{', '.join(scanner.given())}: for MPI, {file} is {kind}")
     if kind == "mdf-measurement":

@@ -166,7 +166,7 @@ class EmptyScanner:
         frequency: NDArray[np.int64],
     ) -> NDArray[np.complex128]:
         """What to subtract from the rows with those indices, ``(times, rows)``, with what :meth:`weights` gave."""
-        drift = self._drift(channel, frequency)
+        drift = self.drift(channel, frequency)
         result = np.empty((len(weights[0]), len(period)), np.complex128)
         for level in np.unique(drift):
             rows = drift == level
@@ -175,10 +175,11 @@ class EmptyScanner:
 
     def noise_gain(self, weights: list[Real], channel: NDArray[np.int64], frequency: NDArray[np.int64]) -> Real:
         """``(times,)`` variance of the estimated background relative to one frame's, the mean over those rows."""
-        share = np.bincount(self._drift(channel, frequency), minlength=len(weights)) / max(len(channel), 1)
+        share = np.bincount(self.drift(channel, frequency), minlength=len(weights)) / max(len(channel), 1)
         return np.asarray(sum(s * np.square(w).sum(axis=1) for s, w in zip(share, weights, strict=True)))
 
-    def _drift(self, channel: NDArray[np.int64], frequency: NDArray[np.int64]) -> NDArray[np.int64]:
+    def drift(self, channel: NDArray[np.int64], frequency: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``(rows,)`` which of :meth:`weights` a row takes."""
         return np.zeros(len(channel), np.int64) if self.noise is None else self.noise.drift[channel, frequency]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrecon import metrics
 from pyrecon._errors import DataError
-from pyrecon.data.mpi import GRID, prepare_system
+from pyrecon.data.mpi import GRID
 from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments.mpi_data import (
     WAYS,
@@ -27,6 +27,7 @@ from pyrecon.experiments.mpi_data import (
     check_images,
     generated_images,
     measured_scenario,
+    measured_system,
     phantom_images,
     scanner_scenario,
     vessel_images,
@@ -68,8 +69,8 @@ __all__ = [
 ]
 
 # What the search may change; everything else stays as published. DIP's iterations end at those it is given.
-_EPSILON = Range(0.9, 1.1, log=False)
-_BALL = {"mu": Range(1.0, 10_000.0), "epsilon": _EPSILON, "iterations": Range(10, 500, integer=True)}
+_KAPPA = Range(0.3, 2.0)
+_BALL = {"mu": Range(1.0, 10_000.0), "kappa": _KAPPA, "iterations": Range(10, 500, integer=True)}
 RANGES: dict[type[Any], dict[str, Range]] = {
     L1ADMM: _BALL,
     TVADMM: _BALL,
@@ -78,7 +79,7 @@ RANGES: dict[type[Any], dict[str, Range]] = {
     Tikhonov: {"weight": Range(1e-5, 100.0)},
     PnP: {
         "strength": Range(0.05, 20.0),
-        "epsilon": _EPSILON,
+        "kappa": _KAPPA,
         "iterations": Range(10, 500, integer=True),
         "penalty": Range(0.1, 1000.0),
     },
@@ -171,7 +172,7 @@ def evaluate_mpi(
     pictures: dict[str, Tensor] = {}
     for snr, column in zip(snr_db, table.columns, strict=True):
         if data == "measured":
-            system = prepare_system(calibration, rows=rows)
+            system = measured_system(calibration, rows)
             problem = measured_scenario(system.upsampled(upsampled) if upsampled > 1 else system, images, snr, seed)
         else:
             problem = scanner_scenario(scanner, calibration, images, snr, seed, rows=rows)

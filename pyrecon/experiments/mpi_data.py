@@ -29,6 +29,7 @@ from pyrecon.data.phantoms import retina_vessels, vessel_patches
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import vascular_images
 from pyrecon.models.mpi import FactoredSystem
+from pyrecon.models.mpi.reconstructor import with_model_error
 from pyrecon.models.mpi.system import SIGNAL_RMS
 from pyrecon.physics.mpi import Scanner
 from pyrecon.train.mpi_data import with_noise
@@ -69,6 +70,11 @@ class Scenario:
 
 
 # --- problems ----------------------------------------------------------------------------------------------------
+def measured_system(calibration: MPICalibration, rows: NDArray[np.int64] | None = None) -> MPISystem:
+    """A_meas, which is the truth where data are made with it: the noise of its calibration is part of the scanner."""
+    return replace(prepare_system(calibration, rows=rows, denoise=False), error=None)
+
+
 def measured_scenario(
     system: MPISystem, images: Images, snr_db: float, seed: int, *, read_with: MPISystem | None = None
 ) -> Scenario:
@@ -79,8 +85,7 @@ def measured_scenario(
     coarse = {name: box_downsample(getattr(images, name), FINER) for name in ("validation", "test")}
     clean = {name: x.flatten(1) @ system.matrix.T for name, x in coarse.items()}
     gain = SIGNAL_RMS / float(clean["validation"].square().mean().sqrt())
-    blurred = (read_with or system).blurred()
-    blurred = replace(blurred, matrix=gain * blurred.matrix)
+    blurred = (read_with or system).blurred().scaled(gain)
     factored = FactoredSystem(blurred.matrix, system.grid.shape)
     generator = torch.Generator().manual_seed(seed)
     sets = {}
@@ -118,12 +123,14 @@ def scanner_scenario(
     snr_of_one = 10 * float(torch.log10((y.square().sum() - noise.square().sum()) / noise.square().sum()))
     system, y, noise = scan(10 ** ((snr_of_one - snr_db) / 20))
     gain = SIGNAL_RMS / float(((y.square().sum() - noise.square().sum()) / y.numel()).sqrt())
-    system = replace(system, matrix=gain * system.matrix)
-    factored = FactoredSystem(system.matrix, grid.shape)
+    system = system.scaled(gain)
+    factored = FactoredSystem(system.matrix, grid.shape, rank=system.rank)
+    y, noise = gain * y, gain * noise
+    noise, _ = with_model_error(factored, factored.coordinates(y), noise, system.error)
     split = len(images.validation)
     truth = box_downsample(objects, FINER)
-    validation = _data(factored, truth[:split], gain * y[:split], gain * noise[:split])
-    test = _data(factored, truth[split:], gain * y[split:], gain * noise[split:])
+    validation = _data(factored, truth[:split], y[:split], noise[:split])
+    test = _data(factored, truth[split:], y[split:], noise[split:])
     return Scenario(system, factored, validation, test, _facts(factored, test, None))
 
 

@@ -80,6 +80,9 @@ class DEQMPI(nn.Module):
         have 5, with which 25 steps come as near to the equilibrium as 100 plain ones.
     penalty
         c, above 0. Weights trained with one c serve another: only the number of steps changes.
+    kappa
+        Of the ball that the weights were trained with: its radius in the range of A as a multiple of the noise there
+        (:meth:`pyrecon.models.mpi.method.Data.ball`). For those who make the radius; the model takes what it is given.
     solver, tol, max_iter, gradient
         Of the equilibrium in training.
 
@@ -100,6 +103,7 @@ class DEQMPI(nn.Module):
         iterations: int = 25,
         memory: int = 0,
         penalty: float = 1.0,
+        kappa: float = 1.0,
         solver: FixedPointMethod | None = None,
         tol: float = 1e-4,
         max_iter: int = 25,
@@ -111,11 +115,11 @@ class DEQMPI(nn.Module):
                 raise TypeError(f"{name}: expected a module, got {described(module)}")
         iterations, max_iter = check_count("iterations", iterations), check_count("max_iter", max_iter)
         memory, penalty = check_count("memory", memory, 0), check_number("penalty", penalty, above=True)
-        tol = check_number("tol", tol)
+        tol, kappa = check_number("tol", tol), check_number("kappa", kappa)
         self.rdn = RDN() if rdn is None else rdn
         self.consistency = BallConsistency() if consistency is None else consistency
         self.iterations, self.memory, self.penalty = iterations, memory, penalty
-        self.tol, self.max_iter = tol, max_iter
+        self.tol, self.max_iter, self.kappa = tol, max_iter, kappa
         self.solver = solver or Anderson(memory=5, beta=1.0)
         self.gradient = gradient or ImplicitGradient(tol=tol, max_iter=max_iter)
 
@@ -268,7 +272,7 @@ def _described(model: DEQMPI) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors[_ROWS] = layout.rows
         consistency = {"kind": "learned", **model.consistency.config, "grid": layout.grid, "used": layout.used}
         consistency["digest"] = layout.digest
-    inference = {name: getattr(model, name) for name in ("iterations", "memory", "penalty")}
+    inference = {name: getattr(model, name) for name in ("iterations", "memory", "penalty", "kappa")}
     return tensors, {"rdn": model.rdn.config, "consistency": consistency, **inference}
 
 
@@ -292,6 +296,7 @@ def _loaded(header: Header) -> DEQMPI:
             iterations=whole_number(config["iterations"]),
             memory=whole_number(config.get("memory", config.get("mixing", 0)), least=0),  # mixing: format 1
             penalty=config.get("penalty", 1.0),
+            kappa=config.get("kappa", 1.0),  # of weights trained with the norm of all noise, on average
         )
         model.card = None if header.card is None else card_of(header.card)
     except UNUSABLE as error:

@@ -10,9 +10,9 @@ import numpy as np
 
 import pyrecon.experiments.deq_mpi.published as published
 from pyrecon import metrics
-from pyrecon.data.mpi import GRID, prepare_system
+from pyrecon.data.mpi import GRID
 from pyrecon.experiments.deq_mpi.study import LEVELS, SNRS, Recipe, Study, penalty
-from pyrecon.experiments.mpi import Run, Scenario, measured_scenario
+from pyrecon.experiments.mpi import Run, Scenario, measured_scenario, measured_system
 from pyrecon.experiments.table import Listing
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import Role
@@ -122,7 +122,7 @@ def sessions(study: Study) -> Listing:
     consistency = DEQMPI.from_pretrained(study.weights("deq-mpi-learned-35dB")).consistency
     assert isinstance(consistency, LearnedConsistency)
     rows = rows_of(consistency.layout, old)
-    first = prepare_system(old, rows=rows)
+    first = measured_system(old, rows)
     lines = []
     for snr in SNRS:
         methods = {
@@ -136,7 +136,7 @@ def sessions(study: Study) -> Listing:
         qualities: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
         for seed in SEEDS:
             study.progress(f"session {seed + 1} at {snr:g} dB", seed, len(SEEDS))
-            new = prepare_system(Scanner().drifted(1 + seed).calibrate(GRID, seed=1 + seed), rows=rows)
+            new = measured_system(Scanner().drifted(1 + seed).calibrate(GRID, seed=1 + seed), rows)
             calibrated = measured_scenario(new, images, snr, study.seed)
             outdated = measured_scenario(new, images, snr, study.seed, read_with=first)
             for name, (method, given) in methods.items():

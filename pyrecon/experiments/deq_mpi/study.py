@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyrecon.experiments.study as study
-from pyrecon.data.mpi import GRID, MPISystem, prepare_system
+from pyrecon.data.mpi import GRID, MPISystem
 from pyrecon.data.raw import MPICalibration
-from pyrecon.experiments.mpi_data import Images, generated_images, vessel_images
+from pyrecon.experiments.mpi_data import Images, generated_images, measured_system, vessel_images
 from pyrecon.experiments.study import Scale
 from pyrecon.models.weights import shipped_weights
 from pyrecon.physics.mpi import Scanner
@@ -108,7 +108,7 @@ class Study(study.Study):
 
     def system(self, selection_field: float = 0.5, *, upsampled: int = 1) -> MPISystem:
         """The whitened rows, on a grid ``upsampled`` times as fine."""
-        system = prepare_system(self.calibration(selection_field))
+        system = measured_system(self.calibration(selection_field))
         return system if upsampled == 1 else system.upsampled(upsampled)
 
     def test_images(self, upsampled: int = 1) -> Images:

@@ -10,10 +10,10 @@ import torch
 
 import pyrecon.experiments.deq_mpi.published as published
 from pyrecon import metrics, plotting
-from pyrecon.data.mpi import GRID, prepare_system
+from pyrecon.data.mpi import GRID
 from pyrecon.experiments.deq_mpi.published import Entry
 from pyrecon.experiments.deq_mpi.study import SNRS, Study
-from pyrecon.experiments.mpi import Run, evaluate_mpi, measured_scenario, phantom_images
+from pyrecon.experiments.mpi import Run, evaluate_mpi, measured_scenario, measured_system, phantom_images
 from pyrecon.experiments.study import Pictures
 from pyrecon.experiments.table import Listing, Table
 from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, DeepImagePrior, HybADMM, PnP
@@ -211,7 +211,7 @@ def _wrong_matrix(study: Study) -> str:
     images = study.test_images()
     right = measured_scenario(study.system(0.5), images, 35.0, study.seed)
     method = HybADMM.paper(35.0)
-    other = prepare_system(study.calibration(0.6), rows=study.system(0.5).rows)
+    other = measured_system(study.calibration(0.6), study.system(0.5).rows)
     wrong = measured_scenario(study.system(0.5), images, 35.0, study.seed, read_with=other)
     qualities = [Run(method, problem, given=True).quality() for problem in (right, wrong)]
     return (

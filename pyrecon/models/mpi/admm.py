@@ -1,6 +1,7 @@
 r"""l1-, TV- and Hyb-ADMM: minimise R(x) over images that explain the data to within the noise.
 
-The problem is ``min R(x)  s.t.  |A x - y|_2 <= radius`` (and ``x >= 0``), DEQ-MPI Eq. 2. ADMM with one copy ``z0`` of
+The problem is ``min R(x)  s.t.  |A x - y|_2 <= radius`` (and ``x >= 0``), DEQ-MPI Eq. 2, with a radius that is stated
+where it acts, in the range of A (:meth:`pyrecon.models.mpi.method.Data.ball`), or of all the data. ADMM with one copy ``z0`` of
 ``A x``, one copy ``z_i`` of ``x`` per term of R (p of them), and scaled duals ``d`` iterates (Eqs. 5-9)::
 
     z0  = proj(A x - d0)                             onto the ball of radius around y
@@ -20,8 +21,7 @@ The ball step scales that vector by ``s = min(1, radius / sqrt(|S V^T x - d_r - 
 dual ``d0 + z0 - A x`` is again of the supposed form, with ``u <- 1 + u (1 - s)``. By induction nothing ever leaves the
 span of Q and y_p. In its orthonormal basis the data are ``(y_r, |y_p|)``, the model is ``S V^T`` with a zero last row,
 the ball keeps its radius, and ADMM is the iteration above with M = 5,486 replaced by r + 1 <= 339: the very same
-images. (A smaller ball, ``radius^2 - |y_p|^2`` around y_r, has the same solution but other iterates, and none at all
-where ``|y_p| > radius``, as happens with a system matrix that is not quite right.)
+images. A ball in the range of A is the same with ``y_p = 0``.
 
 In the basis V of the image the solve is diagonal, ``V^T x = (S (z_r + d_r) + V^T w) / (p + S^2)`` with
 ``w = sum_i (z_i + d_i)``, and outside of it ``x = w / p``. So an iteration takes two products with V, N x r, in place
@@ -37,10 +37,10 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
-from pyrecon._check import check_count
+from pyrecon._check import check_count, check_number
 from pyrecon._threads import PRODUCTS, one_thread_if_small
 from pyrecon.models.method import Progress
-from pyrecon.models.mpi.method import Data, MPIMethod
+from pyrecon.models.mpi.method import KAPPA, Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.models.mpi.variation import Variation
 from pyrecon.ops import project_l2_ball, soft_threshold
@@ -75,8 +75,10 @@ class _BallADMM(MPIMethod):
         Stop a sample when ``|change| / (|state| + 1e-5)`` over image and duals is at most this; 0 runs all iterations.
     nonneg
         Whether images must not be negative.
+    kappa
+        Of the ball: the misfit in the range of A as a multiple of the noise expected there.
     epsilon
-        Radius of the ball as a multiple of the expected norm of the noise.
+        The radius as a multiple of the noise's norm in all of the data, as published; then kappa plays no part.
     cutoff
         Start from truncated-SVD least squares with this relative cut-off; None starts from zero.
     """
@@ -85,7 +87,8 @@ class _BallADMM(MPIMethod):
     iterations: int
     tol: float = 0.0
     nonneg: bool = True
-    epsilon: float = 1.0
+    kappa: float = KAPPA
+    epsilon: float | None = None
     cutoff: float | None = None
 
     def __post_init__(self) -> None:
@@ -94,8 +97,9 @@ class _BallADMM(MPIMethod):
             raise ValueError(f"mu: {self.mu} is not positive")
         if self.iterations < 0:
             raise ValueError(f"iterations: {self.iterations} is negative")
-        if not self.epsilon >= 0:
-            raise ValueError(f"epsilon: {self.epsilon} is negative")
+        check_number("kappa", self.kappa)
+        if self.epsilon is not None:
+            check_number("epsilon", self.epsilon)
         if self.cutoff is not None and not 0 <= self.cutoff <= 1:
             raise ValueError(f"cutoff: {self.cutoff} is not relative to the largest singular value, expected 0 to 1")
 
@@ -105,14 +109,14 @@ class _BallADMM(MPIMethod):
     def _solve(
         self, system: FactoredSystem, data: Data, start: ADMMState | None, progress: Progress
     ) -> tuple[Solution[Tensor], ADMMState]:
-        coordinates, noise, terms = data.coordinates, data.noise, self._terms(system.shape, system.spacing)
+        coordinates, terms = data.coordinates, self._terms(system.shape, system.spacing)
+        center, radius = data.ball(self.kappa) if self.epsilon is None else (coordinates, self.epsilon * data.noise)
         if start is None:
             x = system.truncated(coordinates, cutoff=self.cutoff) if self.cutoff is not None else None
             start = _zero_state(system, coordinates, len(terms), x)
         # A second thread saves nothing of products this small; beside a busy process they take 100 times as long.
         with one_thread_if_small(coordinates.numel() * max(1, len(system.V) // PRODUCTS)):
-            radius = self.epsilon * noise
-            solution, state = _iterate(system, coordinates, radius, terms, start, self.iterations, self.tol)
+            solution, state = _iterate(system, center, radius, terms, start, self.iterations, self.tol)
         if self.nonneg:  # x lies between its copies, which are not negative, and may still be by a little
             solution = replace(solution, value=solution.value.clamp(min=0))
         return solution, state
@@ -124,10 +128,15 @@ class _BallADMM(MPIMethod):
 
 @dataclass(frozen=True)
 class L1ADMM(_BallADMM):
-    """``min |x|_1``, for images with few bright pixels."""
+    """``min |x|_1``, for images with few bright pixels.
+
+    Its ball is larger than that of the others: what voxels and model get wrong costs the smooth penalties a blur, and
+    this one bright pixels.
+    """
 
     mu: float = 250.0
     iterations: int = 200
+    kappa: float = 2.0
     name: ClassVar[str] = "l1-ADMM"
 
     def _terms(self, shape: tuple[int, ...], spacing: Spacing = None) -> list[_Term]:
@@ -136,12 +145,12 @@ class L1ADMM(_BallADMM):
     @classmethod
     def paper(cls, snr_db: float) -> Self:
         """As printed in DEQ-MPI section IV-A."""
-        return cls(mu=250.0, iterations=200)
+        return cls(mu=250.0, iterations=200, epsilon=1.0)
 
     @classmethod
     def released(cls, snr_db: float) -> Self:
         """As in the authors' program: threshold 1/50, least-squares start."""
-        return cls(mu=50.0, iterations=200, cutoff=_RELEASED_CUTOFF)
+        return cls(mu=50.0, iterations=200, epsilon=1.0, cutoff=_RELEASED_CUTOFF)
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ class TVADMM(_BallADMM):
     @classmethod
     def paper(cls, snr_db: float) -> Self:
         """As printed in DEQ-MPI section IV-A; the proximal map's own iterations are not given there."""
-        return cls(mu=50.0, iterations=100)
+        return cls(mu=50.0, iterations=100, epsilon=1.0)
 
     @classmethod
     def released(cls, snr_db: float) -> Self:
@@ -175,7 +184,7 @@ class TVADMM(_BallADMM):
 
         Their differences wrap around the image borders, ours do not.
         """
-        return cls(mu=250.0, iterations=100, isotropic=False, cutoff=_RELEASED_CUTOFF)
+        return cls(mu=250.0, iterations=100, isotropic=False, epsilon=1.0, cutoff=_RELEASED_CUTOFF)
 
 
 @dataclass(frozen=True)
@@ -204,13 +213,14 @@ class HybADMM(_BallADMM):
     @classmethod
     def paper(cls, snr_db: float) -> Self:
         """As printed in DEQ-MPI section IV-A: alpha 0.1 below 20 dB, 0.8 below 30 dB, 0.9 from there."""
-        return cls(mu=10.0, iterations=100, alpha=0.1 if snr_db < 20 else 0.8 if snr_db < 30 else 0.9)
+        alpha = 0.1 if snr_db < 20 else 0.8 if snr_db < 30 else 0.9
+        return cls(mu=10.0, iterations=100, alpha=alpha, epsilon=1.0)
 
     @classmethod
     def released(cls, snr_db: float) -> Self:
         """As in the authors' program: anisotropic, least-squares start."""
         alpha = cls.paper(snr_db).alpha
-        return cls(mu=10.0, iterations=100, alpha=alpha, isotropic=False, cutoff=_RELEASED_CUTOFF)
+        return cls(mu=10.0, iterations=100, alpha=alpha, isotropic=False, epsilon=1.0, cutoff=_RELEASED_CUTOFF)
 
 
 _RELEASED_CUTOFF = 1e-3  # they keep 220 singular values of a matrix of theirs; a relative cut-off carries over

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pyrecon._check import check_number
 from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models.deq_mpi import DEQMPI, Role
@@ -79,9 +80,12 @@ class DEQ(_Trained):
         system's grid (or the nearest), the ones whose SNR is nearest to the frame's.
     iterations
         Steps; None takes the weights' own number, 25 as published.
+    kappa
+        Of the ball: the misfit in the range of A as a multiple of the noise expected there; None: as in training.
     """
 
     iterations: int | None = None
+    kappa: float | None = None
 
     name: ClassVar[str] = "DEQ-MPI"
     role: ClassVar[Role] = "equilibrium"
@@ -90,6 +94,8 @@ class DEQ(_Trained):
         super().__post_init__()
         if self.iterations is not None and self.iterations < 1:
             raise ValueError(f"iterations: {self.iterations}, expected at least one")
+        if self.kappa is not None:
+            check_number("kappa", self.kappa)
 
     def _images(self, model: DEQMPI, problem: Problem, y: Tensor, radius: Tensor) -> Solution[Tensor]:
         return model.reconstruct(problem, y, radius, iterations=self.iterations)
@@ -139,12 +145,11 @@ class Ready(MPIMethod):
         self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
         names = list(self.models)
-        chosen = _nearest(data.y, data.noise, [float(_card(self.models[name]).data["snr_db"]) for name in names])
+        chosen = _nearest(data, [float(_card(self.models[name]).data["snr_db"]) for name in names])
         parts: list[tuple[Tensor, Solution[Tensor]]] = []
         for index in chosen.unique().tolist() or [0]:
             rows = torch.nonzero(chosen == index)[:, 0]
-            of = Data(data.y[rows], data.noise[rows], data.coordinates[rows])
-            parts.append((rows, self._images(names[index], of)))
+            parts.append((rows, self._images(names[index], data.of(rows))))
         order = torch.cat([rows for rows, _ in parts]).argsort()
         fields = [
             torch.cat([getattr(solution, name) for _, solution in parts])[order]
@@ -155,9 +160,12 @@ class Ready(MPIMethod):
     def _images(self, name: str, data: Data) -> Solution[Tensor]:
         model, gain = self.models[name], self.system.gain
         learned = isinstance(model.consistency, LearnedConsistency)
-        scale = _into_range(name, data.y * gain, data.noise * gain, _card(model))
-        y = (data.y if learned else data.coordinates) * (gain * scale)[:, None]
-        found = self.method._images(model, self._problem(name), y, data.noise * gain * scale)
+        scale = _into_range(name, gain * data.signal, gain * data.noise, data.y.shape[1], _card(model))
+        kappa = getattr(self.method, "kappa", None)
+        kappa = model.kappa if kappa is None else kappa
+        y, radius = (data.y, data.radius(kappa)) if learned else data.ball(kappa)
+        up = gain * scale
+        found = self.method._images(model, self._problem(name), y * up[:, None], radius * up)
         image = found.value.flatten(1).clamp(min=0) / scale[:, None]
         return Solution(image, found.status, found.iterations, found.residual)
 
@@ -246,18 +254,16 @@ def _card(model: DEQMPI) -> Card:
     return model.card
 
 
-def _nearest(y: Tensor, noise: Tensor, levels: list[float]) -> Tensor:
+def _nearest(data: Data, levels: list[float]) -> Tensor:
     """``(B,)`` index of the model whose SNR is nearest to each frame's; the highest for data without noise."""
-    signal = (y.square().sum(1) - noise.square()).clamp(min=0)
-    snr = 10 * torch.log10(signal / noise.square()).nan_to_num(nan=0.0, posinf=1e3, neginf=-1e3)
+    snr = 20 * torch.log10(data.signal / data.noise).nan_to_num(nan=0.0, posinf=1e3, neginf=-1e3)
     return (snr[:, None] - snr.new_tensor(levels)).abs().argmin(dim=1)
 
 
-def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
+def _into_range(name: str, signal: Tensor, noise: Tensor, rows: int, card: Card) -> Tensor:
     """``(B,)`` by which to multiply frames: to the noise of the training set, within the range of its signals."""
-    sigma = noise / math.sqrt(y.shape[1])
-    rms = ((y.square().sum(1) - noise.square()).clamp(min=0) / y.shape[1]).sqrt()
-    floor = torch.finfo(y.dtype).tiny
+    sigma, rms = noise / math.sqrt(rows), signal / math.sqrt(rows)
+    floor = torch.finfo(signal.dtype).tiny
     # A frame of noise alone keeps the scale of its noise: there is no signal to bring anywhere.
     low, high = (bound / rms.clamp(min=floor) for bound in card.data["signal_range"])
     snr = float(card.data["snr_db"])
@@ -267,7 +273,7 @@ def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
     silent = noise == 0
     if bool(silent.any()):
         warnings.warn(
-            f"data: no noise is given for {int(silent.sum())} of {len(y)} frames, {name} was trained at "
+            f"data: no noise is given for {int(silent.sum())} of {len(signal)} frames, {name} was trained at "
             f"{snr:g} dB and takes some for granted",
             stacklevel=6,
         )
@@ -276,7 +282,7 @@ def _into_range(name: str, y: Tensor, noise: Tensor, card: Card) -> Tensor:
         kind = "weaker" if scale[far[0]] > wanted[far[0]] else "stronger"
         by = 20 * math.log10(float(away[far].max()))
         warnings.warn(
-            f"data: the signal of {len(far)} of {len(y)} frames is {kind} against its noise than any that {name} "
+            f"data: the signal of {len(far)} of {len(signal)} frames is {kind} against its noise than any that {name} "
             f"({snr:g} dB) was trained on, by up to {by:.0f} dB: the images may be less good than they look",
             stacklevel=6,
         )

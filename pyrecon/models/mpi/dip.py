@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrecon._check import check_number
 from pyrecon._threads import all_threads
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models.method import Progress
@@ -35,23 +36,23 @@ class DeepImagePrior(MPIMethod):
     fixed noise. Every frame of a batch has a network of its own, and all start alike, so an image does not depend on
     the frames beside it. The data term is taken in the r + 1 coordinates of the data, where it is the same number.
 
-    Stop: at the first test (every 10th iteration) with ``|A x - y| <= epsilon |noise|``, all rows counted: Morozov's
-    discrepancy principle. Status CONVERGED then, MAX_ITER after all ``iterations``. The residual of the solution is
-    ``|A x - y| / |noise|``.
+    Stop: at the first test (every 10th iteration) with A x in the ball around y: Morozov's discrepancy principle, stated
+    in the range of A. Status CONVERGED then, MAX_ITER after all ``iterations``. The residual of the solution is the
+    misfit there over the radius.
 
     Attributes
     ----------
     iterations, rate
         At most so many steps of Adam, and its rate; 20,000 and 1e-3 as published.
-    epsilon
-        Where to stop, as a multiple of the expected norm of the noise; 0 runs all iterations.
+    kappa
+        Of the ball: the misfit in the range of A as a multiple of the noise expected there; 0 runs all iterations.
     seed
         Of the first weights and of z.
     """
 
     iterations: int = 20_000
     rate: float = 1e-3
-    epsilon: float = 1.0
+    kappa: float = 1.0
     seed: int = 0
 
     name: ClassVar[str] = "DIP"
@@ -63,8 +64,7 @@ class DeepImagePrior(MPIMethod):
             raise ValueError(f"iterations: {self.iterations}, expected at least one")
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate: {self.rate}, expected a number above 0")
-        if not self.epsilon >= 0:
-            raise ValueError(f"epsilon: {self.epsilon} is negative")
+        check_number("kappa", self.kappa)
 
     def prepare(self, system: FactoredSystem, source: MPISystem | None = None) -> DeepImagePrior:
         """Itself; DataError where the grid is not an image."""
@@ -75,11 +75,11 @@ class DeepImagePrior(MPIMethod):
         self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
         with all_threads():  # for the convolutions they pay
-            return _fit(self, system, data.coordinates, data.noise, progress), None
+            return _fit(self, system, *data.ball(self.kappa), progress), None
 
 
 def _fit(
-    method: DeepImagePrior, system: FactoredSystem, y: Tensor, noise: Tensor, progress: Progress
+    method: DeepImagePrior, system: FactoredSystem, y: Tensor, radius: Tensor, progress: Progress
 ) -> Solution[Tensor]:
     """Frames that are done leave the batch and cost nothing more."""
     shape, batch = image_shape(system.shape), len(y)
@@ -89,11 +89,11 @@ def _fit(
         torch.zeros(batch, dtype=torch.int32, device=y.device),
         y.new_full((batch,), torch.nan),
     )
-    active = torch.nonzero(torch.isfinite(y).all(dim=1) & torch.isfinite(noise))[:, 0]
+    active = torch.nonzero(torch.isfinite(y).all(dim=1) & torch.isfinite(radius))[:, 0]
     weights, z = _first(method.seed, shape, y)
     weights = [w.expand(len(active), *w.shape[1:]).clone().requires_grad_() for w in weights]
     adam = torch.optim.Adam(weights, lr=method.rate)
-    y, noise = y[active], noise[active]
+    y, radius = y[active], radius[active]
     for k in range(method.iterations + 1):
         if len(active) == 0:
             break
@@ -104,8 +104,8 @@ def _fit(
         if (k % _CHECK == 0 and k > 0) or k == method.iterations:
             progress(k / method.iterations)
             with torch.no_grad():
-                residual = (inside + y[:, -1].square()).sqrt() / noise.clamp(min=torch.finfo(y.dtype).tiny)
-                reached = residual <= method.epsilon
+                residual = inside.sqrt() / radius.clamp(min=torch.finfo(y.dtype).tiny)
+                reached = residual <= 1
                 broken = ~torch.isfinite(inside)
                 leave = reached | broken | (k == method.iterations)
         if k < method.iterations:
@@ -119,7 +119,7 @@ def _fit(
             status = torch.where(reached, int(Status.CONVERGED), int(Status.MAX_ITER))
             status[broken] = int(Status.NONFINITE)
             ended.status[gone] = status[leave].to(torch.int8)
-            active, y, noise = active[stay], y[stay], noise[stay]
+            active, y, radius = active[stay], y[stay], radius[stay]
             weights, adam = _without(weights, adam, stay)
     return ended
 

@@ -14,14 +14,68 @@ from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.solvers import Solution
 
 
+# Of the radius in the range of A: below 1, where every misfit that noise explains is allowed and images are smoothed.
+KAPPA = 0.8
+
+
 @dataclass(frozen=True)
 class Data:
-    """Frames as a method gets them, checked: data ``(B, M)``, the norm of their noise ``(B,)``, their coordinates
-    ``(B, r + 1)`` (where a method needs no factors, the data again)."""
+    """Frames as a method gets them, checked.
+
+    Attributes
+    ----------
+    y
+        Data ``(B, M)``.
+    noise
+        ``(B,)`` expected norm of all that is no signal of the image, ``sigma sqrt(M)``.
+    coordinates
+        Of y, ``(B, r + 1)``; where a method needs no factors, y again.
+    rank
+        r; None where there are no factors.
+    """
 
     y: Tensor
     noise: Tensor
     coordinates: Tensor
+    rank: int | None
+
+    def ball(self, kappa: float) -> tuple[Tensor, Tensor]:
+        """Centre ``(B, r + 1)``, in coordinates, and radius ``(B,)`` of what explains the data: in the range of A, where
+        alone images differ, to within ``kappa sigma sqrt(r)``.
+
+        A ball of ``|noise|`` around all of y, as published, leaves in the range of A what is left of it by the part y_p
+        of the data outside: a small difference of large random numbers. And it is slow where y_p is large, as a
+        projection onto it moves everything by the same small share: Hyb-ADMM is as near to its limit after 100 of these
+        iterations as after 500 of those.
+        """
+        center = self.coordinates.clone()
+        center[:, -1] = 0
+        return center, kappa * (self._rank * self._variance).sqrt()
+
+    def radius(self, kappa: float) -> Tensor:
+        """``(B,)`` of the ball around all of y that leaves as much in the range of A: ``sqrt(|y_p|^2 + (kappa sigma)^2 r)``,
+        for what has to see all rows."""
+        return (self.coordinates[:, -1].square() + (kappa**2 * self._rank) * self._variance).sqrt()
+
+    @property
+    def signal(self) -> Tensor:
+        """``(B,)`` norm of what images explain: in the range of A, less the noise there."""
+        if self.rank is None:
+            return (self.y.square().sum(dim=1) - self.noise.square()).clamp(min=0).sqrt()
+        return (self.coordinates[:, :-1].square().sum(dim=1) - self.rank * self._variance).clamp(min=0).sqrt()
+
+    @property
+    def _rank(self) -> int:
+        assert self.rank is not None, "a ball in the range of A is for methods with factors"
+        return self.rank
+
+    @property
+    def _variance(self) -> Tensor:
+        return self.noise.square() / self.y.shape[1]
+
+    def of(self, frames: Tensor) -> Data:
+        """Some of the frames, by number."""
+        return Data(self.y[frames], self.noise[frames], self.coordinates[frames], self.rank)
 
 
 class MPIMethod(Method):
@@ -62,7 +116,7 @@ class MPIMethod(Method):
         system
             The system matrix; the one that was prepared for, where something was.
         y, noise
-            Data ``(B, M)`` and the expected norm of the noise in them, ``(B,)``. A frame with NaN ends as an image of
+            Data ``(B, M)`` and the expected norm of the noise in them, ``(B,)``, errors of the matrix included. A frame with NaN ends as an image of
             NaN with status NONFINITE and does not touch the others.
         coordinates
             ``system.coordinates(y)`` where it is known already.
@@ -77,7 +131,8 @@ class MPIMethod(Method):
             system.check_data(y)
         check_like("noise", noise, "y", y)
         check_shape("noise", noise, y.shape[:1], "(B,)")
-        return self._solve(system, Data(y, noise, y if coordinates is None else coordinates), start, progress)
+        rank = system.rank if self.factors else None
+        return self._solve(system, Data(y, noise, y if coordinates is None else coordinates, rank), start, progress)
 
     def _solve(
         self, system: FactoredSystem, data: Data, start: Any, progress: Progress

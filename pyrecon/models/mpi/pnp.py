@@ -11,11 +11,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pyrecon._check import check_number
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models.deq_mpi import DEQMPI, Role
 from pyrecon.models.method import Progress
 from pyrecon.models.mpi.deq import shipped
-from pyrecon.models.mpi.method import Data, MPIMethod
+from pyrecon.models.mpi.method import KAPPA, Data, MPIMethod
 from pyrecon.models.mpi.system import FactoredSystem, compressed
 from pyrecon.models.weights import check_role, find_weights
 from pyrecon.nn import BallConsistency
@@ -28,12 +29,11 @@ class PnP(MPIMethod):
 
     From zero, ``iterations`` times::
 
-        z0 = proj(A x - d0)  onto the ball of radius epsilon |noise| around y
+        z0 = proj(A x - d0)  onto the ball around y in the range of A
         z1 = RDN(strength (x - d1)) / strength
         x  = (I + c A^T A)^-1 (c A^T (z0 + d0) + z1 + d1),    then both duals
 
-    in the r + 1 coordinates of the data (:func:`pyrecon.models.mpi.system.compressed`), the same iterates as in all M
-    rows. A's rows have a mean energy of 0.34, and an image has the scale that :class:`Reconstructor` gives it.
+    in the coordinates of the data (:func:`pyrecon.models.mpi.system.compressed`). A's rows have a mean energy of 0.34, and an image has the scale that :class:`Reconstructor` gives it.
 
     Attributes
     ----------
@@ -45,8 +45,8 @@ class PnP(MPIMethod):
         values smooth more.
     penalty
         c, of the data's split against the image's: how fast which singular values follow.
-    epsilon
-        Radius of the ball as a multiple of the expected norm of the noise.
+    kappa
+        Of the ball: the misfit in the range of A as a multiple of the noise expected there.
     iterations
         Plain steps, 150 as published.
     """
@@ -54,7 +54,7 @@ class PnP(MPIMethod):
     weights: str | None = None
     strength: float = 1.0
     penalty: float = 1.0
-    epsilon: float = 1.0
+    kappa: float = KAPPA
     iterations: int = 150
 
     name: ClassVar[str] = "PP-MPI"
@@ -66,8 +66,7 @@ class PnP(MPIMethod):
         for name in ("strength", "penalty"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a number above 0")
-        if not self.epsilon >= 0:
-            raise ValueError(f"epsilon: {self.epsilon} is negative")
+        check_number("kappa", self.kappa)
         if self.iterations < 1:
             raise ValueError(f"iterations: {self.iterations}, expected at least one")
 
@@ -79,7 +78,7 @@ class PnP(MPIMethod):
         # The consistency that a training run with learned consistency has in its weights is none of a denoiser's.
         denoise = trained.rdn.scaled(self.strength)
         model = DEQMPI(denoise, BallConsistency(), iterations=self.iterations, penalty=self.penalty)
-        return ReadyPnP(model.eval().to(system.matrix), system, self.epsilon)
+        return ReadyPnP(model.eval().to(system.matrix), system, self.kappa)
 
 
 class ReadyPnP(MPIMethod):
@@ -87,15 +86,15 @@ class ReadyPnP(MPIMethod):
 
     name: ClassVar[str] = PnP.name
 
-    def __init__(self, model: DEQMPI, system: FactoredSystem, epsilon: float) -> None:
-        self.model, self.epsilon = model, epsilon
+    def __init__(self, model: DEQMPI, system: FactoredSystem, kappa: float) -> None:
+        self.model, self.kappa = model, kappa
         self.problem = compressed(system)
 
     def _solve(
         self, system: FactoredSystem, data: Data, start: None, progress: Progress
     ) -> tuple[Solution[Tensor], None]:
-        coordinates, radius = system.gain * data.coordinates, self.epsilon * system.gain * data.noise
-        zero = coordinates.new_zeros(len(coordinates), len(system.V))
-        found = self.model.reconstruct(self.problem, coordinates, radius, zero)
+        center, radius = data.ball(self.kappa)
+        zero = center.new_zeros(len(center), len(system.V))
+        found = self.model.reconstruct(self.problem, system.gain * center, system.gain * radius, zero)
         image = found.value.flatten(1).clamp(min=0)
         return Solution(image, found.status, found.iterations, found.residual), None

@@ -24,7 +24,7 @@ from pyrecon._check import (
 )
 from pyrecon._errors import DataError
 from pyrecon._threads import one_thread_if_small
-from pyrecon.data.mpi import MPIFrames, MPISystem
+from pyrecon.data.mpi import MatrixError, MPIFrames, MPISystem
 from pyrecon.models.method import Progress, check_method, silent
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, HybADMM
 from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
@@ -47,6 +47,9 @@ METHODS: dict[str, type[MPIMethod]] = {
 LEARNED: dict[str, type[MPIMethod]] = {"deq-mpi": DEQ, "pp-mpi": PnP, "unrolled": Unrolled, "end-to-end": EndToEnd}
 UNTRAINED: dict[str, type[MPIMethod]] = {"dip": DeepImagePrior}
 
+_PASSES = 2  # images in which the matrix's noise is looked at
+_PRECISION = 100.0  # of theirs: weight in variances of the noise
+_DOMINANT = 1.5  # the noise of the matrix over that of the data that calls for advice
 _MISMATCH = 0.15  # share of the signal outside the range of the matrix that calls for a warning
 
 
@@ -71,9 +74,10 @@ class Reconstructor:
         energy of 0.34, every frame to a root mean square signal of 0.41, and the image scaled back. So settings carry
         over between scanners, tracers and doses. False solves the problem in the numbers as given.
     model_error
-        Where the data hold more that no image explains than noise was measured, count that as noise: a system matrix is
-        itself a noisy measurement, and an image that explains its errors too is worse. False trusts the noise given, as
-        does a method that needs no factorisation (:class:`ART`).
+        Count what the system matrix gets wrong as noise, for an image that explains its errors too is worse: what the
+        noise of its calibration does to a frame's signal (:attr:`MPISystem.error`, of an image found in a first pass),
+        and what the data hold beyond noise that no image explains. False trusts the noise given, as does a method that
+        needs no factorisation (:class:`ART`).
     batch
         Frames that :meth:`stream` collects before it reconstructs them together.
     warm_start
@@ -97,9 +101,9 @@ class Reconstructor:
     ) -> None:
         self.method = check_method(method, MPIMethod, "HybADMM()")
         source = system if isinstance(system, MPISystem) else None
-        spacing: tuple[float, ...] | None = None
+        spacing, rank = None, None
         if source is not None:
-            matrix, shape, spacing = source.matrix, source.grid.shape, source.grid.spacing
+            matrix, shape, spacing, rank = source.matrix, source.grid.shape, source.grid.spacing, source.rank
         elif not isinstance(system, Tensor):
             raise TypeError(f"system: expected an MPISystem or a real matrix, got {described(system)}")
         elif shape is None:
@@ -124,15 +128,15 @@ class Reconstructor:
         batch = check_count("batch", batch)
         matrix = matrix.to(device)
         if normalise:
-            self.system, self._gain = FactoredSystem.normalised(matrix, shape, spacing)
+            self.system, self._gain = FactoredSystem.normalised(matrix, shape, spacing, rank)
         else:
-            self.system, self._gain = FactoredSystem(matrix, shape, spacing), 1.0
+            self.system, self._gain = FactoredSystem(matrix, shape, spacing, rank), 1.0
+        self._error = None if source is None else source.error
         start = time.perf_counter()
         # One that has to load and check something does so once, here.
         self._solver = method.prepare(self.system, source)
         self.normalise, self.model_error = normalise, model_error
         self.batch, self.warm_start = batch, warm_start
-        self._mismatch, self._iterations = False, 0
         if method.factors:
             self.system.factorise()
         self._setup = time.perf_counter() - start
@@ -226,10 +230,10 @@ class Reconstructor:
             # Kaczmarz with known noise needs no factors, which are dear for a large matrix.
             coordinates = system.coordinates(scaled) if self.method.factors or noise_std is None else None
             expected = self._noise(scaled, coordinates, noise_std, first)
-            noise = expected
-            if coordinates is not None and self.model_error and system.spare_rows > 0:
-                noise = torch.maximum(expected, system.noise_norm(coordinates))
-            scale = _signal_scale(scaled, noise) if self.normalise else torch.ones_like(noise)
+            noise, wrong = expected, torch.zeros_like(expected)
+            if coordinates is not None and self.model_error:
+                noise, wrong = with_model_error(system, coordinates, expected, self._error, self._gain)
+            scale = _signal_scale(scaled, coordinates, noise, scaled.shape[1]) if self.normalise else torch.ones_like(noise)
             solution, state = self._solver.solve(
                 system,
                 scaled / scale[:, None],
@@ -241,6 +245,7 @@ class Reconstructor:
             images = solution.value * scale[:, None]
             residual = system.residual(images, scaled) / self._gain
             _warn_of_status(self.method, solution, y, first)
+            self._tell_noise(expected, wrong)
         self._run.add(solution, residual=residual, noise_level=expected / self._gain)
         self._iterations += int(solution.iterations.sum())
         report = self._run.report()
@@ -252,7 +257,7 @@ class Reconstructor:
         """``(B,)`` norm of the noise in scaled data: as given, else as estimated."""
         if std is None:
             assert coordinates is not None
-            return self.system.noise_norm(coordinates)
+            return self.system.noise_std(coordinates) * math.sqrt(y.shape[1])
         if bool((std < 0).any()):
             raise ValueError(f"noise_std: {float(std.min()):g} is negative")
         noise = std.to(y) * (self._gain * math.sqrt(y.shape[1]))
@@ -260,10 +265,32 @@ class Reconstructor:
             self._mismatch = _warn_of_mismatch(coordinates, noise, torch.linalg.vector_norm(y, dim=1), first)
         return noise
 
+    def _tell_noise(self, data: Tensor, matrix: Tensor) -> None:
+        """How strong the noise of a row of data is, so far, and what the matrix's makes of the signal beside it."""
+        energies = self._energies
+        energies += torch.stack([part[torch.isfinite(part)].double().square().sum() for part in (data, matrix)]).cpu()
+        if self._error is None or not self.model_error or not self.method.factors:
+            return
+        report = self._run.report()
+        frames = report.samples + len(data)
+        stds = (energies / max(frames * len(self.system.matrix), 1)).sqrt() / self._gain
+        report.details |= {"data_noise": float(stds[0]), "matrix_noise": float(stds[1])}
+        if stds[1] > _DOMINANT * stds[0] > 0 and not self._advised:
+            self._advised = True
+            ratio = float(stds[1] / stds[0])
+            warnings.warn(
+                f"system matrix: the noise of its calibration weighs {ratio:.1f} times as much in these images as the "
+                f"data's own; a calibration with {ratio**2:.0f} times the averages, empty frames too, would even them",
+                stacklevel=5,
+            )
+
     def _recorder(self) -> Recorder:
-        self._mismatch, self._iterations = False, 0
+        self._mismatch, self._iterations, self._advised = False, 0, False
+        self._energies = torch.zeros(2, dtype=torch.float64)
         rows, voxels = self.system.matrix.shape
-        details = {"matrix": f"{rows} x {voxels}", "setup_seconds": self._setup}
+        details: dict[str, Any] = {"matrix": f"{rows} x {voxels}", "setup_seconds": self._setup}
+        if self._error is not None and self._error.rank is not None:
+            details["matrix"] += f", {self._error.removed_db:.1f} dB of its noise taken out, rank {self._error.rank}"
         return Recorder(self.method.name, self.method, device=self.system.matrix.device, details=details)
 
 
@@ -278,12 +305,39 @@ def _noise(std: Any, y: Tensor) -> Tensor:
     return per_frame
 
 
-def _signal_scale(y: Tensor, noise: Tensor) -> Tensor:
+def with_model_error(
+    system: FactoredSystem, coordinates: Tensor, noise: Tensor, error: MatrixError | None, gain: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """``(B,)`` norm of all that is no signal, and of what the noise of the matrix, as it was before ``gain``, adds to it.
+
+    An image is needed for that, but hardly a good one: least squares with a penalty, in which the noise found before
+    counts.
+    """
+    rows = len(system.matrix)
+    least, wrong = noise, torch.zeros_like(noise)
+    if system.spare_rows > 0:
+        least = torch.maximum(noise, system.noise_std(coordinates) * math.sqrt(rows))
+    total = least
+    for _ in range(_PASSES if error is not None else 0):
+        scale = _signal_scale(coordinates, coordinates, total, rows)
+        weight = _PRECISION / rows * (total / scale).square()
+        images = system.tikhonov(coordinates / scale[:, None], weight[None])[0].clamp_(min=0) * scale[:, None]
+        assert error is not None
+        wrong = error.variance(images).mul(rows).sqrt() * gain
+        total = torch.maximum(least, torch.hypot(noise, wrong))
+    return total, wrong
+
+
+def _signal_scale(y: Tensor, coordinates: Tensor | None, noise: Tensor, rows: int) -> Tensor:
     """``(B,)`` by which to divide frames so that their signal, less the noise, has the standard strength."""
-    power = y.square().sum(dim=1)
+    if coordinates is None:
+        signal = y.square().sum(dim=1) - noise.square()
+    else:  # in the range of the matrix, where signal is
+        inside = coordinates[:, :-1]
+        signal = inside.square().sum(dim=1) - noise.square() * (inside.shape[1] / rows)
     # A frame of nothing but noise must not be blown up: at least a tenth of the noise is taken for signal.
-    signal = torch.maximum(power - noise.square(), 0.01 * noise.square())
-    scale = torch.sqrt(signal / y.shape[1]) / SIGNAL_RMS
+    signal = torch.maximum(signal, 0.01 * noise.square())
+    scale = torch.sqrt(signal / rows) / SIGNAL_RMS
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 

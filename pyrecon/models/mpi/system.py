@@ -63,6 +63,8 @@ class FactoredSystem:
         Shape of one image, ``prod(shape) == N``.
     spacing
         Distance of voxels along each axis, for methods that compare neighbours; None: the same along all.
+    rank
+        Where it is known that the matrix has no more singular values than that, what lies below is rounding.
 
     Attributes
     ----------
@@ -74,8 +76,15 @@ class FactoredSystem:
         the factorisation, and are dropped; of a matrix with more than 2000 rows and columns, those below ``1e-6 s[0]``.
     """
 
-    def __init__(self, matrix: Tensor, shape: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,
+        shape: tuple[int, ...],
+        spacing: tuple[float, ...] | None = None,
+        rank: int | None = None,
+    ) -> None:
         check_dtype("matrix", matrix, FLOATING)
+        self._most = None if rank is None else check_count("rank", rank)
         shape = check_size("shape", shape)
         if spacing is not None and (len(spacing) != len(shape) or not all(0 < h < math.inf for h in spacing)):
             raise ValueError(f"spacing: {spacing}, expected a positive number for each axis of {shape}")
@@ -89,11 +98,15 @@ class FactoredSystem:
 
     @classmethod
     def normalised(
-        cls, matrix: Tensor, shape: tuple[int, ...], spacing: tuple[float, ...] | None = None
+        cls,
+        matrix: Tensor,
+        shape: tuple[int, ...],
+        spacing: tuple[float, ...] | None = None,
+        rank: int | None = None,
     ) -> tuple[FactoredSystem, float]:
         """The matrix in the scale of the learned models, once and for all, and the factor that brought it there."""
         gain = row_gain(matrix) if bool(matrix.any()) else 1.0
-        system = cls(matrix * gain, shape, spacing)
+        system = cls(matrix * gain, shape, spacing, rank)
         system.gain = 1.0
         return system, gain
 
@@ -109,11 +122,11 @@ class FactoredSystem:
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
         dtype = self.matrix.dtype
         if dtype == torch.float32 and min(self.matrix.shape) > _LARGE:
-            q, s, v = _by_gram(self.matrix.double())
-            return q.to(dtype), s.to(dtype), v.to(dtype)
+            q, s, v = (part[..., : self._most] for part in _by_gram(self.matrix.double()))
+            return q.to(dtype).contiguous(), s.to(dtype), v.to(dtype).contiguous()
         q, s, vh = torch.linalg.svd(self.matrix.double(), full_matrices=False)
         noise = max(torch.finfo(dtype).eps, max(self.matrix.shape) * torch.finfo(torch.float64).eps)
-        rank = int((s > noise * s[0]).sum())
+        rank = int((s > noise * s[0])[: self._most].sum())
         return q[:, :rank].to(dtype).contiguous(), s[:rank].to(dtype), vh[:rank].T.to(dtype).contiguous()
 
     @property
@@ -153,19 +166,18 @@ class FactoredSystem:
         """Rows beyond the rank: dimensions of the data that no image reaches."""
         return self.matrix.shape[0] - self.rank
 
-    def noise_norm(self, coordinates: Tensor) -> Tensor:
-        """``|noise|_2`` expected in all of y, ``(B,)``, from the part of y that no image explains.
+    def noise_std(self, coordinates: Tensor) -> Tensor:
+        """Of the noise in every element of y, ``(B,)``, from the part of y that no image explains.
 
         White noise leaves ``|y_p|^2 = sigma^2 (M - r)``. An error of the model counts as noise here, which is what the
         radius of acceptable misfit should do.
         """
-        rows = self.matrix.shape[0]
         if self.spare_rows == 0:
             raise DataError(
-                f"noise: a matrix of {rows} rows and rank {self.rank} leaves nothing to estimate noise from; give it, "
-                "or background frames with the measurement or the system matrix"
+                f"noise: a matrix of {len(self.matrix)} rows and rank {self.rank} leaves nothing to estimate noise "
+                "from; give it, or background frames with the measurement or the system matrix"
             )
-        return coordinates[:, -1] * math.sqrt(rows / self.spare_rows)
+        return coordinates[:, -1] / math.sqrt(self.spare_rows)
 
     def truncated(self, coordinates: Tensor, *, rank: int | None = None, cutoff: float = 0.0) -> Tensor:
         """Truncated-SVD least squares ``(B, N)``: at most ``rank`` singular values, all at least ``cutoff * s[0]``."""
