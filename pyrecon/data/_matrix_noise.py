@@ -19,8 +19,8 @@ The matrix without most of N, in three steps:
    ``sqrt(m) + sqrt(n)`` zero, which leaves the least error that any function of s can (Gavish and Donoho, Optimal
    shrinkage of singular values, IEEE Trans. Inf. Theory 63(4), 2017).
 
-Compared with on scanners that it was not made for, a Wiener filter of every row's image leaves a smaller error of the
-matrix and worse images: what counts are the directions in which nothing but noise was left, and only a cut removes them.
+A Wiener filter of every row's image leaves a smaller error of the matrix and worse images: what counts are the
+directions in which nothing but noise was left, and only a cut removes them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import scipy  # whose parts load when they are used
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,7 +45,7 @@ _SHARED = 1e-6  # variance relative to a position's own below which shared noise
 
 @dataclass(frozen=True)
 class MatrixError:
-    """What a calibration's noise leaves unknown: a row of the matrix errs by ``std (I + B B^T)^(1/2)`` times white noise.
+    """What a calibration's noise leaves unknown: a row errs by white noise times ``std (I + B B^T)^(1/2)``.
 
     Attributes
     ----------
@@ -157,7 +156,7 @@ class CalibrationNoise:
         return values, len(energies), 10 * math.log10(noise / error) if error > 0 else math.inf
 
     def _directions(self) -> Complex:
-        """``(F, r)`` orthonormal: what the frequencies' rows consist of; all of them for a single period and channel."""
+        """``(F, r)`` orthonormal: what frequencies consist of; all of them for a single period and channel."""
         count = len(self._frequencies)
         if len(self._groups) == 1 or count > _FREQUENCIES:
             return np.eye(count, dtype=np.complex128)
@@ -169,8 +168,8 @@ class CalibrationNoise:
         return np.asarray(vectors[:, energies > edge])
 
     def _white(self) -> Iterator[Complex]:
-        """``(F, N)`` of each period and channel, with white noise of standard deviation 1 in both parts; zero where a row
-        that was not asked for holds no numbers or no noise."""
+        """``(F, N)`` of each period and channel, with white noise of standard deviation 1 in both parts; zero where a
+        row that was not asked for holds no numbers or no noise."""
         asked = np.zeros(self.calibration.spectrum.shape[:3], bool)
         asked[tuple(self.rows.T)] = True
         for period, channel in self._groups:
@@ -187,4 +186,4 @@ class CalibrationNoise:
     def _scaled(self, values: NDArray[Any], power: float) -> NDArray[Any]:
         """``values (I + B B^T)^power``; the columns of B are orthogonal."""
         energy = np.square(self.shared).sum(axis=0)
-        return values + ((values @ self.shared) * (((1 + energy) ** power - 1) / energy)) @ self.shared.T
+        return np.asarray(values + ((values @ self.shared) * (((1 + energy) ** power - 1) / energy)) @ self.shared.T)

@@ -264,7 +264,8 @@ def _own_noise(
     error = MatrixError(deviation, torch.from_numpy(noise.shared.astype(np.float32)))
     if denoise and spectrum.shape[1] > POSITIONS:
         warnings.warn(
-            f"system matrix: its noise is left in, {spectrum.shape[1]} positions are more than {POSITIONS}", stacklevel=3
+            f"system matrix: its noise is left in, {spectrum.shape[1]} positions are more than {POSITIONS}",
+            stacklevel=3,
         )
     elif denoise and (found := noise.removed()) is not None:
         spectrum, rank, reduction = found

@@ -63,6 +63,7 @@ __all__ = [
     "evaluate_mpi",
     "generated_images",
     "measured_scenario",
+    "measured_system",
     "phantom_images",
     "scanner_scenario",
     "vessel_images",

@@ -13,7 +13,6 @@ from pyrecon.models.method import Method, Progress, silent
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.solvers import Solution
 
-
 # Of the radius in the range of A: below 1, where every misfit that noise explains is allowed and images are smoothed.
 KAPPA = 0.8
 
@@ -40,8 +39,8 @@ class Data:
     rank: int | None
 
     def ball(self, kappa: float) -> tuple[Tensor, Tensor]:
-        """Centre ``(B, r + 1)``, in coordinates, and radius ``(B,)`` of what explains the data: in the range of A, where
-        alone images differ, to within ``kappa sigma sqrt(r)``.
+        """Centre ``(B, r + 1)``, in coordinates, and radius ``(B,)`` of what explains the data: to within
+        ``kappa sigma sqrt(r)`` in the range of A, where alone images differ.
 
         A ball of ``|noise|`` around all of y, as published, leaves in the range of A what is left of it by the part y_p
         of the data outside: a small difference of large random numbers. And it is slow where y_p is large, as a
@@ -53,8 +52,8 @@ class Data:
         return center, kappa * (self._rank * self._variance).sqrt()
 
     def radius(self, kappa: float) -> Tensor:
-        """``(B,)`` of the ball around all of y that leaves as much in the range of A: ``sqrt(|y_p|^2 + (kappa sigma)^2 r)``,
-        for what has to see all rows."""
+        """``(B,)`` of the ball around all of y that leaves as much in the range of A,
+        ``sqrt(|y_p|^2 + (kappa sigma)^2 r)``, for what has to see all rows."""
         return (self.coordinates[:, -1].square() + (kappa**2 * self._rank) * self._variance).sqrt()
 
     @property
@@ -116,8 +115,8 @@ class MPIMethod(Method):
         system
             The system matrix; the one that was prepared for, where something was.
         y, noise
-            Data ``(B, M)`` and the expected norm of the noise in them, ``(B,)``, errors of the matrix included. A frame with NaN ends as an image of
-            NaN with status NONFINITE and does not touch the others.
+            Data ``(B, M)`` and the expected norm of the noise in them, ``(B,)``, errors of the matrix included. A frame
+            with NaN ends as an image of NaN with status NONFINITE and does not touch the others.
         coordinates
             ``system.coordinates(y)`` where it is known already.
         start

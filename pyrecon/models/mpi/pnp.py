@@ -33,7 +33,8 @@ class PnP(MPIMethod):
         z1 = RDN(strength (x - d1)) / strength
         x  = (I + c A^T A)^-1 (c A^T (z0 + d0) + z1 + d1),    then both duals
 
-    in the coordinates of the data (:func:`pyrecon.models.mpi.system.compressed`). A's rows have a mean energy of 0.34, and an image has the scale that :class:`Reconstructor` gives it.
+    in the coordinates of the data (:func:`pyrecon.models.mpi.system.compressed`). A's rows
+    have a mean energy of 0.34, and an image has the scale that :class:`Reconstructor` gives it.
 
     Attributes
     ----------

@@ -137,6 +137,8 @@ class Reconstructor:
         self._solver = method.prepare(self.system, source)
         self.normalise, self.model_error = normalise, model_error
         self.batch, self.warm_start = batch, warm_start
+        self._mismatch, self._iterations, self._advised = False, 0, False
+        self._energies = torch.zeros(2, dtype=torch.float64)  # of the noise of data and matrix, over all rows so far
         if method.factors:
             self.system.factorise()
         self._setup = time.perf_counter() - start
@@ -233,7 +235,9 @@ class Reconstructor:
             noise, wrong = expected, torch.zeros_like(expected)
             if coordinates is not None and self.model_error:
                 noise, wrong = with_model_error(system, coordinates, expected, self._error, self._gain)
-            scale = _signal_scale(scaled, coordinates, noise, scaled.shape[1]) if self.normalise else torch.ones_like(noise)
+            scale = (
+                _signal_scale(scaled, coordinates, noise, scaled.shape[1]) if self.normalise else torch.ones_like(noise)
+            )
             solution, state = self._solver.solve(
                 system,
                 scaled / scale[:, None],
@@ -308,7 +312,8 @@ def _noise(std: Any, y: Tensor) -> Tensor:
 def with_model_error(
     system: FactoredSystem, coordinates: Tensor, noise: Tensor, error: MatrixError | None, gain: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """``(B,)`` norm of all that is no signal, and of what the noise of the matrix, as it was before ``gain``, adds to it.
+    """``(B,)`` norms of all that is no signal, and of what the noise of the matrix adds to it; its ``gain`` came after
+    the error was known.
 
     An image is needed for that, but hardly a good one: least squares with a penalty, in which the noise found before
     counts.
