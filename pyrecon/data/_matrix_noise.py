@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import scipy  # whose parts load when they are used
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,6 +67,11 @@ class MatrixError:
     rank: int | None = None
     removed_db: float = 0.0
     through: Tensor | None = None
+
+    @classmethod
+    def none(cls, positions: int) -> MatrixError:
+        """Of a matrix that is exact."""
+        return cls(0.0, torch.zeros(positions, 0))
 
     def variance(self, images: Tensor) -> Tensor:
         """``std^2 (|x|^2 + |B^T x|^2)``: of the error of a row's signal, for images ``(B, N)``."""

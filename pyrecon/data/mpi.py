@@ -73,6 +73,11 @@ class MPISystem:
         """Of a matrix that noise was taken out of: it has no other singular values; None for one as measured."""
         return None if self.error is None else self.error.rank
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the matrix is as it was measured, with noise that is not known to be none."""
+        return self.error is None or (self.error.rank is None and self.error.std > 0)
+
     def upsampled(self, factor: int = 2) -> MPISystem:
         """The system on a grid ``factor`` times finer along both axes, rows interpolated bicubically.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from pyrecon import metrics
 from pyrecon.data.mpi import GRID
 from pyrecon.data.raw import Grid
 from pyrecon.report import Report
+
+if TYPE_CHECKING:
+    from pyrecon.data.raw import MPICalibration, MPIScan
+    from pyrecon.physics.mpi import Scanner
 
 MPI_GRID = GRID  # by the name that examples know
 OVERSAMPLING = 4  # the object's grid is this much finer than the system matrix's, so data and model differ
@@ -43,15 +47,25 @@ def fine_grid(grid: Grid = GRID, factor: int = OVERSAMPLING) -> Grid:
     return grid.finer(factor)
 
 
-def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: int = 6, seed: int = 0) -> Study:
+@dataclass(frozen=True)
+class MPIScene:
+    """Retina vessels ``(B, H, W)`` on the fine grid, the scanner, its calibration and the scan."""
+
+    vessels: Tensor
+    scanner: Scanner
+    calibration: MPICalibration
+    scan: MPIScan
+
+
+def mpi_scene(
+    progress: Callable[[str], None] = lambda text: None, *, snr_db: float = 30.0, frames: int = 6, seed: int = 0
+) -> MPIScene:
     """Retina vessels in a field-free-line scanner whose system matrix was calibrated with noise.
 
     The object is drawn on a grid four times finer than the system matrix's in each direction, and the system matrix is
     a noisy calibration with a sample of finite size, so no method solves the problem that made the data.
     """
-    from pyrecon.data.mpi import box_downsample, prepare_frames, prepare_system
     from pyrecon.data.phantoms import retina_vessels
-    from pyrecon.models.mpi import DEQ, METHODS, PnP, Reconstructor
     from pyrecon.physics.mpi import Scanner
 
     fine = fine_grid()
@@ -60,7 +74,16 @@ def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: 
     calibration = scanner.calibrate(GRID, seed=seed)
     vessels = torch.as_tensor(retina_vessels(fine.shape, frames, seed=seed), dtype=torch.float32)
     progress(f"MPI: scanning {frames} vessel images")
-    scan = scanner.measure(vessels, fine, snr_db=snr_db, seed=seed + 1)
+    return MPIScene(vessels, scanner, calibration, scanner.measure(vessels, fine, snr_db=snr_db, seed=seed + 1))
+
+
+def mpi_study(progress: Callable[[str], None], *, snr_db: float = 30.0, frames: int = 6, seed: int = 0) -> Study:
+    """:func:`mpi_scene` by every method."""
+    from pyrecon.data.mpi import box_downsample, prepare_frames, prepare_system
+    from pyrecon.models.mpi import DEQ, METHODS, PnP, Reconstructor
+
+    scene = mpi_scene(progress, snr_db=snr_db, frames=frames, seed=seed)
+    calibration, scan, vessels = scene.calibration, scene.scan, scene.vessels
     system = prepare_system(calibration, scan)
     data = prepare_frames(system, scan)
     truth = box_downsample(vessels, OVERSAMPLING)

@@ -24,7 +24,7 @@ from torch import Tensor
 from pyrecon import metrics
 from pyrecon._errors import DataError, MissingDependency
 from pyrecon.data import phantoms
-from pyrecon.data.mpi import FINER, GRID, MPISystem, box_downsample, prepare_frames, prepare_system
+from pyrecon.data.mpi import FINER, GRID, MatrixError, MPISystem, box_downsample, prepare_frames, prepare_system
 from pyrecon.data.phantoms import retina_vessels, vessel_patches
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import vascular_images
@@ -72,7 +72,8 @@ class Scenario:
 # --- problems ----------------------------------------------------------------------------------------------------
 def measured_system(calibration: MPICalibration, rows: NDArray[np.int64] | None = None) -> MPISystem:
     """A_meas, which is the truth where data are made with it: the noise of its calibration is part of the scanner."""
-    return replace(prepare_system(calibration, rows=rows, denoise=False), error=None)
+    system = prepare_system(calibration, rows=rows, denoise=False)
+    return replace(system, error=MatrixError.none(system.matrix.shape[1]))
 
 
 def measured_scenario(

@@ -1,7 +1,7 @@
 r"""l1-, TV- and Hyb-ADMM: minimise R(x) over images that explain the data to within the noise.
 
 The problem is ``min R(x)  s.t.  |A x - y|_2 <= radius`` (and ``x >= 0``), DEQ-MPI Eq. 2, with a radius that is stated
-where it acts, in the range of A (:meth:`pyrecon.models.mpi.method.Data.ball`), or for all data. ADMM with one copy ``z0`` of
+where it acts, in the range of A (:meth:`pyrecon.models.mpi.method.Data.ball`). ADMM with one copy ``z0`` of
 ``A x``, one copy ``z_i`` of ``x`` per term of R (p of them), and scaled duals ``d`` iterates (Eqs. 5-9)::
 
     z0  = proj(A x - d0)                             onto the ball of radius around y

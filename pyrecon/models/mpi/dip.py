@@ -37,8 +37,8 @@ class DeepImagePrior(MPIMethod):
     the frames beside it. The data term is taken in the r + 1 coordinates of the data, where it is the same number.
 
     Stop: at the first test (every 10th iteration) with A x in the ball around y: Morozov's discrepancy principle,
-    stated in the range of A. Status CONVERGED then, MAX_ITER after all ``iterations``. The residual of the solution is the
-    misfit there over the radius.
+    stated in the range of A. Status CONVERGED then, MAX_ITER after all ``iterations``. The residual of the solution is
+    the misfit there over the radius.
 
     Attributes
     ----------

@@ -31,12 +31,15 @@ class Data:
         Of y, ``(B, r + 1)``; where a method needs no factors, y again.
     rank
         r; None where there are no factors.
+    noisy
+        Whether the matrix holds noise of its own.
     """
 
     y: Tensor
     noise: Tensor
     coordinates: Tensor
     rank: int | None
+    noisy: bool = False
 
     def ball(self, kappa: float) -> tuple[Tensor, Tensor]:
         """Centre ``(B, r + 1)``, in coordinates, and radius ``(B,)`` of what explains the data: to within
@@ -45,8 +48,11 @@ class Data:
         A ball of ``|noise|`` around all of y, as published, leaves in the range of A what is left of it by the part y_p
         of the data outside: a small difference of large random numbers. And it is slow where y_p is large, as a
         projection onto it moves everything by the same small share: Hyb-ADMM is as near to its limit after 100 of these
-        iterations as after 500 of those.
+        iterations as after 500 of those. With a noisy matrix that is an advantage: its range is
+        not that of images, and who follows the data there follows noise. Then the ball is that of :meth:`radius`.
         """
+        if self.noisy:
+            return self.coordinates, self.radius(kappa)
         center = self.coordinates.clone()
         center[:, -1] = 0
         return center, kappa * (self._rank * self._variance).sqrt()
@@ -74,7 +80,7 @@ class Data:
 
     def of(self, frames: Tensor) -> Data:
         """Some of the frames, by number."""
-        return Data(self.y[frames], self.noise[frames], self.coordinates[frames], self.rank)
+        return Data(self.y[frames], self.noise[frames], self.coordinates[frames], self.rank, self.noisy)
 
 
 class MPIMethod(Method):
@@ -131,7 +137,8 @@ class MPIMethod(Method):
         check_like("noise", noise, "y", y)
         check_shape("noise", noise, y.shape[:1], "(B,)")
         rank = system.rank if self.factors else None
-        return self._solve(system, Data(y, noise, y if coordinates is None else coordinates, rank), start, progress)
+        data = Data(y, noise, y if coordinates is None else coordinates, rank, system.noisy)
+        return self._solve(system, data, start, progress)
 
     def _solve(
         self, system: FactoredSystem, data: Data, start: Any, progress: Progress

@@ -101,9 +101,10 @@ class Reconstructor:
     ) -> None:
         self.method = check_method(method, MPIMethod, "HybADMM()")
         source = system if isinstance(system, MPISystem) else None
-        spacing, rank = None, None
+        spacing, rank, noisy = None, None, False
         if source is not None:
-            matrix, shape, spacing, rank = source.matrix, source.grid.shape, source.grid.spacing, source.rank
+            matrix, shape, spacing = source.matrix, source.grid.shape, source.grid.spacing
+            rank, noisy = source.rank, source.noisy
         elif not isinstance(system, Tensor):
             raise TypeError(f"system: expected an MPISystem or a real matrix, got {described(system)}")
         elif shape is None:
@@ -128,9 +129,9 @@ class Reconstructor:
         batch = check_count("batch", batch)
         matrix = matrix.to(device)
         if normalise:
-            self.system, self._gain = FactoredSystem.normalised(matrix, shape, spacing, rank)
+            self.system, self._gain = FactoredSystem.normalised(matrix, shape, spacing, rank, noisy)
         else:
-            self.system, self._gain = FactoredSystem(matrix, shape, spacing, rank), 1.0
+            self.system, self._gain = FactoredSystem(matrix, shape, spacing, rank, noisy), 1.0
         self._error = None if source is None else source.error
         start = time.perf_counter()
         # One that has to load and check something does so once, here.

@@ -65,6 +65,8 @@ class FactoredSystem:
         Distance of voxels along each axis, for methods that compare neighbours; None: the same along all.
     rank
         Where it is known that the matrix has no more singular values than that, what lies below is rounding.
+    noisy
+        Whether the matrix holds noise of its own, so that what is in its range may still be noise.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class FactoredSystem:
         shape: tuple[int, ...],
         spacing: tuple[float, ...] | None = None,
         rank: int | None = None,
+        noisy: bool = False,
     ) -> None:
         check_dtype("matrix", matrix, FLOATING)
         self._most = None if rank is None else check_count("rank", rank)
@@ -94,7 +97,7 @@ class FactoredSystem:
         if not matrix.any():
             raise ValueError("matrix: is zero")
         self.matrix = matrix.contiguous()
-        self.shape, self.spacing = shape, spacing
+        self.shape, self.spacing, self.noisy = shape, spacing, noisy
 
     @classmethod
     def normalised(
@@ -103,10 +106,11 @@ class FactoredSystem:
         shape: tuple[int, ...],
         spacing: tuple[float, ...] | None = None,
         rank: int | None = None,
+        noisy: bool = False,
     ) -> tuple[FactoredSystem, float]:
         """The matrix in the scale of the learned models, once and for all, and the factor that brought it there."""
         gain = row_gain(matrix) if bool(matrix.any()) else 1.0
-        system = cls(matrix * gain, shape, spacing, rank)
+        system = cls(matrix * gain, shape, spacing, rank, noisy)
         system.gain = 1.0
         return system, gain
 

@@ -1,0 +1,147 @@
+"""The noise of the calibration, and scanners that no weights have seen: section V-C's question, asked of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from torch import Tensor
+
+from pyrecon import metrics
+from pyrecon.data.mpi import FINER, GRID, MatrixError, MPISystem, box_downsample, prepare_frames, prepare_system
+from pyrecon.data.raw import MPICalibration, MPIScan
+from pyrecon.experiments.demo import mpi_scene
+from pyrecon.experiments.deq_mpi.study import Study
+from pyrecon.experiments.mpi_data import vessel_images
+from pyrecon.experiments.table import Listing
+from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, HybADMM, PnP, Reconstructor
+from pyrecon.physics.mpi import UNSEEN, Scanner, drawn_calibration
+
+_IMAGES = 16  # of each unseen scanner
+_METHODS: tuple[Any, ...] = (L1ADMM(), TVADMM(), HybADMM(), ART(), PnP(), DEQ())
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scan of known images ``(B, H, W)``, the calibration that is to read it, and one of the same scanner without
+    noise."""
+
+    truth: Tensor
+    scan: MPIScan
+    calibration: MPICalibration
+    exact: MPICalibration
+    snr_threshold: float
+
+
+def demo_scene() -> Scene:
+    scene = mpi_scene()
+    factor = scene.vessels.shape[1] // GRID.shape[0]
+    truth = box_downsample(scene.vessels, factor)
+    return Scene(truth, scene.scan, scene.calibration, _exact(scene.scanner), 5.0)
+
+
+def unseen_scenes(snr_db: float, count: int = _IMAGES) -> Iterator[tuple[int, Scene]]:
+    """Of every scanner of :data:`~pyrecon.physics.mpi.UNSEEN`, with its own calibration: crops of the retina."""
+    images = vessel_images(test=count, validation=1).test
+    for seed in UNSEEN:
+        drawn = drawn_calibration(seed)
+        scan = drawn.scanner.measure(images, GRID.finer(FINER), snr_db=snr_db, background_frames=20, seed=seed)
+        truth = box_downsample(images, FINER)
+        yield seed, Scene(truth, scan, drawn.measured(), _exact(drawn.scanner), drawn.snr_threshold)
+
+
+def _exact(scanner: Scanner) -> MPICalibration:
+    return scanner.calibrate(GRID, noise=0.0)
+
+
+# --- what is done about the calibration's noise ----------------------------------------------------------------------
+def _measured(scene: Scene) -> MPISystem:
+    return prepare_system(scene.calibration, scene.scan, snr_threshold=scene.snr_threshold, denoise=False)
+
+
+def _ours(scene: Scene) -> MPISystem:
+    return prepare_system(scene.calibration, scene.scan, snr_threshold=scene.snr_threshold)
+
+
+def _noise_free(scene: Scene) -> MPISystem:
+    system = prepare_system(scene.exact, scene.scan, rows=_measured(scene).rows, denoise=False)
+    return replace(system, error=MatrixError.none(GRID.size))
+
+
+def _shrunk(system: MPISystem) -> MPISystem:
+    """Step 3 of :mod:`pyrecon.data._matrix_noise` alone, all noise taken to be white."""
+    error = _of(system)
+    m, n = system.matrix.shape
+    u, s, vh = np.linalg.svd(system.matrix.double().numpy(), full_matrices=False)
+    scaled = (s / error.std) ** 2
+    root = np.sqrt(np.maximum((scaled - m - n) ** 2 - 4 * m * n, 0))
+    kept = np.where(scaled > (np.sqrt(m) + np.sqrt(n)) ** 2, error.std**2 * root / s, 0)
+    matrix = torch.from_numpy((u * kept) @ vh).float()
+    return replace(system, matrix=matrix, error=replace(error, rank=int((kept > 0).sum())))
+
+
+def _wiener(system: MPISystem) -> MPISystem:
+    """Every row's image by the spectrum that all rows share, times the row's own energy, against white noise."""
+    variance = _of(system).std ** 2
+    images = system.matrix.double().numpy().reshape(-1, *system.grid.shape)
+    values = scipy.fft.dctn(images, axes=(1, 2), norm="ortho")
+    energies = np.maximum(np.square(values).mean(axis=(1, 2)) - variance, 0)[:, None, None]
+    # In the spectrum rows count by what they say of it.
+    weights = energies / (energies + variance)
+    shared = np.maximum((weights * (np.square(values) - variance)).sum(axis=0), 0) / (weights * energies).sum()
+    power = energies * shared
+    filtered = scipy.fft.idctn(values * power / (power + variance), axes=(1, 2), norm="ortho")
+    return replace(system, matrix=torch.from_numpy(filtered.reshape(len(images), -1)).float())
+
+
+def _of(system: MPISystem) -> MatrixError:
+    assert system.error is not None, "the noise of a simulated calibration is known"
+    return system.error
+
+
+_TREATMENTS: dict[str, Callable[[Scene], MPISystem]] = {
+    "as measured": _measured,
+    "Wiener filter of every row": lambda scene: _wiener(_measured(scene)),
+    "singular values shrunk, noise taken for white": lambda scene: _shrunk(_measured(scene)),
+    "both": lambda scene: _shrunk(_wiener(_measured(scene))),
+    "as by default: shared noise known, frequencies, singular values": _ours,
+    "without noise": _noise_free,
+}
+
+
+def calibration(study: Study) -> Listing:
+    """Every method with the matrix as measured, and what was done about its noise: on the demo's scan, on others."""
+    lines = []
+    scenes = {"demo": [demo_scene()], "unseen": []}
+    for place, (_, scene) in enumerate(unseen_scenes(25.0)):
+        study.progress("scanning", place, len(UNSEEN))
+        scenes["unseen"].append(scene)
+    for where, group in scenes.items():
+        for label, treat in _TREATMENTS.items():
+            found = []
+            for place, scene in enumerate(group):
+                study.progress(f"{where}, {label}", place, len(group))
+                system, exact = treat(scene), _noise_free(scene).matrix
+                error = 20 * torch.log10((system.matrix - exact).norm() / exact.norm())
+                found.append([float(error), *(_quality(system, scene, method) for method in _METHODS)])
+            error, *qualities = np.mean(found, axis=0)
+            lines.append([where, label, f"{error:.1f}" if np.isfinite(error) else "", *(f"{q:.1f}" for q in qualities)])
+    heads = ["scan", "matrix", "its error, dB", *(method.name for method in _METHODS)]
+    notes = [
+        "pSNR in dB. demo: the scan of `pyrecon demo`, 30 dB, six images of the retina. unseen: mean over the eight "
+        f"scanners and calibrations of `pyrecon.physics.mpi.UNSEEN`, {_IMAGES} images of the retina each, 25 dB. All "
+        "methods as `Reconstructor` runs them without any settings, what is left of the calibration's noise counted.",
+    ]
+    return Listing("The noise of the calibration", heads, lines, notes)
+
+
+def _quality(system: MPISystem, scene: Scene, method: Any) -> float:
+    images, _ = Reconstructor(system, method)(prepare_frames(system, scene.scan))
+    return float(metrics.psnr(images.clamp_min(0), scene.truth).mean())
+
+
+EXPERIMENTS: dict[str, Callable[[Study], Listing]] = {"calibration": calibration}
