@@ -1,4 +1,4 @@
-"""The noise of the calibration, and scanners that no weights have seen: section V-C's question, asked of every method."""
+"""The noise of the calibration, and scanners that no weights have seen: what every method makes of them."""
 
 from __future__ import annotations
 
