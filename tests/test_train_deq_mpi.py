@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deq_mpi_runs import NONE, SHAPE, config, source
+from deq_mpi_runs import NONE, SHAPE, config, source, trained
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -22,30 +21,10 @@ from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import new_card
 from pyrecon.nn import RDN, LearnedConsistency, RowLayout
 from pyrecon.ops import project_l2_ball
-from pyrecon.train import Config, Interrupted, Stage, train_deq_mpi
+from pyrecon.train import Config, Stage, train_deq_mpi
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
-def trained(folder: Path, settings: Config, stops: tuple[int, ...] = ()) -> bytes:
-    """The weights' bytes after a run that is stopped at the given questions whether to stop, counted over all runs."""
-    count = 0
-
-    def stop_at(step: int | None) -> Callable[[], bool]:
-        def stop() -> bool:
-            nonlocal count
-            count += 1
-            return count == step
-
-        return stop
-
-    for number, step in enumerate((*stops, None)):
-        try:
-            train_deq_mpi(folder, source(), settings, resume=number > 0, stop=stop_at(step))
-        except Interrupted:
-            assert step is not None
-    return (folder / "weights.safetensors").read_bytes()
-
-
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     """Bit by bit, stopped in every stage and twice in one."""
     settings = config(consistency="learned")

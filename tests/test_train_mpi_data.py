@@ -64,7 +64,7 @@ def test_compressed_system_gives_the_images_of_the_whole_one() -> None:
 def test_what_depends_on_its_start_has_the_published_one(changes: dict[str, Any]) -> None:
     settings = config(**changes)
     images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(1))
-    direct = TrainingData.of(source(), settings, images[:24], images[24:]).problem
+    direct = TrainingData.of(source(), settings, images[:24], images[24:]).benches[0].problem
     values = direct.A.singular_values()
     kept = int((values > 1e-4 * values[0]).sum())
     assert direct.rank == round(250 / 338 * kept)
@@ -72,7 +72,7 @@ def test_what_depends_on_its_start_has_the_published_one(changes: dict[str, Any]
     u, s, vh = torch.linalg.svd(direct.A.matrix.double(), full_matrices=False)
     expected = (y.double() @ u[:, : direct.rank] / s[: direct.rank]) @ vh[: direct.rank]
     torch.testing.assert_close(direct.start(y)[0].double(), expected, rtol=1e-4, atol=1e-5)
-    assert data().problem.rank is None
+    assert data().benches[0].problem.rank is None
 
 
 def test_row_layout_is_where_the_scan_has_its_rows() -> None:
@@ -112,7 +112,7 @@ def test_images_are_those_of_the_pool_in_all_mirrored_forms_and_brightness() -> 
     for image in batch:
         for form in range(4):
             mirrored = image.flip([d for d in (0, 1) if form >> d & 1]) if form else image
-            ratio = (mirrored / made.pool).flatten(1)
+            ratio = (mirrored / made.pool * made.benches[0].system.unit).flatten(1)
             for r in ratio[(ratio.amax(1) - ratio.amin(1)) < 1e-4]:
                 ratios.append(float(r[0]))
                 forms.add(form)
@@ -130,12 +130,13 @@ def test_signals_and_noise_have_the_stated_strength(measure: Any, consistency: A
     made = TrainingData.of(source(), config(measure=measure, consistency=consistency), images[:24], images[24:])
     batch = made.measured(0, 64)
     assert batch.images.shape == (64, *SHAPE)
-    signal = made.clean(made.images(0, 1000)).square().mean().sqrt()
+    (bench,) = made.benches
+    signal = bench.clean(made.images(0, 1000)).square().mean().sqrt()
     assert float(signal) == pytest.approx(0.41, rel=0.1)
     # The model that reads the data is not the one that made them, but near it.
-    misfit = torch.linalg.vector_norm(batch.images.flatten(1) @ made.problem.A.matrix.T - batch.y, dim=1)
+    misfit = torch.linalg.vector_norm(batch.images.flatten(1) @ batch.problem.A.matrix.T - batch.y, dim=1)
     assert (misfit > 0.9 * batch.radius).all()
-    assert (len(made.problem.A.matrix) < 82) == (consistency == "ball")
-    assert float(made.system.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-4)
+    assert (len(batch.problem.A.matrix) < 82) == (consistency == "ball")
+    assert float(bench.system.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-4)
     low, high = made.signal_range
     assert low < 0.41 < high

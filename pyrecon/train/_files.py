@@ -27,7 +27,7 @@ _SLACK = 64 * 2**20
 # What written_whole leaves beside a file when its process is killed.
 _LEFT_OVER = re.compile(
     r"\.(config\.json|(pool|photographs|replay)\.npy|samples-\d+\.png|last\.ckpt|weights\.pt|"
-    r"(source|initial|last|weights)\.safetensors)"
+    r"(source|scanners|initial|last|weights)\.safetensors)"
     r"\.[0-9a-f]{12}\.(json|npy|png|ckpt|pt|safetensors)"
 )
 

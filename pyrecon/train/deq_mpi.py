@@ -28,7 +28,8 @@ from pyrecon.ops import project_l2_ball
 from pyrecon.solvers import Anderson
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, Stage, setting
-from pyrecon.train.mpi_data import VALIDATION, Source, TrainingData, fine_shape
+from pyrecon.train.mpi_data import VALIDATION, Measured, Source, TrainingData, fine_shape
+from pyrecon.train.mpi_scanners import kept_scanners
 from pyrecon.train.run import Drawn, Option, Training, train
 from pyrecon.train.task import Outcome, Quality, Report, Task
 
@@ -51,6 +52,10 @@ class Config(RunConfig):
     pool, validation
         Images drawn for the run, for training and for measuring quality. Every batch takes images of the pool with
         fresh brightness, mirrored at random.
+    scanners
+        So many scanners at random (:func:`~pyrecon.physics.mpi.drawn_calibration`) measure the images beside the system
+        matrix, by turns: step k takes number k modulo ``scanners + 1``. For weights that travel. Not with learned
+        consistency, which belongs to the rows of one scan.
     layers
         Convolutions per block of the RDN: 4 as released, 12 as printed.
     dims
@@ -97,6 +102,9 @@ class Config(RunConfig):
     )
     pool: int = setting(12_000, "--pool", "Training images.", least=1)
     validation: int = setting(128, "--validation", "Validation images.", least=1)
+    scanners: int = setting(
+        0, "--scanners", "Scanners at random beside the system matrix, for weights that travel.", least=0, most=1024
+    )
     layers: int = setting(4, "", "Convolutions per block of the RDN.", least=1, most=1024)
     dims: Literal[1, 2] = setting(
         1, "--dims", "Of learned consistency: 1 for a field-free line, 2 for several channels."
@@ -126,7 +134,7 @@ class Config(RunConfig):
     backward_limit: int = setting(20, "--backward-limit", "Most iterations to its gradient.", least=1)
     memory: int = setting(5, "", "Of Anderson mixing.", least=1, most=1024)
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"end_to_end", "unrolled_steps", "consistency_start"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"end_to_end", "unrolled_steps", "consistency_start", "scanners"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,6 +142,16 @@ class Config(RunConfig):
             raise DataError(f"projection_noise: {self.projection_noise}, expected numbers from 0")
         if self.end_to_end.steps and self.equilibrium.steps:
             raise DataError("end_to_end, equilibrium: a run has steps of one of them, not of both")
+        if self.scanners and self.consistency == "learned":
+            raise DataError(
+                f"scanners: {self.scanners} have other rows than the system matrix, and consistency 'learned' belongs "
+                "to rows; use 'ball'"
+            )
+        if self.scanners >= self.validation:
+            raise DataError(
+                f"validation: {self.validation} images for {self.scanners} scanners and the system matrix, expected at "
+                "least one for each"
+            )
 
     @property
     def role(self) -> Role | None:
@@ -207,9 +225,9 @@ class Denoiser(Task):
         return F.l1_loss(self.model.rdn(images + noise), images)
 
     def quality(self) -> dict[str, float]:
-        images = self.data.coarse(self.data.validation)
+        images = self.data.coarse(torch.cat(self.data.validation_images()))
         noise = self.data.config.denoiser_noise * self.data.noise(tuple(images.shape), 2, VALIDATION)
-        return {"quality": _mean_psnr(self.model.rdn(images + noise), images)}
+        return {"quality": float(metrics.psnr(self.model.rdn(images + noise), images).mean())}
 
 
 class Projection(Task):
@@ -229,15 +247,16 @@ class Projection(Task):
         return F.l1_loss(learned, projected)
 
     def quality(self) -> dict[str, float]:
-        learned, projected = self._both(self.data.validation, 3, VALIDATION)
+        learned, projected = self._both(self.data.validation_images()[0], 3, VALIDATION)
         distance = torch.linalg.vector_norm(learned - projected, dim=1) / torch.linalg.vector_norm(projected, dim=1)
         return {"quality": float(-20 * torch.log10(distance).mean())}
 
     def _both(self, images: Tensor, step: int, stream: int | None) -> tuple[Tensor, Tensor]:
-        clean, config = self.data.clean(images), self.data.config
+        (bench,), config = self.data.benches, self.data.config  # learned consistency has one
+        clean = bench.clean(images)
         noise = self.data.noise((2, *clean.shape), step, **({} if stream is None else {"stream": stream}))
         y, v = (clean + sigma * n for sigma, n in zip(config.projection_noise, noise, strict=True))
-        radius = y.new_full((len(y),), self.data.system.radius(config.snr_db))
+        radius = y.new_full((len(y),), bench.system.radius(config.snr_db))
         return self.model.consistency(v, y, radius), project_l2_ball(v, y, radius)
 
 
@@ -248,7 +267,7 @@ class Equilibrium(Task):
 
     def loss(self, step: int) -> Tensor:
         batch = self.data.measured(step, self.stage.batch)
-        return F.l1_loss(self.model(self.data.problem, batch.y, batch.radius), batch.images)
+        return F.l1_loss(self.model(batch.problem, batch.y, batch.radius), batch.images)
 
     def watched(self) -> dict[str, Tensor]:
         gradient = self.model.gradient
@@ -257,13 +276,12 @@ class Equilibrium(Task):
         return {}
 
     def quality(self) -> dict[str, float]:
-        batch = self.data.validation_set()
-        found = self.model.reconstruct(self.data.problem, batch.y, batch.radius)
-        start = self.data.problem.start(batch.y)[0].view_as(batch.images)
+        sets = self.data.validation_sets()
+        found = [self.model.reconstruct(part.problem, part.y, part.radius) for part in sets]
         return {
-            "quality": _mean_psnr(found.value.clamp(min=0), batch.images),
-            "least_squares": _mean_psnr(start, batch.images),
-            "residual": float(found.residual.mean()),  # relative change in the last step
+            "quality": _mean_psnr([solution.value.clamp(min=0) for solution in found], sets),
+            "least_squares": _mean_psnr(_starts(sets), sets),
+            "residual": float(torch.cat([solution.residual for solution in found]).mean()),  # change in the last step
         }
 
 
@@ -279,19 +297,23 @@ class EndToEnd(Task):
 
     def loss(self, step: int) -> Tensor:
         batch = self.data.measured(step, self.stage.batch)
-        return F.l1_loss(self.model.direct(self.data.problem, batch.y), batch.images)
+        return F.l1_loss(self.model.direct(batch.problem, batch.y), batch.images)
 
     def quality(self) -> dict[str, float]:
-        batch = self.data.validation_set()
-        start = self.data.problem.start(batch.y)[0].view_as(batch.images)
+        sets = self.data.validation_sets()
         return {
-            "quality": _mean_psnr(self.model.direct(self.data.problem, batch.y), batch.images),
-            "least_squares": _mean_psnr(start, batch.images),
+            "quality": _mean_psnr([self.model.direct(part.problem, part.y) for part in sets], sets),
+            "least_squares": _mean_psnr(_starts(sets), sets),
         }
 
 
-def _mean_psnr(images: Tensor, truth: Tensor) -> float:
-    return float(metrics.psnr(images, truth).mean())
+def _starts(sets: list[Measured]) -> list[Tensor]:
+    return [part.problem.start(part.y)[0].view_as(part.images) for part in sets]
+
+
+def _mean_psnr(images: list[Tensor], truth: list[Measured]) -> float:
+    each = [metrics.psnr(found, part.images) for found, part in zip(images, truth, strict=True)]
+    return float(torch.cat(each).mean())
 
 
 # --- the system ------------------------------------------------------------------------------------------------------
@@ -370,17 +392,22 @@ class DEQMPITraining(Training):
         config, source = self.config, self.source
         if config.consistency == "learned" and source.layout is None:
             raise DataError("consistency: 'learned' needs rows of several angles or channels; use 'ball'")
+        count = config.pool + config.validation
+        scanners = kept_scanners(
+            self.folder / "scanners.safetensors", config.seed, config.scanners, source.shape, lambda: drawn(0, count)
+        )
         shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
         images = kept_pool(
             self.folder / "pool.npy",
-            config.pool + config.validation,
+            count,
             shape,
             lambda first, count: vascular_images(
                 count, shape=shape, factor=factor, peak=(1.0, 1.0), seed=config.seed, first=first
             ),
             drawn,
         )
-        return TrainingData.of(source, config, images[: config.pool], images[config.pool :])
+        sources = [source.compact(), *scanners] if scanners else source
+        return TrainingData.of(sources, config, images[: config.pool], images[config.pool :])
 
     def model(self, initial: Path | None) -> DEQMPI:
         config, layout = self.config, self.source.layout
@@ -425,6 +452,8 @@ class DEQMPITraining(Training):
     def finish(self, model: DEQMPI, data: TrainingData, outcomes: dict[str, Outcome]) -> None:
         config, source, role = self.config, self.source, self.config.role or "equilibrium"
         facts: dict[str, Any] = {"config": asdict(config), "rows": len(source.matrix)}
+        if config.scanners:
+            facts["scanners"] = {str(bench.source.seed): bench.source.rows for bench in data.benches[1:]}
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {
             name: [[step, round(quality, 2)] for step, quality in outcome.history] for name, outcome in outcomes.items()

@@ -1,13 +1,15 @@
 """Training data of DEQ-MPI: vascular images, and their measurement with noise in the scale of the model.
 
-Every random number is a function of (seed, purpose, step), whatever ran before: a run that was interrupted goes on as
-if it had not been.
+One pool of images lies above one or several benches, each a system that measures them: step k takes bench number k
+modulo how many there are. Every random number is a function of (seed, purpose, step), whatever ran before: a run that
+was interrupted goes on as if it had not been.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from pyrecon.models.mpi.system import (
     image_shape,
     noise_std,
     published_start,
+    row_gain,
     row_layout,
 )
 from pyrecon.nn import RowLayout
@@ -34,21 +37,42 @@ if TYPE_CHECKING:
 _SAMPLE = 1024  # images of the pool whose signals set the scale
 _POINTS = 10**8  # of a grid of rows
 # The streams of random numbers.
-IMAGES, NOISE, VALIDATION, SCALE = range(4)
+IMAGES, NOISE, VALIDATION, SCALE, SILENT = range(5)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, and where its rows lie."""
+    """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, and where its rows lie.
+
+    ``silent`` more rows hold noise alone (:meth:`compact`); ``seed`` is that of a scanner that was drawn.
+    """
 
     matrix: Tensor
     shape: tuple[int, int]
     layout: RowLayout | None = None
+    silent: int = 0
+    seed: int | None = None
 
     @classmethod
     def of(cls, system: MPISystem) -> Source:
         """What a run keeps of a whitened system."""
         return cls(system.matrix, image_shape(system.grid.shape), row_layout(system))
+
+    @property
+    def rows(self) -> int:
+        """M, silent ones included."""
+        return len(self.matrix) + self.silent
+
+    def compact(self) -> Source:
+        """The same data in other coordinates: at most N rows, and ``silent`` ones.
+
+        With ``A = Q R`` the rows of ``R`` are orthonormal combinations of those of A and hold all signal, of A as of
+        ``A U D``; noise that is white stays so. Where no layout of rows matters that is all that training needs: 0.5 MB
+        in place of 7 for 26 x 13 voxels.
+        """
+        # Rows in order, as a file gives them back: products with columns in order round otherwise.
+        upper = torch.linalg.qr(self.matrix.double(), mode="r").R.to(self.matrix.dtype).contiguous()
+        return replace(self, matrix=upper, layout=None, silent=self.rows - len(upper))
 
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As tensors and JSON."""
@@ -74,21 +98,22 @@ class Source:
 
 @dataclass
 class Measured:
-    """A batch as the model takes it: images ``(B, H, W)``, data ``(B, rows)``, their radius ``(B,)``."""
+    """A batch as the model takes it: images ``(B, H, W)``, data ``(B, rows)``, their radius ``(B,)``, their system."""
 
     images: Tensor
     y: Tensor
     radius: Tensor
+    problem: Problem
 
 
 @dataclass
-class TrainingData:
-    """The pool in the scale of the model, and how an image becomes data.
+class Bench:
+    """A system in the scale of the model, and how it makes data.
 
     Attributes
     ----------
-    pool, validation
-        Images ``(P, h, w)``: of the system's grid, or FINER times that where data are made on a finer grid.
+    source
+        What it is made of; ``seed`` and numbers of rows are its own.
     forward
         ``(M, h w)``: makes data.
     system
@@ -99,63 +124,124 @@ class TrainingData:
         1st and 99th percentile of the signals' root mean square.
     """
 
-    config: Config
-    pool: Tensor
-    validation: Tensor
+    source: Source
     forward: Tensor
     system: ScaledSystem
     problem: Problem
     factored: FactoredSystem | None
-    signal_range: tuple[float, float] = field(default=(0.0, 0.0))
+    signal_range: tuple[float, float]
 
     @classmethod
-    def of(cls, source: Source, config: Config, pool: Tensor, validation: Tensor) -> TrainingData:
-        """``pool`` and ``validation`` hold images of peak 1 on the grid that data are made on: :func:`fine_shape`."""
-        forward, matrix = source.matrix, source.matrix
+    def of(cls, source: Source, config: Config, pool: Tensor) -> Bench:
+        """``pool`` as in :meth:`TrainingData.of`: its signals set the unit."""
+        forward, matrix, heard = source.matrix, source.matrix, len(source.matrix) / source.rows
         if config.measure == "blurred":
             matrix = blurred_rows(matrix, source.shape)
         else:
             # A fine voxel holds a share of a coarse one's tracer.
             forward = upsample_rows(matrix, source.shape, FINER) / FINER**2
-        system = ScaledSystem.of_matrix(matrix, source.shape)
-        forward = system.gain * forward
-        rms = (pool[:_SAMPLE].flatten(1) @ forward.T).square().mean(1).sqrt()
+        gain = row_gain(matrix) / math.sqrt(heard)
+        forward = gain * forward
+        rms = ((pool[:_SAMPLE].flatten(1) @ forward.T).square().mean(1) * heard).sqrt()
         # One unit for the whole set: its signals have the standard root mean square, single images differ. The mean of
         # the brightness squared is 13/12.
         unit = float((13 / 12 * rms.square().mean()).sqrt()) / SIGNAL_RMS
         rms = rms * (0.5 + torch.rand(rms.shape, generator=_generator(config.seed, SCALE, 0)))
-        system = ScaledSystem(system.matrix, system.shape, system.gain, unit, source.layout)
+        system = ScaledSystem(gain * matrix, image_shape(source.shape), gain, unit, source.layout)
         factored = None
         if config.consistency != "learned":
             factored = FactoredSystem(system.matrix, system.shape)
+            if source.silent:
+                factored.gain = 1.0  # it has the scale already, but for the rows that the matrix does not show
             problem = compressed(factored, config.snr_db)
         else:
             problem = system.problem(config.snr_db)
         if config.role in ("end-to-end", "unrolled"):
             problem = published_start(problem)
         low, high = (float(q) / unit for q in torch.quantile(rms, torch.tensor([0.01, 0.99])))
-        bright = _bright(validation, _generator(config.seed, VALIDATION, 0))
-        return cls(config, pool / unit, bright / unit, forward, system, problem, factored, (low, high))
+        return cls(source, forward, system, problem, factored, (low, high))
+
+    def to(self, device: torch.device) -> Bench:
+        problem = Problem(
+            self.problem.A.matrix.to(device), self.system.shape, cutoff=self.problem.cutoff, rank=self.problem.rank
+        )
+        factored = self.factored and FactoredSystem(self.factored.matrix.to(device), self.factored.shape)
+        return replace(self, forward=self.forward.to(device), problem=problem, factored=factored)
+
+    def clean(self, images: Tensor) -> Tensor:
+        """Noise-free data ``(B, M)``, silent rows left out, of images in the scale of the model."""
+        return images.flatten(1) @ self.forward.T
+
+    def measured(self, images: Tensor, snr_db: float, noise: Tensor, silent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Data as ``problem`` takes them, and the radius of their ball.
+
+        ``noise`` ``(B, M)`` has standard deviation 1, as have the numbers whose squares sum up to ``silent`` ``(B,)``.
+        """
+        y, radius = with_noise(self.clean(images), snr_db, noise)
+        if self.factored is not None:
+            y = self.factored.coordinates(y)
+            if silent is not None:
+                y[:, -1] = (y[:, -1].square() + noise_std(snr_db) ** 2 * silent).sqrt()
+                radius = radius * math.sqrt(self.source.rows / len(self.forward))
+        return y, radius
+
+
+@dataclass
+class TrainingData:
+    """The pool, and the benches that measure it.
+
+    Attributes
+    ----------
+    pool, validation
+        Images ``(P, h, w)``: of the system's grid, or FINER times that where data are made on a finer grid. Those of
+        validation have their brightness.
+    benches
+        At least one. In the scale of the model an image is divided by the unit of the bench that measures it.
+    """
+
+    config: Config
+    pool: Tensor
+    validation: Tensor
+    benches: tuple[Bench, ...]
+
+    @classmethod
+    def of(cls, sources: Source | Sequence[Source], config: Config, pool: Tensor, validation: Tensor) -> TrainingData:
+        """``pool`` and ``validation`` hold images of peak 1 on the grid that data are made on: :func:`fine_shape`."""
+        sources = [sources] if isinstance(sources, Source) else sources
+        benches = tuple(Bench.of(source, config, pool) for source in sources)
+        return cls(config, pool, _bright(validation, _generator(config.seed, VALIDATION, 0)), benches)
 
     def to(self, device: torch.device) -> TrainingData:
         """The same on a device; random numbers are still drawn on the CPU, so they are the same everywhere."""
         if self.pool.device == device:
             return self
-        moved = {name: getattr(self, name).to(device) for name in ("pool", "validation", "forward")}
-        problem = Problem(
-            self.problem.A.matrix.to(device), self.system.shape, cutoff=self.problem.cutoff, rank=self.problem.rank
-        )
-        factored = self.factored and FactoredSystem(self.factored.matrix.to(device), self.factored.shape)
-        return replace(self, **moved, problem=problem, factored=factored)
+        benches = tuple(bench.to(device) for bench in self.benches)
+        return replace(self, pool=self.pool.to(device), validation=self.validation.to(device), benches=benches)
+
+    @property
+    def signal_range(self) -> tuple[float, float]:
+        """That of all benches together."""
+        lows, highs = zip(*(bench.signal_range for bench in self.benches), strict=True)
+        return min(lows), max(highs)
+
+    def bench(self, step: int) -> Bench:
+        """Whose turn it is."""
+        return self.benches[step % len(self.benches)]
 
     def images(self, step: int, batch: int) -> Tensor:
         """``(batch, h, w)`` of the pool, brightness times U(0.5, 1.5), mirrored along each axis at random."""
         generator = _generator(self.config.seed, IMAGES, step)
         chosen = self.pool[torch.randint(len(self.pool), (batch,), generator=generator).to(self.pool.device)]
+        chosen = chosen / self.bench(step).system.unit
         for dim in (1, 2):
             mirror = (torch.rand(batch, 1, 1, generator=generator) < 0.5).to(chosen.device)
             chosen = torch.where(mirror, chosen.flip(dim), chosen)
         return _bright(chosen, generator)
+
+    def validation_images(self) -> list[Tensor]:
+        """For each bench its share of the validation images, always the same."""
+        count = len(self.benches)
+        return [self.validation[k::count] / bench.system.unit for k, bench in enumerate(self.benches)]
 
     def coarse(self, images: Tensor) -> Tensor:
         """Images on the grid of the model."""
@@ -165,24 +251,26 @@ class TrainingData:
         """White noise of standard deviation 1."""
         return torch.randn(shape, generator=_generator(self.config.seed, stream, step)).to(self.pool.device)
 
-    def clean(self, images: Tensor) -> Tensor:
-        """Noise-free data ``(B, M)``."""
-        return images.flatten(1) @ self.forward.T
-
     def measured(self, step: int, batch: int) -> Measured:
         """A training batch."""
-        return self._measure(self.images(step, batch), self.noise((batch, len(self.forward)), step))
+        return self._measure(self.bench(step), self.images(step, batch), step, NOISE)
 
-    def validation_set(self) -> Measured:
-        """The validation images, with the same noise at all times."""
-        count = len(self.validation)
-        return self._measure(self.validation, self.noise((count, len(self.forward)), 1, VALIDATION))
+    def validation_sets(self) -> list[Measured]:
+        """The validation images of each bench, with the same noise at all times."""
+        # Steps 2 and 3 of the stream are what the first two stages take.
+        return [
+            self._measure(bench, images, 1 + 3 * k, VALIDATION)
+            for k, (bench, images) in enumerate(zip(self.benches, self.validation_images(), strict=True))
+        ]
 
-    def _measure(self, images: Tensor, noise: Tensor) -> Measured:
-        y, radius = with_noise(self.clean(images), self.config.snr_db, noise)
-        if self.factored is not None:
-            y = self.factored.coordinates(y)
-        return Measured(self.coarse(images), y, radius)
+    def _measure(self, bench: Bench, images: Tensor, step: int, stream: int) -> Measured:
+        silent = None
+        if bench.source.silent:
+            rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, stream, step, SILENT]))
+            silent = torch.from_numpy(rng.chisquare(bench.source.silent, len(images))).to(images)
+        noise = self.noise((len(images), len(bench.forward)), step, stream)
+        y, radius = bench.measured(images, self.config.snr_db, noise, silent)
+        return Measured(self.coarse(images), y, radius, bench.problem)
 
 
 def with_noise(clean: Tensor, snr_db: float, noise: Tensor) -> tuple[Tensor, Tensor]:
