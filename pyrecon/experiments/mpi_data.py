@@ -27,7 +27,7 @@ from pyrecon.data import phantoms
 from pyrecon.data.mpi import FINER, GRID, MPISystem, box_downsample, prepare_frames, prepare_system
 from pyrecon.data.phantoms import retina_vessels, vessel_patches
 from pyrecon.data.raw import Grid, MPICalibration
-from pyrecon.data.vessels import vascular_images
+from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.system import SIGNAL_RMS
 from pyrecon.physics.mpi import Scanner
@@ -196,15 +196,22 @@ def vessel_images(
 
 
 def generated_images(
-    *, test: int = 64, validation: int = 32, shape: tuple[int, int] = (GRID.shape[0], GRID.shape[1]), seed: int = 0
+    *,
+    test: int = 64,
+    validation: int = 32,
+    shape: tuple[int, int] = (GRID.shape[0], GRID.shape[1]),
+    seed: int = 0,
+    style: VesselStyle | None = None,
 ) -> Images:
     """Random vascular trees (:func:`pyrecon.data.vessels.vascular_images`) that no training run has drawn.
 
-    Training takes the first images of its seed, these are the 2^40th and following of theirs.
+    Training takes the first images of its seed, these are the 2^40th and following of theirs. Without a ``style`` they
+    are plain (:meth:`~pyrecon.data.vessels.VesselStyle.plain`), as all tables have had them.
     """
+    style = style or VesselStyle.plain()
     fine = (FINER * shape[0], FINER * shape[1])
     stacks = [
-        vascular_images(count, shape=fine, factor=1, seed=seed, first=first)
+        vascular_images(count, shape=fine, factor=1, style=style, seed=seed, first=first)
         for count, first in ((validation, 2**40), (test, 2**41))
     ]
     return Images(_peaked(stacks[0]), _peaked(stacks[1]), "generated vascular trees", vessels=True)
