@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon import metrics
-from pyrecon._errors import DataError, MissingDependency
+from pyrecon._errors import DataError
 from pyrecon.data import phantoms
+from pyrecon.data.angiograms import Part, cut_patches, read_volume
 from pyrecon.data.mpi import FINER, GRID, MPISystem, box_downsample, prepare_frames, prepare_system
-from pyrecon.data.phantoms import retina_vessels, vessel_patches
+from pyrecon.data.phantoms import retina_vessels
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models.mpi import FactoredSystem
@@ -269,22 +270,10 @@ def _patches(
     path: str | Path, counts: tuple[int, int], shape: tuple[int, int], seed: int, *, level: float, filled: float
 ) -> list[NDArray[np.float32]]:
     """Patches from the two ends of a volume, a tenth of it between them unused."""
-    try:
-        import nibabel
-        from nibabel.filebasedimages import ImageFileError
-    except ImportError as error:
-        raise MissingDependency("nibabel", "io", "reading NIfTI volumes") from error
-    try:
-        volume = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
-    except (OSError, ImageFileError) as error:
-        raise DataError(f"{path}: cannot be read as NIfTI: {error}") from error
-    if volume.ndim != 3:
-        raise DataError(f"{path}: has {volume.ndim} axes, expected a volume of three")
-    cut = round(0.45 * len(volume))
-    slabs = (volume[:cut], volume[len(volume) - cut :])
+    volume, parts = read_volume(path), dict[Part, int](zip(("training", "test"), counts, strict=True))
     return [
-        vessel_patches(slab, count, shape=shape, factor=1, level=level, filled=filled, seed=seed + k)
-        for k, (slab, count) in enumerate(zip(slabs, counts, strict=True))
+        cut_patches(path, volume, part, count, shape=shape, level=level, filled=filled, seed=seed + k)
+        for k, (part, count) in enumerate(parts.items())
     ]
 
 

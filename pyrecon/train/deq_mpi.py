@@ -1,4 +1,4 @@
-"""``pyrecon train deq-mpi``: generated vessels and a system matrix to weights. Configuration, stages and card.
+"""``pyrecon train deq-mpi``: vessels and a system matrix to weights. Configuration, stages and card.
 
 The machinery is :mod:`pyrecon.train.run`, the data are :mod:`pyrecon.train.mpi_data`.
 """
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from pyrecon import metrics
 from pyrecon._errors import DataError
 from pyrecon._plain import plain
-from pyrecon.data.mpi import FINER, GRID, MPISystem, prepare_system
-from pyrecon.data.vessels import vascular_images
+from pyrecon.data.mpi import GRID, MPISystem, prepare_system
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
 from pyrecon.models.deq_mpi import DEQMPI, Consistency, Role, new_card
 from pyrecon.models.mpi import LEARNED
@@ -28,7 +27,7 @@ from pyrecon.ops import project_l2_ball
 from pyrecon.solvers import Anderson
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, Stage, setting
-from pyrecon.train.mpi_data import VALIDATION, Source, TrainingData, fine_shape
+from pyrecon.train.mpi_data import VALIDATION, Source, TrainingData, drawn_images, fine_shape
 from pyrecon.train.run import Drawn, Option, Training, train
 from pyrecon.train.task import Outcome, Quality, Report, Task
 
@@ -296,7 +295,7 @@ def _mean_psnr(images: Tensor, truth: Tensor) -> float:
 
 # --- the system ------------------------------------------------------------------------------------------------------
 class DEQMPITraining(Training):
-    """DEQ-MPI, or what it is compared with, on random vascular trees."""
+    """DEQ-MPI, or what it is compared with, on random vascular trees or patches of an angiogram."""
 
     source: Source
     config: Config
@@ -315,6 +314,7 @@ class DEQMPITraining(Training):
         Option("--field", float, 0.5, "Selection field of the simulated scanner, T/m.", least=0.05),
         Option("--snr-threshold", float, 5.0, "Leave out system-matrix rows with less SNR.", least=0),
         Option("--upsample", int, 1, "Refine the system matrix's grid by this factor.", least=1),
+        Option("--images", Path, None, "NIfTI angiogram to cut training images from. Default: generated vessels."),
     )
 
     @classmethod
@@ -350,7 +350,8 @@ class DEQMPITraining(Training):
                 raise DataError(f"{path}: is {io.detect(path)}, expected an MDF system matrix")
             calibration = mdf.read_system_matrix(path)
         system = prepare_system(calibration, snr_threshold=options["snr_threshold"])
-        return Source.of(system if factor == 1 else system.upsampled(factor))
+        source = Source.of(system if factor == 1 else system.upsampled(factor))
+        return source if options["images"] is None else source.with_images(options["images"])
 
     @classmethod
     def kept(cls, source: Source | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -370,16 +371,8 @@ class DEQMPITraining(Training):
         config, source = self.config, self.source
         if config.consistency == "learned" and source.layout is None:
             raise DataError("consistency: 'learned' needs rows of several angles or channels; use 'ball'")
-        shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
-        images = kept_pool(
-            self.folder / "pool.npy",
-            config.pool + config.validation,
-            shape,
-            lambda first, count: vascular_images(
-                count, shape=shape, factor=factor, peak=(1.0, 1.0), seed=config.seed, first=first
-            ),
-            drawn,
-        )
+        count, shape = config.pool + config.validation, fine_shape(source.shape, config)
+        images = kept_pool(self.folder / "pool.npy", count, shape, drawn_images(source, config), drawn)
         return TrainingData.of(source, config, images[: config.pool], images[config.pool :])
 
     def model(self, initial: Path | None) -> DEQMPI:
@@ -425,6 +418,8 @@ class DEQMPITraining(Training):
     def finish(self, model: DEQMPI, data: TrainingData, outcomes: dict[str, Outcome]) -> None:
         config, source, role = self.config, self.source, self.config.role or "equilibrium"
         facts: dict[str, Any] = {"config": asdict(config), "rows": len(source.matrix)}
+        if source.angiogram is not None:
+            facts["images"] = source.angiogram.facts()
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {
             name: [[step, round(quality, 2)] for step, quality in outcome.history] for name, outcome in outcomes.items()

@@ -7,14 +7,19 @@ if it had not been.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrecon.data.angiograms import Angiogram, Part, cut_patches
 from pyrecon.data.mpi import FINER, MPISystem, blurred_rows, box_downsample, upsample_rows
+from pyrecon.data.vessels import vascular_images
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.system import (
     SIGNAL_RMS,
@@ -34,21 +39,30 @@ if TYPE_CHECKING:
 _SAMPLE = 1024  # images of the pool whose signals set the scale
 _POINTS = 10**8  # of a grid of rows
 # The streams of random numbers.
-IMAGES, NOISE, VALIDATION, SCALE = range(4)
+IMAGES, NOISE, VALIDATION, SCALE, PATCHES = range(5)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, and where its rows lie."""
+    """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, where its rows lie, and the
+    angiogram that images are cut from, if any."""
 
     matrix: Tensor
     shape: tuple[int, int]
     layout: RowLayout | None = None
+    angiogram: Angiogram | None = None  # in place of generated images
 
     @classmethod
     def of(cls, system: MPISystem) -> Source:
         """What a run keeps of a whitened system."""
         return cls(system.matrix, image_shape(system.grid.shape), row_layout(system))
+
+    def with_images(self, path: str | Path) -> Source:
+        """The same, to be trained on patches of a NIfTI angiogram: slabs, their maximum, FINER times finer than images.
+
+        DataError where the file is none, or too small or too empty for patches.
+        """
+        return replace(self, angiogram=Angiogram.read(path, (FINER * self.shape[0], FINER * self.shape[1])))
 
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As tensors and JSON."""
@@ -56,6 +70,8 @@ class Source:
         if self.layout is not None:
             tensors["rows"] = self.layout.rows
             facts |= {"grid": self.layout.grid, "used": self.layout.used}
+        if self.angiogram is not None:
+            facts["images"] = self.angiogram.facts()
         return tensors, facts
 
     @classmethod
@@ -64,12 +80,13 @@ class Source:
         (height, width), matrix = facts["shape"], tensors["matrix"]
         if matrix.dtype != torch.float32 or matrix.dim() != 2 or matrix.shape[1] != height * width or not len(matrix):
             raise ValueError(f"the matrix is {matrix.dtype} {tuple(matrix.shape)} for images of {height} x {width}")
+        angiogram = Angiogram.of_facts(facts["images"]) if "images" in facts else None
         if "rows" not in tensors:
-            return cls(matrix, (height, width))
+            return cls(matrix, (height, width), angiogram=angiogram)
         rows, (groups, frequencies) = tensors["rows"], facts["grid"]
         if rows.dtype != torch.int64 or 2 * len(rows) != len(matrix) or not 0 < groups * frequencies <= _POINTS:
             raise ValueError(f"{len(rows)} rows of {groups} x {frequencies} for a matrix of {len(matrix)}")
-        return cls(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]))
+        return cls(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]), angiogram)
 
 
 @dataclass
@@ -193,6 +210,37 @@ def with_noise(clean: Tensor, snr_db: float, noise: Tensor) -> tuple[Tensor, Ten
     sigma = noise_std(snr_db)
     y = clean + sigma * noise
     return y, y.new_full((len(y),), sigma * math.sqrt(y.shape[1]))
+
+
+def drawn_images(source: Source, config: Config) -> Callable[[int, int], NDArray[np.float32]]:
+    """Images ``first`` and following of a run, of peak 1: generated vessels, or patches of an angiogram.
+
+    After ``config.pool`` images for training come those for validation, from another part of an angiogram.
+    """
+    shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
+    angiogram = source.angiogram
+    if angiogram is None:
+        return lambda first, count: vascular_images(
+            count, shape=shape, factor=factor, peak=(1.0, 1.0), seed=config.seed, first=first
+        )
+    volume: list[NDArray[np.float32]] = []
+
+    def cut(first: int, count: int) -> NDArray[np.float32]:
+        if not volume:  # a pool that is there already needs no volume
+            volume.append(angiogram.volume())
+        training = min(max(config.pool - first, 0), count)
+        parts: dict[Part, int] = {"training": training, "validation": count - training}
+        state = np.random.SeedSequence([config.seed, PATCHES, first]).generate_state(len(parts))
+        images = np.concatenate(
+            [
+                cut_patches(angiogram.path, volume[0], part, n, shape=shape, factor=factor, seed=int(seed))
+                for (part, n), seed in zip(parts.items(), state, strict=True)
+                if n
+            ]
+        )
+        return np.asarray(images / images.max(axis=(1, 2), keepdims=True))
+
+    return cut
 
 
 def fine_shape(shape: tuple[int, int], config: Config) -> tuple[int, int]:
