@@ -63,7 +63,7 @@ class VesselStyle:
     threshold
         Range of what a segmentation takes off, as a share of the peak.
     haze
-        Largest brightness of what is left behind the vessels, which a fifth of the images has.
+        Largest brightness of what is left behind the vessels, which a tenth of the images has.
     gamma
         Range of the exponent that brightness is raised to, drawn log-uniformly.
 
@@ -71,7 +71,7 @@ class VesselStyle:
     """
 
     radius: tuple[float, float] = (0.6, 2.2)
-    roots: tuple[int, int] = (1, 6)
+    roots: tuple[int, int] = (1, 5)
     tortuosity: float = 0.12
     memory: float = 6.0
     branching: float = 0.06
@@ -84,12 +84,12 @@ class VesselStyle:
     large_radius: tuple[float, float] = (2.5, 7.0)
     large_soft: tuple[float, float] = (0.5, 2.5)
     blobs: float = 0.06
-    specks: tuple[int, int] = (0, 20)
+    specks: tuple[int, int] = (0, 26)
     spread: tuple[float, float] = (0.3, 0.8)
     shading: float = 0.7
     grain: float = 0.3
     cutouts: float = 0.4
-    threshold: tuple[float, float] = (0.0, 0.3)
+    threshold: tuple[float, float] = (0.04, 0.3)
     haze: float = 0.04
     gamma: tuple[float, float] = (0.7, 1.5)
 
@@ -330,7 +330,7 @@ def _finished(rng: np.random.Generator, fine: Real, spread: float, style: Vessel
         fine = np.maximum(fine, fine.max() * _spots(rng, fine.shape, count, (0.5, 1.0), (0.05, 0.6), 2))
     if style.threshold[1]:
         fine = np.maximum(fine - rng.uniform(*style.threshold) * fine.max(), 0)
-    if style.haze and rng.random() < 0.2:
+    if style.haze and rng.random() < 0.1:
         haze = np.maximum(_field(rng, fine.shape, rng.uniform(1, 6)), 0)
         fine = np.maximum(fine, rng.uniform(0, style.haze) * fine.max() * haze)
     return fine

@@ -47,6 +47,9 @@ class Config(RunConfig):
     measure
         How data are made: ``"blurred"`` with A_meas, the model reading them with ``A_meas U D`` (DEQ-MPI section IV-D);
         ``"finer"`` by the system on a grid twice as fine, the model reading them with A_meas.
+    vessels
+        Generated ones: ``"natural"`` as angiograms show them, or ``"plain"``
+        (:meth:`~pyrecon.data.vessels.VesselStyle.plain`), from which the weights that ship have learned.
     pool, validation
         Images drawn for the run, for training and for measuring quality. Every batch takes images of the pool with
         fresh brightness, mirrored at random.
@@ -94,6 +97,9 @@ class Config(RunConfig):
     measure: Literal["blurred", "finer"] = setting(
         "blurred", "--measure", "blurred: A x + noise, read with A U D. finer: objects on a finer grid."
     )
+    vessels: Literal["natural", "plain"] = setting(
+        "natural", "--vessels", "Generated ones. plain: of even brightness, with sharp edges."
+    )
     pool: int = setting(12_000, "--pool", "Training images.", least=1)
     validation: int = setting(128, "--validation", "Validation images.", least=1)
     layers: int = setting(4, "", "Convolutions per block of the RDN.", least=1, most=1024)
@@ -125,7 +131,7 @@ class Config(RunConfig):
     backward_limit: int = setting(20, "--backward-limit", "Most iterations to its gradient.", least=1)
     memory: int = setting(5, "", "Of Anderson mixing.", least=1, most=1024)
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"end_to_end", "unrolled_steps", "consistency_start"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"end_to_end", "unrolled_steps", "consistency_start", "vessels"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

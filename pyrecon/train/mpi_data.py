@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyrecon.data.angiograms import Angiogram, Part, cut_patches
 from pyrecon.data.mpi import FINER, MPISystem, blurred_rows, box_downsample, upsample_rows
-from pyrecon.data.vessels import vascular_images
+from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.system import (
     SIGNAL_RMS,
@@ -220,8 +220,9 @@ def drawn_images(source: Source, config: Config) -> Callable[[int, int], NDArray
     shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
     angiogram = source.angiogram
     if angiogram is None:
+        style = VesselStyle.plain() if config.vessels == "plain" else VesselStyle()
         return lambda first, count: vascular_images(
-            count, shape=shape, factor=factor, peak=(1.0, 1.0), seed=config.seed, first=first
+            count, shape=shape, factor=factor, peak=(1.0, 1.0), style=style, seed=config.seed, first=first
         )
     volume: list[NDArray[np.float32]] = []
 
