@@ -135,7 +135,7 @@ def test_calibrations_give_systems_to_reconstruct_with() -> None:
     """Rows enough, and in each the signal of a scanner without noise and feed-through, within the noise."""
     rows, errors = [], []
     for drawn in (*DRAWN[:10], *map(drawn_calibration, UNSEEN[:2])):
-        system = prepare_system(drawn.measured(), snr_threshold=drawn.snr_threshold)
+        system = prepare_system(drawn.measured(), snr_threshold=drawn.snr_threshold, denoise=False)
         rows.append(len(system.rows))
         silent = replace(drawn.scanner, receiver=replace(drawn.scanner.receiver, feedthrough=0.0, interference=()))
         signal = silent.calibrate(GRID, noise=0.0).spectrum[tuple(system.rows.T)]

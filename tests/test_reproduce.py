@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -17,7 +18,7 @@ from pyrecon._errors import DataError
 from pyrecon.cli import app, main
 from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments import deq_mpi
-from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, published, tables
+from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, published, tables, training_images
 from pyrecon.experiments.deq_mpi.study import Recipe
 from pyrecon.experiments.table import Listing, Row, Table
 from pyrecon.models import DEQMPI
@@ -229,6 +230,50 @@ def test_starts_are_those_of_more_and_more_singular_values(study: Study, monkeyp
     assert few < many
 
 
+def test_training_images_are_compared_on_the_same_data(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    monkeypatch.setattr(training_images, "SNRS", (25.0,))
+    path = study.folder / "models"
+    monkeypatch.setattr(study, "trained", lambda name, recipe: str(path / "deq-mpi-25dB" / "weights.safetensors"))
+    without = deq_mpi.EXPERIMENTS["images"](study)
+    assert without.heads == ["SNR", "scanner", "trained on", "retina", "generated", "plain"]
+    assert [line[1:3] for line in without.lines] == [
+        [scanner, label]
+        for scanner in ("of training", "unseen")
+        for label in ("weights that ship", "plain vessels", "generated vessels")
+    ]
+    assert without.lines[0][3:] != without.lines[3][3:]  # another scanner
+
+    volume = np.zeros((100, 70, 60), np.float32)
+    volume[:, 30:33, :] = 1
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "v.nii")
+    study.angiogram = tmp_path / "v.nii"
+    table = deq_mpi.EXPERIMENTS["images"](study)
+    assert table.heads[3] == "angiogram"
+    assert [line[2] for line in table.lines[:5]][3:] == ["an angiogram", "generated less angiogram"]
+    assert set(table.lines[4][3:]) == {"+0.00 ± 0.00"}  # the same weights here
+    assert [line[4:] for line in table.lines[:3]] == [line[3:] for line in without.lines[:3]]
+
+
+def test_recipes_of_training_images_differ_in_their_images(study: Study, tmp_path: Path) -> None:
+    study.scale = "quick"
+    kinds = {kind: training_images.recipe(kind, 35.0) for kind in training_images.KINDS}
+    configs = {kind: study.config(recipe) for kind, recipe in kinds.items()}
+    assert {kind: c.vessels for kind, c in configs.items()} == {
+        "plain": "plain",
+        "natural": "natural",
+        "angiogram": "natural",
+    }
+    assert {replace(c, vessels="natural") for c in configs.values()} == {configs["natural"]}
+    assert configs["natural"].penalty == 25.0
+    assert configs["natural"].stages == ("equilibrium",)
+    assert study.source(kinds["natural"]).angiogram is None
+    with pytest.raises(DataError, match="--angiogram"):
+        study.source(kinds["angiogram"])
+
+
 def test_command_writes_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
 
@@ -253,6 +298,7 @@ def test_command_writes_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         ["--table", "VI"],
         ["--figure", "5"],
         ["--images", str(tmp_path / "absent.nii")],
+        ["--angiogram", str(tmp_path / "absent.nii")],
     ):
         with pytest.raises(DataError, match=wrong[0]):
             CliRunner().invoke(app, [*command[:4], *wrong], catch_exceptions=False)

@@ -11,17 +11,26 @@ import torch
 from deq_mpi_runs import NONE, SHAPE, config, source
 
 from pyrecon._errors import DataError
+from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models import DEQMPI
 from pyrecon.models.mpi import FactoredSystem, ScaledSystem
 from pyrecon.models.mpi.system import compressed, noise_std
 from pyrecon.nn import RDN
 from pyrecon.train import Stage
-from pyrecon.train.mpi_data import TrainingData
+from pyrecon.train.mpi_data import TrainingData, drawn_images
 
 
 def data(**changes: Any) -> TrainingData:
     images = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(1))
     return TrainingData.of(source(), config(**changes), images[:24], images[24:])
+
+
+def test_plain_vessels_are_drawn_on_demand() -> None:
+    for name, style in (("plain", VesselStyle.plain()), ("natural", VesselStyle())):
+        images = drawn_images(source(), config(vessels=name, seed=4))(2, 3)
+        np.testing.assert_array_equal(
+            images, vascular_images(3, shape=SHAPE, peak=(1.0, 1.0), style=style, seed=4, first=2)
+        )
 
 
 # --- the scale -------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def mpi(
         raise DataError(f"{system_matrix}: has a grid of {len(grid.shape)} dimensions, the comparison needs two")
     if dip_iterations is not None and not dip:
         raise DataError("--dip-iterations: is for --dip")
-    counts = {"test": test, "validation": validation, "seed": seed, "upsampled": upsample}
+    counts: dict[str, Any] = {"test": test, "validation": validation, "seed": seed, "upsampled": upsample}
     pictures = _images(images, grid, tissue=tissue, texture=tissue_images, **counts)
     field = field if gradient is None else gradient
     shape = tuple(upsample * n for n in grid.shape)
@@ -122,7 +122,7 @@ def _images(
     from pyrecon.experiments.mpi_data import PHANTOMS, generated_images, phantom_images, vessel_images
 
     shape = (upsampled * grid.shape[0], upsampled * grid.shape[1])
-    counts = {"test": test, "validation": validation, "seed": seed}
+    counts: dict[str, Any] = {"test": test, "validation": validation, "seed": seed}
     if source in (*PHANTOMS, "generated"):
         if tissue > 0 or texture is not None:
             raise DataError(f"--tissue: is for vessel patches, --images is {source}")

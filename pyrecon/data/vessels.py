@@ -1,17 +1,21 @@
 """Random vascular trees: an endless supply of training images that are nobody's angiogram.
 
 A tree grows in three dimensions and is seen as an angiogram is: cut to a slab, projected by maximum intensity, averaged
-to the image's voxels. Only that projection is ever rendered.
+to the image's voxels. Only that projection is ever rendered. Then it gets what a scanner and a segmentation make of
+vessels: soft profiles, uneven contrast, grain, a threshold that leaves pieces, and specks of what is no vessel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.signal import lfilter
+from scipy.special import erf
 
 Real = NDArray[np.float64]
 
@@ -40,9 +44,33 @@ class VesselStyle:
         Vessels end below this radius.
     fading
         Lowest brightness of a branch relative to the vessel it leaves, drawn uniformly up to 1.
+    through
+        Probability that a tree enters through a face of the slab, and not through a side of the patch: it is then seen
+        in pieces.
+    large, large_radius, large_soft
+        Probability of a tree of large vessels (a sinus, an aorta) beside the others, the range of its root's radius,
+        and that of a softness of its own, a standard deviation.
+    blobs
+        Probability of a bright blob (an aneurysm, a vessel along the projection), 2 to 6 voxels wide.
+    specks
+        Range of the number of faint specks, which have nothing to do with the vessels.
+    spread
+        Range of the point spread, standard deviation: profiles become soft, thin vessels faint.
+    shading, grain
+        Largest share by which brightness changes smoothly along and across vessels, and from voxel to voxel.
+    cutouts
+        Probability that parts of the image are cut out, with soft borders.
+    threshold
+        Range of what a segmentation takes off, as a share of the peak.
+    haze
+        Largest brightness of what is left behind the vessels, which a tenth of the images has.
+    gamma
+        Range of the exponent that brightness is raised to, drawn log-uniformly.
+
+    Every image draws its own value of each.
     """
 
-    radius: tuple[float, float] = (0.7, 3.0)
+    radius: tuple[float, float] = (0.6, 2.2)
     roots: tuple[int, int] = (1, 5)
     tortuosity: float = 0.12
     memory: float = 6.0
@@ -51,6 +79,30 @@ class VesselStyle:
     aneurysm: float = 0.04
     thinnest: float = 0.35
     fading: float = 0.6
+    through: float = 0.4
+    large: float = 0.4
+    large_radius: tuple[float, float] = (2.5, 7.0)
+    large_soft: tuple[float, float] = (0.5, 2.5)
+    blobs: float = 0.06
+    specks: tuple[int, int] = (0, 26)
+    spread: tuple[float, float] = (0.3, 0.8)
+    shading: float = 0.7
+    grain: float = 0.3
+    cutouts: float = 0.4
+    threshold: tuple[float, float] = (0.04, 0.3)
+    haze: float = 0.04
+    gamma: tuple[float, float] = (0.7, 1.5)
+
+    @classmethod
+    def plain(cls) -> VesselStyle:
+        """Vessels of even brightness with sharp edges on black and nothing else: what shipped weights learned from."""
+        none = (0.0, 0.0)
+        absent: dict[str, Any] = dict.fromkeys(
+            ("through", "large", "blobs", "shading", "grain", "cutouts", "haze"), 0.0
+        )
+        return cls(
+            radius=(0.7, 3.0), roots=(1, 5), specks=(0, 0), spread=none, threshold=none, gamma=(1.0, 1.0), **absent
+        )
 
 
 def vascular_images(
@@ -82,9 +134,10 @@ def vascular_images(
     """
     if count < 0 or min(*shape, factor, depth) < 1:
         raise ValueError(f"count={count}, shape={shape}, factor={factor}, depth={depth}: expected positive numbers")
+    style = style or VesselStyle()
     images = np.empty((count, *shape), np.float32)
     for i in range(count):
-        images[i] = _image(np.random.default_rng((seed, first + i)), shape, factor, depth, peak, style or VesselStyle())
+        images[i] = _image(np.random.default_rng((seed, first + i)), shape, factor, depth, peak, style)
     return images
 
 
@@ -97,20 +150,38 @@ def _image(
     style: VesselStyle,
 ) -> Real:
     size = np.array([depth, factor * shape[0], factor * shape[1]], float)
+    (looks,) = rng.spawn(1)  # random numbers of their own for looks: the trees are the same whatever these are
     while True:  # a tree may leave the patch at once
-        fine = np.zeros((factor * shape[0], factor * shape[1]))
-        for _ in range(int(rng.integers(style.roots[0], style.roots[1] + 1))):
-            for points, radii, brightness in _tree(rng, size, style):
-                _project(fine, points, radii, brightness, depth)
+        fine = _vessels(rng, looks, size, style)
         image: Real = fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3))
+        if style.gamma != (1.0, 1.0):
+            image = (image / max(image.max(), 1e-9)) ** _log_uniform(looks, style.gamma, 1)
         if (image > 0.1).mean() >= 0.03:
             return np.asarray(image * (rng.uniform(*peak) / image.max()))
 
 
+def _vessels(rng: np.random.Generator, looks: np.random.Generator, size: Real, style: VesselStyle) -> Real:
+    """The fine projection of all vessels of a patch, as an angiogram shows it."""
+    depth, fine = int(size[0]), np.zeros(size[1:].astype(int))
+    spread, shade = looks.uniform(*style.spread), _Shade(looks, style.shading)
+
+    def draw(canvas: Real, trees: Iterator[tuple[Real, Real, float]]) -> None:
+        for points, radii, brightness in trees:
+            _project(canvas, points, radii, brightness, depth, lambda p, r: _kept(r, spread) * shade(p))
+
+    for _ in range(int(rng.integers(style.roots[0], style.roots[1] + 1))):
+        draw(fine, _tree(rng, size, style))
+    if looks.random() < style.large:
+        large = np.zeros_like(fine)
+        draw(large, _tree(looks, size, replace(style, radius=style.large_radius)))
+        np.maximum(fine, gaussian_filter(large, looks.uniform(*style.large_soft), mode="nearest"), out=fine)
+    return _finished(looks, fine, spread, style)
+
+
 def _tree(rng: np.random.Generator, size: Real, style: VesselStyle) -> Iterator[tuple[Real, Real, float]]:
-    """Vessels ``(points (K, 3), radii (K,), brightness)`` of one tree that enters the patch through a side."""
+    """Vessels ``(points (K, 3), radii (K,), brightness)`` of one tree that enters through a side or a face."""
     start = rng.uniform(0, size)
-    side = int(rng.integers(1, 3))
+    side = 0 if style.through and rng.random() < style.through else int(rng.integers(1, 3))
     start[side] = size[side] if rng.random() < 0.5 else 0.0
     target = rng.uniform(0.2, 0.8, 3) * size
     low, high = np.log(style.radius)
@@ -145,7 +216,7 @@ def _vessel(
         position, direction = line[-1], directions[-1]
         share = rng.uniform(0.15, 0.5)  # of the flow, hence of r^3
         child, after = radius * share ** (1 / 3), radius * (1 - share) ** (1 / 3)
-        aside = _unit(np.cross(direction, rng.normal(size=3)))
+        aside = _unit(_across(direction, rng.normal(size=3)))
         if child > style.thinnest:
             branches.append((position, _turn(direction, aside, _branch_angle(radius, child, after)), child))
         direction, radius = _turn(direction, -aside, _branch_angle(radius, after, child)), after
@@ -186,8 +257,15 @@ def _diseased(rng: np.random.Generator, radii: Real, style: VesselStyle) -> Real
     return radii
 
 
-def _project(fine: Real, points: Real, radii: Real, brightness: float, depth: int) -> None:
-    """Raise ``fine`` to the maximum-intensity projection of a vessel, in place.
+def _project(
+    fine: Real,
+    points: Real,
+    radii: Real,
+    brightness: float,
+    depth: int,
+    shading: Callable[[Real, Real], Real] | None = None,
+) -> None:
+    """Raise ``fine`` to the maximum-intensity projection of a vessel, in place; ``shading(points, radii)`` as bright.
 
     Along a ray the largest coverage by a ball is where the ray passes its centre, or where the slab ends.
     """
@@ -197,6 +275,7 @@ def _project(fine: Real, points: Real, radii: Real, brightness: float, depth: in
     seen = (outside < reach) & near.all(axis=1)
     if not seen.any():
         return
+    bright = brightness if shading is None else brightness * shading(points[seen], radii[seen])[:, None, None]
     (_, cy, cx), radii, outside = points[seen].T, radii[seen, None, None], outside[seen, None, None]
     # The pixels within reach of any ball, around each of them: one pass for all balls.
     around = np.arange(-int(reach[seen].max()) - 1, int(reach[seen].max()) + 2)
@@ -205,15 +284,94 @@ def _project(fine: Real, points: Real, radii: Real, brightness: float, depth: in
     dy, dx = rows + 0.5 - cy[:, None], cols + 0.5 - cx[:, None]
     distance = np.sqrt(dy[:, :, None] ** 2 + dx[:, None, :] ** 2 + outside**2)
     # A vessel thinner than a voxel fills only a part of it.
-    cover = brightness * np.clip((radii - distance) / _SOFT + 0.5, 0, 1) * np.minimum(1.0, 2 * radii / _SOFT)
+    cover = bright * np.clip((radii - distance) / _SOFT + 0.5, 0, 1) * np.minimum(1.0, 2 * radii / _SOFT)
     inside = (cover > 0) & ((rows >= 0) & (rows < fine.shape[0]))[:, :, None]
     inside &= ((cols >= 0) & (cols < fine.shape[1]))[:, None, :]
     index = (rows * fine.shape[1])[:, :, None] + cols[:, None, :]
     np.maximum.at(fine.reshape(-1), index[inside], cover[inside])
 
 
+# --- how vessels look ------------------------------------------------------------------------------------------------
+class _Shade:
+    """Contrast along vessels: a few waves through the patch, longer than it is deep."""
+
+    def __init__(self, rng: np.random.Generator, most: float) -> None:
+        self.most = rng.uniform(0, most)
+        self.waves = rng.normal(size=(3, 3)) / rng.uniform(3, 12, (3, 1))
+        self.phases = rng.uniform(0, 2 * np.pi, 3)
+
+    def __call__(self, points: Real) -> Real:
+        waves = np.cos(points @ self.waves.T + self.phases).mean(axis=1)
+        return np.asarray(1 - self.most * (0.5 + 0.5 * waves))
+
+
+def _kept(radii: Real, spread: float) -> Real:
+    """Brightness on a vessel's axis after the point spread in space, over that after the same blur of its projection:
+    ``(1 - exp(-q^2)) / erf(q)``, q = r / (sqrt(2) spread)."""
+    if spread <= 0:
+        return np.ones(len(radii))
+    q = radii / (np.sqrt(2) * spread)
+    return np.asarray(-np.expm1(-(q**2)) / erf(q))
+
+
+def _finished(rng: np.random.Generator, fine: Real, spread: float, style: VesselStyle) -> Real:
+    """A projection with all that the style adds to its vessels and takes from them."""
+    if rng.random() < style.blobs:
+        fine = np.maximum(fine, _spots(rng, fine.shape, 1, (2.0, 6.0), (0.5, 1.0), 4))
+    if rng.random() < style.cutouts:
+        level, soft = rng.uniform(-1.0, 0.5), rng.uniform(0.1, 0.6)
+        fine = fine / (1 + np.exp((level - _field(rng, fine.shape, rng.uniform(3, 9))) / soft))
+    if style.grain:
+        fine = fine * np.maximum(1 + rng.uniform(0, style.grain) * _field(rng, fine.shape, 0.8), 0)
+    if spread > 0:
+        fine = gaussian_filter(fine, spread, mode="nearest")
+    if style.specks[1]:
+        count = int(rng.integers(style.specks[0], style.specks[1] + 1))
+        fine = np.maximum(fine, fine.max() * _spots(rng, fine.shape, count, (0.5, 1.0), (0.05, 0.6), 2))
+    if style.threshold[1]:
+        fine = np.maximum(fine - rng.uniform(*style.threshold) * fine.max(), 0)
+    if style.haze and rng.random() < 0.1:
+        haze = np.maximum(_field(rng, fine.shape, rng.uniform(1, 6)), 0)
+        fine = np.maximum(fine, rng.uniform(0, style.haze) * fine.max() * haze)
+    return fine
+
+
+def _spots(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    count: int,
+    width: tuple[float, float],
+    brightness: tuple[float, float],
+    power: int,
+) -> Real:
+    """The maximum of ``count`` round spots, ``b exp(-(d/w)^power)``: brightness and width log-uniform."""
+    if count == 0:
+        return np.zeros(shape)
+    middle = rng.uniform(0, 1, (2, count, 1)) * np.array(shape).reshape(2, 1, 1)
+    wide, bright = _log_uniform(rng, width, count)[:, None], _log_uniform(rng, brightness, count)
+    dy, dx = (np.arange(n) + 0.5 - m for n, m in zip(shape, middle, strict=True))
+    distance = (dy / wide)[:, :, None] ** 2 + (dx / wide)[:, None, :] ** 2
+    return np.asarray((bright[:, None, None] * np.exp(-(distance ** (power / 2)))).max(axis=0))
+
+
+def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float], count: int) -> Real:
+    low, high = np.log(bounds)
+    return np.asarray(np.exp(rng.uniform(low, high, count)))
+
+
+def _field(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> Real:
+    """Smooth noise about 0 of a standard deviation of about 1."""
+    noise = gaussian_filter(rng.normal(size=shape), length, mode="wrap")
+    return np.asarray(noise * (2 * np.sqrt(np.pi) * length))
+
+
 def _unit(v: Real) -> Real:
-    return np.asarray(v / max(float(np.linalg.norm(v)), 1e-12))
+    return np.asarray(v / max(float(np.sqrt(v @ v)), 1e-12))
+
+
+def _across(a: Real, b: Real) -> Real:
+    """The cross product: numpy's takes ten times as long for two vectors."""
+    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
 def _turn(direction: Real, aside: Real, angle: float) -> Real:

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon import metrics
-from pyrecon._errors import DataError, MissingDependency
+from pyrecon._errors import DataError
 from pyrecon.data import phantoms
+from pyrecon.data.angiograms import Part, cut_patches, read_volume
 from pyrecon.data.mpi import FINER, GRID, MatrixError, MPISystem, box_downsample, prepare_frames, prepare_system
-from pyrecon.data.phantoms import retina_vessels, vessel_patches
+from pyrecon.data.phantoms import retina_vessels
 from pyrecon.data.raw import Grid, MPICalibration
-from pyrecon.data.vessels import vascular_images
+from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.reconstructor import with_model_error
 from pyrecon.models.mpi.system import SIGNAL_RMS
@@ -204,15 +205,22 @@ def vessel_images(
 
 
 def generated_images(
-    *, test: int = 64, validation: int = 32, shape: tuple[int, int] = (GRID.shape[0], GRID.shape[1]), seed: int = 0
+    *,
+    test: int = 64,
+    validation: int = 32,
+    shape: tuple[int, int] = (GRID.shape[0], GRID.shape[1]),
+    seed: int = 0,
+    style: VesselStyle | None = None,
 ) -> Images:
     """Random vascular trees (:func:`pyrecon.data.vessels.vascular_images`) that no training run has drawn.
 
-    Training takes the first images of its seed, these are the 2^40th and following of theirs.
+    Training takes the first images of its seed, these are the 2^40th and following of theirs. Without a ``style`` they
+    are plain (:meth:`~pyrecon.data.vessels.VesselStyle.plain`), as all tables have had them.
     """
+    style = style or VesselStyle.plain()
     fine = (FINER * shape[0], FINER * shape[1])
     stacks = [
-        vascular_images(count, shape=fine, factor=1, seed=seed, first=first)
+        vascular_images(count, shape=fine, factor=1, style=style, seed=seed, first=first)
         for count, first in ((validation, 2**40), (test, 2**41))
     ]
     return Images(_peaked(stacks[0]), _peaked(stacks[1]), "generated vascular trees", vessels=True)
@@ -270,22 +278,10 @@ def _patches(
     path: str | Path, counts: tuple[int, int], shape: tuple[int, int], seed: int, *, level: float, filled: float
 ) -> list[NDArray[np.float32]]:
     """Patches from the two ends of a volume, a tenth of it between them unused."""
-    try:
-        import nibabel
-        from nibabel.filebasedimages import ImageFileError
-    except ImportError as error:
-        raise MissingDependency("nibabel", "io", "reading NIfTI volumes") from error
-    try:
-        volume = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
-    except (OSError, ImageFileError) as error:
-        raise DataError(f"{path}: cannot be read as NIfTI: {error}") from error
-    if volume.ndim != 3:
-        raise DataError(f"{path}: has {volume.ndim} axes, expected a volume of three")
-    cut = round(0.45 * len(volume))
-    slabs = (volume[:cut], volume[len(volume) - cut :])
+    volume, parts = read_volume(path), dict[Part, int](zip(("training", "test"), counts, strict=True))
     return [
-        vessel_patches(slab, count, shape=shape, factor=1, level=level, filled=filled, seed=seed + k)
-        for k, (slab, count) in enumerate(zip(slabs, counts, strict=True))
+        cut_patches(path, volume, part, count, shape=shape, level=level, filled=filled, seed=seed + k)
+        for k, (part, count) in enumerate(parts.items())
     ]
 
 

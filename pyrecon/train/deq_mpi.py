@@ -1,4 +1,4 @@
-"""``pyrecon train deq-mpi``: generated vessels and a system matrix to weights. Configuration, stages and card.
+"""``pyrecon train deq-mpi``: vessels and a system matrix to weights. Configuration, stages and card.
 
 The machinery is :mod:`pyrecon.train.run`, the data are :mod:`pyrecon.train.mpi_data`.
 """
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from pyrecon import metrics
 from pyrecon._errors import DataError
 from pyrecon._plain import plain
-from pyrecon.data.mpi import FINER, GRID, MPISystem, prepare_system
-from pyrecon.data.vessels import vascular_images
+from pyrecon.data.mpi import GRID, MPISystem, prepare_system
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
 from pyrecon.models.deq_mpi import DEQMPI, Consistency, Role, new_card
 from pyrecon.models.mpi import LEARNED
+from pyrecon.models.mpi.method import KAPPA
 from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency
 from pyrecon.ops import project_l2_ball
 from pyrecon.solvers import Anderson
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, Stage, setting
-from pyrecon.train.mpi_data import VALIDATION, Measured, Source, TrainingData, fine_shape
+from pyrecon.train.mpi_data import VALIDATION, Measured, Source, TrainingData, drawn_images, fine_shape
 from pyrecon.train.mpi_scanners import kept_scanners
 from pyrecon.train.run import Drawn, Option, Training, train
 from pyrecon.train.task import Outcome, Quality, Report, Task
@@ -49,6 +49,9 @@ class Config(RunConfig):
     measure
         How data are made: ``"blurred"`` with A_meas, the model reading them with ``A_meas U D`` (DEQ-MPI section IV-D);
         ``"finer"`` by the system on a grid twice as fine, the model reading them with A_meas.
+    vessels
+        Generated ones: ``"natural"`` as angiograms show them, or ``"plain"``
+        (:meth:`~pyrecon.data.vessels.VesselStyle.plain`), from which the weights that ship have learned.
     pool, validation
         Images drawn for the run, for training and for measuring quality. Every batch takes images of the pool with
         fresh brightness, mirrored at random.
@@ -85,6 +88,9 @@ class Config(RunConfig):
         c of :class:`~pyrecon.models.DEQMPI`, 1 as published. Without an equilibrium that 25 steps come near, the
         training is of something else than is used: at 25 dB and c = 1 an image that had gained 10.8 dB over least
         squares in 25 steps lost 1.6 dB of them by 400. Higher SNR wants more: 25 at 35 dB.
+    kappa
+        Of the ball, without learned consistency: its radius in the range of A as a multiple of the noise there
+        (:meth:`pyrecon.models.mpi.method.Data.ball`). It goes into the weights.
     tolerance, limit, backward_limit
         Of the equilibrium and its gradient: relative change at which they end, and most iterations of either.
     memory
@@ -99,6 +105,9 @@ class Config(RunConfig):
     )
     measure: Literal["blurred", "finer"] = setting(
         "blurred", "--measure", "blurred: A x + noise, read with A U D. finer: objects on a finer grid."
+    )
+    vessels: Literal["natural", "plain"] = setting(
+        "natural", "--vessels", "Generated ones. plain: of even brightness, with sharp edges."
     )
     pool: int = setting(12_000, "--pool", "Training images.", least=1)
     validation: int = setting(128, "--validation", "Validation images.", least=1)
@@ -129,12 +138,15 @@ class Config(RunConfig):
     penalty: float = setting(
         10.0, "--penalty", "Of the data's split in ADMM; 1 as published, more for high SNR.", above=0
     )
+    kappa: float = setting(KAPPA, "--kappa", "Radius of the ball in the range of A, in units of the noise.", above=0)
     tolerance: float = setting(1e-4, "--tolerance", "Relative change at which they end.", least=0)
     limit: int = setting(40, "--limit", "Most iterations to the equilibrium.", least=1)
     backward_limit: int = setting(20, "--backward-limit", "Most iterations to its gradient.", least=1)
     memory: int = setting(5, "", "Of Anderson mixing.", least=1, most=1024)
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"end_to_end", "unrolled_steps", "consistency_start", "scanners"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"end_to_end", "unrolled_steps", "consistency_start", "scanners", "vessels", "kappa"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -318,7 +330,7 @@ def _mean_psnr(images: list[Tensor], truth: list[Measured]) -> float:
 
 # --- the system ------------------------------------------------------------------------------------------------------
 class DEQMPITraining(Training):
-    """DEQ-MPI, or what it is compared with, on random vascular trees."""
+    """DEQ-MPI, or what it is compared with, on random vascular trees or patches of an angiogram."""
 
     source: Source
     config: Config
@@ -337,6 +349,7 @@ class DEQMPITraining(Training):
         Option("--field", float, 0.5, "Selection field of the simulated scanner, T/m.", least=0.05),
         Option("--snr-threshold", float, 5.0, "Leave out system-matrix rows with less SNR.", least=0),
         Option("--upsample", int, 1, "Refine the system matrix's grid by this factor.", least=1),
+        Option("--images", Path, None, "NIfTI angiogram to cut training images from. Default: generated vessels."),
     )
 
     @classmethod
@@ -372,7 +385,8 @@ class DEQMPITraining(Training):
                 raise DataError(f"{path}: is {io.detect(path)}, expected an MDF system matrix")
             calibration = mdf.read_system_matrix(path)
         system = prepare_system(calibration, snr_threshold=options["snr_threshold"])
-        return Source.of(system if factor == 1 else system.upsampled(factor))
+        source = Source.of(system if factor == 1 else system.upsampled(factor))
+        return source if options["images"] is None else source.with_images(options["images"])
 
     @classmethod
     def kept(cls, source: Source | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -392,20 +406,11 @@ class DEQMPITraining(Training):
         config, source = self.config, self.source
         if config.consistency == "learned" and source.layout is None:
             raise DataError("consistency: 'learned' needs rows of several angles or channels; use 'ball'")
-        count = config.pool + config.validation
+        count, shape = config.pool + config.validation, fine_shape(source.shape, config)
         scanners = kept_scanners(
             self.folder / "scanners.safetensors", config.seed, config.scanners, source.shape, lambda: drawn(0, count)
         )
-        shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
-        images = kept_pool(
-            self.folder / "pool.npy",
-            count,
-            shape,
-            lambda first, count: vascular_images(
-                count, shape=shape, factor=factor, peak=(1.0, 1.0), seed=config.seed, first=first
-            ),
-            drawn,
-        )
+        images = kept_pool(self.folder / "pool.npy", count, shape, drawn_images(source, config), drawn)
         sources = [source.compact(), *scanners] if scanners else source
         return TrainingData.of(sources, config, images[: config.pool], images[config.pool :])
 
@@ -440,6 +445,7 @@ class DEQMPITraining(Training):
             rdn,
             consistency,
             penalty=config.penalty,
+            kappa=1.0 if config.consistency == "learned" else config.kappa,
             solver=solver,
             tol=config.tolerance,
             max_iter=config.limit,
@@ -454,6 +460,8 @@ class DEQMPITraining(Training):
         facts: dict[str, Any] = {"config": asdict(config), "rows": len(source.matrix)}
         if config.scanners:
             facts["scanners"] = {str(bench.source.seed): bench.source.rows for bench in data.benches[1:]}
+        if source.angiogram is not None:
+            facts["images"] = source.angiogram.facts()
         facts["quality_db"] = {name: outcome.quality for name, outcome in outcomes.items()}
         facts["curves"] = {
             name: [[step, round(quality, 2)] for step, quality in outcome.history] for name, outcome in outcomes.items()

@@ -8,15 +8,19 @@ was interrupted goes on as if it had not been.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrecon.data.angiograms import Angiogram, Part, cut_patches
 from pyrecon.data.mpi import FINER, MPISystem, blurred_rows, box_downsample, upsample_rows
+from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.system import (
     SIGNAL_RMS,
@@ -37,14 +41,15 @@ if TYPE_CHECKING:
 _SAMPLE = 1024  # images of the pool whose signals set the scale
 _POINTS = 10**8  # of a grid of rows
 # The streams of random numbers.
-IMAGES, NOISE, VALIDATION, SCALE, SILENT = range(5)
+IMAGES, NOISE, VALIDATION, SCALE, PATCHES = range(5)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, and where its rows lie.
+    """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, where its rows lie, and the
+    angiogram that images are cut from, if any.
 
-    ``silent`` more rows hold noise alone (:meth:`compact`); ``seed`` is that of a scanner that was drawn.
+    ``silent`` more rows hold noise alone and only count (:meth:`compact`); ``seed`` is that of a drawn scanner.
     """
 
     matrix: Tensor
@@ -52,6 +57,7 @@ class Source:
     layout: RowLayout | None = None
     silent: int = 0
     seed: int | None = None
+    angiogram: Angiogram | None = None  # in place of generated images
 
     @classmethod
     def of(cls, system: MPISystem) -> Source:
@@ -74,12 +80,21 @@ class Source:
         upper = torch.linalg.qr(self.matrix.double(), mode="r").R.to(self.matrix.dtype).contiguous()
         return replace(self, matrix=upper, layout=None, silent=self.rows - len(upper))
 
+    def with_images(self, path: str | Path) -> Source:
+        """The same, to be trained on patches of a NIfTI angiogram: slabs, their maximum, FINER times finer than images.
+
+        DataError where the file is none, or too small or too empty for patches.
+        """
+        return replace(self, angiogram=Angiogram.read(path, (FINER * self.shape[0], FINER * self.shape[1])))
+
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As tensors and JSON."""
         tensors, facts = {"matrix": self.matrix}, dict[str, Any](shape=self.shape)
         if self.layout is not None:
             tensors["rows"] = self.layout.rows
             facts |= {"grid": self.layout.grid, "used": self.layout.used}
+        if self.angiogram is not None:
+            facts["images"] = self.angiogram.facts()
         return tensors, facts
 
     @classmethod
@@ -88,12 +103,13 @@ class Source:
         (height, width), matrix = facts["shape"], tensors["matrix"]
         if matrix.dtype != torch.float32 or matrix.dim() != 2 or matrix.shape[1] != height * width or not len(matrix):
             raise ValueError(f"the matrix is {matrix.dtype} {tuple(matrix.shape)} for images of {height} x {width}")
+        angiogram = Angiogram.of_facts(facts["images"]) if "images" in facts else None
         if "rows" not in tensors:
-            return cls(matrix, (height, width))
+            return cls(matrix, (height, width), angiogram=angiogram)
         rows, (groups, frequencies) = tensors["rows"], facts["grid"]
         if rows.dtype != torch.int64 or 2 * len(rows) != len(matrix) or not 0 < groups * frequencies <= _POINTS:
             raise ValueError(f"{len(rows)} rows of {groups} x {frequencies} for a matrix of {len(matrix)}")
-        return cls(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]))
+        return cls(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]), angiogram=angiogram)
 
 
 @dataclass
@@ -172,18 +188,16 @@ class Bench:
         """Noise-free data ``(B, M)``, silent rows left out, of images in the scale of the model."""
         return images.flatten(1) @ self.forward.T
 
-    def measured(self, images: Tensor, snr_db: float, noise: Tensor, silent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Data as ``problem`` takes them, and the radius of their ball.
-
-        ``noise`` ``(B, M)`` has standard deviation 1, as have the numbers whose squares sum up to ``silent`` ``(B,)``.
-        """
-        y, radius = with_noise(self.clean(images), snr_db, noise)
-        if self.factored is not None:
-            y = self.factored.coordinates(y)
-            if silent is not None:
-                y[:, -1] = (y[:, -1].square() + noise_std(snr_db) ** 2 * silent).sqrt()
-                radius = radius * math.sqrt(self.source.rows / len(self.forward))
-        return y, radius
+    def measured(self, images: Tensor, config: Config, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Data as ``problem`` takes them, and the radius of their ball: ``kappa sigma sqrt(r)`` in the range of A
+        (:meth:`pyrecon.models.mpi.method.Data.ball`); for a learned consistency, that of all noise. ``noise``
+        ``(B, M)`` has standard deviation 1."""
+        y, radius = with_noise(self.clean(images), config.snr_db, noise)
+        if self.factored is None:
+            return y, radius
+        center = self.factored.coordinates(y)
+        center[:, -1] = 0
+        return center, torch.full_like(radius, config.kappa * noise_std(config.snr_db) * math.sqrt(self.factored.rank))
 
 
 @dataclass
@@ -264,12 +278,8 @@ class TrainingData:
         ]
 
     def _measure(self, bench: Bench, images: Tensor, step: int, stream: int) -> Measured:
-        silent = None
-        if bench.source.silent:
-            rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, stream, step, SILENT]))
-            silent = torch.from_numpy(rng.chisquare(bench.source.silent, len(images))).to(images)
         noise = self.noise((len(images), len(bench.forward)), step, stream)
-        y, radius = bench.measured(images, self.config.snr_db, noise, silent)
+        y, radius = bench.measured(images, self.config, noise)
         return Measured(self.coarse(images), y, radius, bench.problem)
 
 
@@ -281,6 +291,38 @@ def with_noise(clean: Tensor, snr_db: float, noise: Tensor) -> tuple[Tensor, Ten
     sigma = noise_std(snr_db)
     y = clean + sigma * noise
     return y, y.new_full((len(y),), sigma * math.sqrt(y.shape[1]))
+
+
+def drawn_images(source: Source, config: Config) -> Callable[[int, int], NDArray[np.float32]]:
+    """Images ``first`` and following of a run, of peak 1: generated vessels, or patches of an angiogram.
+
+    After ``config.pool`` images for training come those for validation, from another part of an angiogram.
+    """
+    shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
+    angiogram = source.angiogram
+    if angiogram is None:
+        style = VesselStyle.plain() if config.vessels == "plain" else VesselStyle()
+        return lambda first, count: vascular_images(
+            count, shape=shape, factor=factor, peak=(1.0, 1.0), style=style, seed=config.seed, first=first
+        )
+    volume: list[NDArray[np.float32]] = []
+
+    def cut(first: int, count: int) -> NDArray[np.float32]:
+        if not volume:  # a pool that is there already needs no volume
+            volume.append(angiogram.volume())
+        training = min(max(config.pool - first, 0), count)
+        parts: dict[Part, int] = {"training": training, "validation": count - training}
+        state = np.random.SeedSequence([config.seed, PATCHES, first]).generate_state(len(parts))
+        images = np.concatenate(
+            [
+                cut_patches(angiogram.path, volume[0], part, n, shape=shape, factor=factor, seed=int(seed))
+                for (part, n), seed in zip(parts.items(), state, strict=True)
+                if n
+            ]
+        )
+        return np.asarray(images / images.max(axis=(1, 2), keepdims=True))
+
+    return cut
 
 
 def fine_shape(shape: tuple[int, int], config: Config) -> tuple[int, int]:

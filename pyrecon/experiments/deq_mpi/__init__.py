@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from pyrecon._errors import DataError
-from pyrecon.experiments.deq_mpi.ablations import EXPERIMENTS
+from pyrecon.experiments.deq_mpi.ablations import ABLATIONS
 from pyrecon.experiments.deq_mpi.figures import FIGURES
 from pyrecon.experiments.deq_mpi.study import RECIPES, Sizes, Study
 from pyrecon.experiments.deq_mpi.tables import TABLES, picture
+from pyrecon.experiments.deq_mpi.training_images import images
 from pyrecon.experiments.study import Paper
 from pyrecon.train.run import Option
 
 __all__ = ["EXPERIMENTS", "FIGURES", "PAPER", "RECIPES", "TABLES", "Sizes", "Study", "picture"]
 
 
+EXPERIMENTS = ABLATIONS | {"images": images}
+
+
 def _study(images: str, **options: Any) -> Study:
+    angiogram = options["angiogram"]
+    if angiogram is not None and not angiogram.exists():
+        raise DataError(f"--angiogram: {angiogram}: no such file; expected a NIfTI volume")
     if images not in ("generated", "retina") and not Path(images).exists():
         raise DataError(f"--images: {images}: no such file; expected generated, retina, or a NIfTI volume")
     return Study(images=images, **options)
@@ -29,7 +36,10 @@ PAPER = Paper(
     FIGURES,
     EXPERIMENTS,
     picture,
-    (Option("--images", str, "generated", "Vessels: generated, retina, or a NIfTI angiogram."),),
+    (
+        Option("--images", str, "generated", "Vessels: generated, retina, or a NIfTI angiogram."),
+        Option("--angiogram", Path, None, "NIfTI angiogram to train on, of the experiment 'images'."),
+    ),
     about="Models that do not ship with the package are trained first; for the ablations, with three seeds each, that "
     "takes some hours on two cores.",
 )

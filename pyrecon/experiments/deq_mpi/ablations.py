@@ -179,7 +179,7 @@ def starts(study: Study) -> Listing:
     return Listing("Where the iteration starts", heads, lines, [note])
 
 
-EXPERIMENTS: dict[str, Callable[[Study], Listing]] = {
+ABLATIONS: dict[str, Callable[[Study], Listing]] = {
     "gradients": ablation(GRADIENTS),
     "consistency": ablation(CONSISTENCY),
     "initialisation": ablation(INITIALISATION),

@@ -6,9 +6,11 @@ The shipped models were trained with fewer steps, see their cards.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyrecon.experiments.study as study
+from pyrecon._errors import DataError
 from pyrecon.data.mpi import GRID, MPISystem
 from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments.mpi_data import Images, generated_images, measured_system, vessel_images
@@ -36,10 +38,12 @@ class Sizes(study.Sizes):
 
 @dataclass(frozen=True)
 class Recipe(study.Recipe):
-    """And on which system matrix: its selection field in T/m, and by how much its grid is refined."""
+    """And on which system matrix: its selection field in T/m, and by how much its grid is refined; and whether on
+    patches of the study's angiogram."""
 
     selection_field: float = 0.5
     upsampled: int = 1
+    angiogram: bool = False
 
 
 # Networks that come from an equilibrium already gain most of what another SNR or system matrix asks for in 200 steps.
@@ -85,8 +89,12 @@ RECIPES = _recipes()
 
 @dataclass
 class Study(study.Study):
-    """DEQ-MPI's: ``images`` are ``"generated"`` vascular trees, ``"retina"``, or a NIfTI angiogram."""
+    """DEQ-MPI's: ``images`` are ``"generated"`` vascular trees, ``"retina"``, or a NIfTI angiogram.
 
+    ``angiogram`` is a NIfTI volume to train on.
+    """
+
+    angiogram: Path | None = None
     _calibrations: dict[float, MPICalibration] = field(default_factory=dict)
 
     training = DEQMPITraining
@@ -97,7 +105,12 @@ class Study(study.Study):
         return Sizes.of_scale(scale)
 
     def source(self, recipe: Recipe) -> Source:
-        return Source.of(self.system(recipe.selection_field, upsampled=recipe.upsampled))
+        source = Source.of(self.system(recipe.selection_field, upsampled=recipe.upsampled))
+        if not recipe.angiogram:
+            return source
+        if self.angiogram is None:
+            raise DataError("--angiogram: a model is to be trained on one, expected a NIfTI volume")
+        return source.with_images(self.angiogram)
 
     def calibration(self, selection_field: float = 0.5) -> MPICalibration:
         """A simulated calibration, the same whatever the seed: that of training."""
