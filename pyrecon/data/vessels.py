@@ -85,12 +85,12 @@ class VesselStyle:
     large_radius: tuple[float, float] = (2.5, 7.0)
     large_soft: tuple[float, float] = (0.5, 2.5)
     blobs: float = 0.06
-    specks: tuple[int, int] = (0, 26)
+    specks: tuple[int, int] = (0, 22)
     spread: tuple[float, float] = (0.3, 0.8)
     shading: float = 0.7
-    grain: float = 0.5
+    grain: float = 0.35
     cutouts: float = 0.4
-    threshold: tuple[float, float] = (0.05, 0.25)
+    threshold: tuple[float, float] = (0.04, 0.22)
     haze: float = 0.04
     gamma: tuple[float, float] = (0.7, 1.5)
 
