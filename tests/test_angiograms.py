@@ -120,13 +120,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def test_the_pool_is_patches_of_the_volume(tmp_path: Path) -> None:
     """Of peak 1, whatever the chunks of training and validation; each a projection that the volume has somewhere."""
     settings = config(pool=6, validation=3)
-    made = source().with_images(saved(tmp_path / "v.nii", tubes()))
+    volume = tubes() * np.random.default_rng(1).uniform(0.5, 1, (100, 60, 40)).astype(np.float32)  # no two slabs alike
+    made = source().with_images(saved(tmp_path / "v.nii", volume))
     cut = drawn_images(made, settings)
     images = cut(0, 9)
     assert images.shape == (9, *SHAPE)
     np.testing.assert_allclose(images.max(axis=(1, 2)), 1, rtol=1e-6)
     np.testing.assert_array_equal(cut(0, 9), images)
-    volume, shape = tubes(), (2 * SHAPE[0], 2 * SHAPE[1])
+    shape = (2 * SHAPE[0], 2 * SHAPE[1])
     for image, part in ((images[2], slice(0, 45)), (images[7], slice(45, 55))):
         slabs = (volume[k : k + DEPTH].max(axis=0) for k in range(part.start, part.stop - DEPTH + 1))
         views = (

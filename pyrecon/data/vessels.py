@@ -19,6 +19,7 @@ from scipy.special import erf
 
 Real = NDArray[np.float64]
 
+_ATTEMPTS = 1000  # patches drawn for an image; one of three is too empty
 _STEP = 0.5  # fine voxels between the points of a centre line
 _SOFT = 1.0  # width of a vessel's edge in fine voxels: that of a voxel it covers in part
 
@@ -61,7 +62,7 @@ class VesselStyle:
     cutouts
         Probability that parts of the image are cut out, with soft borders.
     threshold
-        Range of what a segmentation takes off, as a share of the peak.
+        Range of what a segmentation takes off; a large vessel has a brightness of 0.5 to 1.
     haze
         Largest brightness of what is left behind the vessels, which a tenth of the images has.
     gamma
@@ -84,12 +85,12 @@ class VesselStyle:
     large_radius: tuple[float, float] = (2.5, 7.0)
     large_soft: tuple[float, float] = (0.5, 2.5)
     blobs: float = 0.06
-    specks: tuple[int, int] = (0, 26)
+    specks: tuple[int, int] = (0, 22)
     spread: tuple[float, float] = (0.3, 0.8)
     shading: float = 0.7
-    grain: float = 0.3
+    grain: float = 0.35
     cutouts: float = 0.4
-    threshold: tuple[float, float] = (0.04, 0.3)
+    threshold: tuple[float, float] = (0.04, 0.22)
     haze: float = 0.04
     gamma: tuple[float, float] = (0.7, 1.5)
 
@@ -130,6 +131,8 @@ def vascular_images(
     seed, first
         Image i depends on ``(seed, first + i)`` alone: more images of the same seed begin with the same ones.
 
+    Raises ValueError where a style leaves nothing to see.
+
     Branches follow Murray's law, ``r^3 = r_1^3 + r_2^3``, and its angles (Murray, PNAS 12:207, 1926).
     """
     if count < 0 or min(*shape, factor, depth) < 1:
@@ -151,13 +154,15 @@ def _image(
 ) -> Real:
     size = np.array([depth, factor * shape[0], factor * shape[1]], float)
     (looks,) = rng.spawn(1)  # random numbers of their own for looks: the trees are the same whatever these are
-    while True:  # a tree may leave the patch at once
+    for _ in range(_ATTEMPTS):  # a tree may leave the patch at once
         fine = _vessels(rng, looks, size, style)
         image: Real = fine.reshape(shape[0], factor, shape[1], factor).mean(axis=(1, 3))
-        if style.gamma != (1.0, 1.0):
-            image = (image / max(image.max(), 1e-9)) ** _log_uniform(looks, style.gamma, 1)
+        brightest = image.max()
+        if brightest > 0.1 and style.gamma != (1.0, 1.0):
+            image = (image / brightest) ** _log_uniform(looks, style.gamma, 1)
         if (image > 0.1).mean() >= 0.03:
             return np.asarray(image * (rng.uniform(*peak) / image.max()))
+    raise ValueError(f"style: {_ATTEMPTS} patches in a row were almost empty: {style}")
 
 
 def _vessels(rng: np.random.Generator, looks: np.random.Generator, size: Real, style: VesselStyle) -> Real:
@@ -293,7 +298,7 @@ def _project(
 
 # --- how vessels look ------------------------------------------------------------------------------------------------
 class _Shade:
-    """Contrast along vessels: a few waves through the patch, longer than it is deep."""
+    """Contrast along vessels: the mean of a few waves through the patch."""
 
     def __init__(self, rng: np.random.Generator, most: float) -> None:
         self.most = rng.uniform(0, most)
@@ -327,12 +332,12 @@ def _finished(rng: np.random.Generator, fine: Real, spread: float, style: Vessel
         fine = gaussian_filter(fine, spread, mode="nearest")
     if style.specks[1]:
         count = int(rng.integers(style.specks[0], style.specks[1] + 1))
-        fine = np.maximum(fine, fine.max() * _spots(rng, fine.shape, count, (0.5, 1.0), (0.05, 0.6), 2))
+        fine = np.maximum(fine, _spots(rng, fine.shape, count, (0.5, 1.0), (0.05, 0.6), 2))
     if style.threshold[1]:
-        fine = np.maximum(fine - rng.uniform(*style.threshold) * fine.max(), 0)
+        fine = np.maximum(fine - rng.uniform(*style.threshold), 0)
     if style.haze and rng.random() < 0.1:
         haze = np.maximum(_field(rng, fine.shape, rng.uniform(1, 6)), 0)
-        fine = np.maximum(fine, rng.uniform(0, style.haze) * fine.max() * haze)
+        fine = np.maximum(fine, rng.uniform(0, style.haze) * haze)
     return fine
 
 
