@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from pyrecon._errors import DataError
-from pyrecon.data.mpi import GRID, blurred_rows, prepare_system
+from pyrecon.data.mpi import GRID, blurred_rows, box_downsample, prepare_system
+from pyrecon.data.vessels import vascular_images
 from pyrecon.models import DEQMPI
+from pyrecon.models.mpi import FactoredSystem
 from pyrecon.physics.mpi import UNSEEN, drawn_calibration, training_seeds
 from pyrecon.train import Stage, train_deq_mpi
 from pyrecon.train._files import read_tensors, write_tensors
-from pyrecon.train.mpi_data import TrainingData
+from pyrecon.train.mpi_data import Bench, TrainingData
 from pyrecon.train.mpi_scanners import drawn_source, kept_scanners
 
 WHOLE = source(3, (GRID.shape[0], GRID.shape[1]))
@@ -76,39 +78,76 @@ def test_compact_data_have_the_law_of_the_whole(measure: Any) -> None:
 
 
 def test_a_drawn_scanner_is_its_calibration_in_few_coordinates() -> None:
+    """The matrix is a user's, its noise taken out; data are those of the scanner without noise, on a finer grid."""
+    settings = config(**SHORT | {"snr_db": 0.0})  # no calibration is too noisy
     drawn = drawn_calibration(6)
     system = prepare_system(drawn.measured(), snr_threshold=drawn.snr_threshold)
-    for factor in (1, 2):
-        expected = system if factor == 1 else system.upsampled(factor)
-        found = drawn_source(6, factor)
-        assert found is not None
-        assert (found.seed, found.rows, found.shape) == (6, len(system.matrix), expected.grid.shape)
-        assert len(found.matrix) == GRID.size
-        assert differ(gram(found.matrix), gram(expected.matrix)) < 1e-5
-    assert drawn_source(13) is None  # 16 rows above the noise
+    found = drawn_source(6, settings)
+    assert found is not None
+    assert (found.seed, found.rows, found.shape) == (6, len(system.matrix), GRID.shape)
+    assert len(found.matrix) == system.rank
+    assert differ(gram(found.matrix), gram(system.matrix)) < 1e-4
+    assert found.error is not None
+    assert found.forward is not None
+    image = torch.rand(1, 26, 13).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    quiet = replace(drawn.scanner, receiver=replace(drawn.scanner.receiver, feedthrough=0.0, interference=()))
+    exact = (
+        prepare_system(
+            quiet.calibrate(GRID, noise=0.0), rows=system.rows, whiten="none", denoise=False, background="none"
+        ).matrix
+        / torch.from_numpy(system.scale.reshape(-1, 1)).float()
+    )
+    basis = FactoredSystem(system.matrix, GRID.shape, rank=system.rank).Q
+    expected = exact @ box_downsample(image).flatten() @ basis
+    # Voxels of 1 mm are taken at their middle, those of 2 mm at some points within.
+    assert float((found.forward @ image.flatten() - expected).norm()) < 0.01 * float(expected.norm())
+    assert drawn_source(13, settings) is None  # 16 rows above the noise
     for seed in UNSEEN:
         with pytest.raises(ValueError, match="to test on"):
-            drawn_source(seed)
+            drawn_source(seed, settings)
+
+
+@pytest.mark.parametrize("snr_db", [15.0, 35.0])
+def test_noise_and_error_of_the_matrix_make_the_noise_of_the_run(snr_db: float) -> None:
+    """The misfit of true images, per direction, is sigma where the grid does not matter; the error's is limited."""
+    settings = config(**SHORT | {"snr_db": snr_db, "kappa": 1.0})
+    drawn = drawn_source(6, settings)
+    assert drawn is not None
+    pool = torch.from_numpy(vascular_images(40, shape=(52, 26), factor=1, peak=(1.0, 1.0)))
+    coarse = box_downsample(pool).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    bench = Bench.of(drawn, settings, coarse)
+    images = coarse / bench.system.unit
+    share = float(bench.wrong(images, snr_db).square().mean().sqrt())
+    assert share < 0.85
+    if snr_db == 35:
+        assert share > 0.5  # as much as is allowed
+    noise = torch.randn(40, len(drawn.matrix), generator=torch.Generator().manual_seed(0))
+    y, radius = bench.measured(images, settings, noise)
+    assert bench.factored is not None
+    factored = bench.factored
+    misfit = ((box_downsample(images).flatten(1) @ factored.V) * factored.s - y[:, :-1]).norm(dim=1)
+    assert 0.8 < float((misfit / radius).square().mean().sqrt()) < 1.3
+    assert (y[:, -1] == 0).all()
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------
 def test_benches_take_turns_and_each_has_the_scale() -> None:
     sources = [source(0), replace(source(1), matrix=5 * source(1).matrix.abs()), source(2).compact()]
     made = data(sources, validation=7)
-    for step in (0, 1, 2, 3, 302):
-        batch, bench = made.measured(step, 4), made.benches[step % 3]
+    for step, turn in ((0, 0), (1, 1), (2, 0), (3, 2), (4, 0), (5, 1), (302, 0), (303, 2)):
+        batch, bench = made.measured(step, 4), made.benches[turn]
         assert batch.problem is bench.problem
         torch.testing.assert_close(batch.images, made.images(step, 4))
         assert torch.equal(made.measured(step, 4).y, batch.y)
     shares = made.validation_sets()
-    assert [len(part.images) for part in shares] == [2, 2, 2]
-    torch.testing.assert_close(made.validation_images()[1] * made.benches[1].system.unit, made.validation[1::3])
+    assert [len(part.images) for part in shares] == [3, 2, 1]
+    torch.testing.assert_close(made.validation_images()[1] * made.benches[1].system.unit, made.validation[1::4])
     twins = data([source(0), source(0)], validation=7)
     empty = replace(twins, validation=0 * twins.validation).validation_sets()
     assert not torch.equal(empty[0].y, empty[1].y)  # noise of their own
     for step, (bench, given) in enumerate(zip(made.benches, sources, strict=True)):
         assert float(bench.system.matrix.square().sum()) / given.rows == pytest.approx(0.34, rel=1e-4)
-        signal = bench.clean(made.images(step, 2000)).square().sum(1).mean() / given.rows
+        signal = bench.clean(made.images(2 * step - 1 if step else 0, 2000)).square().sum(1).mean() / given.rows
         assert float(signal.sqrt()) == pytest.approx(0.41, rel=0.1)
     lows, highs = zip(*(data(each).signal_range for each in sources), strict=True)
     assert made.signal_range == (min(lows), max(highs))
@@ -117,40 +156,49 @@ def test_benches_take_turns_and_each_has_the_scale() -> None:
 # --- the file --------------------------------------------------------------------------------------------------------
 def test_scanners_are_drawn_once_and_kept(tmp_path: Path) -> None:
     path, shape = tmp_path / "scanners.safetensors", (GRID.shape[0], GRID.shape[1])
-    first = kept_scanners(path, 0, 2, shape)
-    usable = [s for s in (drawn_source(seed) for seed in islice(training_seeds(0), 3)) if s is not None]
+    two = config(**SHORT)
+    first = kept_scanners(path, two, shape)
+    usable = [s for s in (drawn_source(seed, two) for seed in islice(training_seeds(0), 3)) if s is not None]
     assert [s.seed for s in first] == [s.seed for s in usable[:2]]
-    again = kept_scanners(path, 0, 2, shape, lambda: pytest.fail("drawn again"))
+    again = kept_scanners(path, two, shape, lambda: pytest.fail("drawn again"))
+    x = torch.rand(2, GRID.size)
     for a, b in zip(first, again, strict=True):
         assert (a.seed, a.rows, a.shape) == (b.seed, b.rows, b.shape)
         assert torch.equal(a.matrix, b.matrix)
-    assert kept_scanners(path, 0, 0, (3, 4)) == []
+        assert a.forward is not None
+        assert b.forward is not None
+        assert torch.equal(a.forward, b.forward)
+        assert a.error is not None
+        assert b.error is not None
+        assert torch.equal(a.error.variance(x), b.error.variance(x))
+    assert kept_scanners(path, config(), (3, 4)) == []
     with pytest.raises(DataError, match=r"26 x 13 voxels.*has 20 x 20"):
-        kept_scanners(path, 0, 2, (20, 20))
+        kept_scanners(path, two, (20, 20))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="is not the scanners"):
-        kept_scanners(path, 0, 2, shape)
+        kept_scanners(path, two, shape)
     path.write_bytes(whole)
     tensors, facts = read_tensors(path, "scanners", most=1)
     unseen, longer = [facts[0], facts[1] | {"seed": UNSEEN[0]}], [facts[0], facts[1] | {"held": 339}]
-    nameless = [{"held": entry["held"], "seed": entry["seed"]} for entry in facts]
+    nameless = [{key: entry[key] for key in ("held", "seed", "shared", "std")} for entry in facts]
     for given, said in (
         (tensors, unseen),
         (tensors, longer),
         (tensors, nameless),
         (tensors, {}),
-        ({"matrix": tensors["matrix"].double()}, facts),
-        ({"matrix": tensors["matrix"] * torch.nan}, facts),
+        (tensors, [facts[0] | {"std": -1.0}, facts[1]]),
+        (tensors | {"matrix": tensors["matrix"].double()}, facts),
+        (tensors | {"forward": tensors["forward"] * torch.nan}, facts),
+        ({name: part for name, part in tensors.items() if name != "shared"}, facts),
         ({"other": tensors["matrix"]}, facts),
     ):
         write_tensors(path, given, said)
         with pytest.raises(DataError, match="is not the scanners"):
-            kept_scanners(path, 0, 2, shape)
+            kept_scanners(path, two, shape)
     path.write_bytes(whole)
-    for count, size in ((3, shape), (2, (52, 26))):
-        with pytest.raises(DataError, match="is not the scanners"):
-            kept_scanners(path, 0, count, size)
+    with pytest.raises(DataError, match="is not the scanners"):
+        kept_scanners(path, config(**SHORT | {"scanners": 3}), shape)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -169,7 +217,7 @@ def test_a_run_on_three_systems_resumes_bit_by_bit(tmp_path: Path) -> None:
 
     card = DEQMPI.load(tmp_path / "whole/weights.safetensors").card
     assert card is not None
-    found = kept_scanners(tmp_path / "whole/scanners.safetensors", 0, 2, WHOLE.shape)
+    found = kept_scanners(tmp_path / "whole/scanners.safetensors", settings, WHOLE.shape)
     assert card.training["scanners"] == {str(s.seed): s.rows for s in found}
     assert card.training["config"]["scanners"] == 2
     assert not {int(seed) for seed in card.training["scanners"]} & set(UNSEEN)

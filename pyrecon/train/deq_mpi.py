@@ -56,9 +56,10 @@ class Config(RunConfig):
         Images drawn for the run, for training and for measuring quality. Every batch takes images of the pool with
         fresh brightness, mirrored at random.
     scanners
-        So many scanners at random (:func:`~pyrecon.physics.mpi.drawn_calibration`) measure the images beside the system
-        matrix, by turns: step k takes number k modulo ``scanners + 1``. For weights that travel. Not with learned
-        consistency, which belongs to the rows of one scan.
+        So many scanners at random (:func:`~pyrecon.physics.mpi.drawn_calibration`) measure the images in every other
+        step, by turns; the system matrix in those between. For weights that travel: objects lie on a grid twice as
+        fine and are read with a noisy calibration, its noise taken out. Not with learned consistency, which belongs to
+        the rows of one scan.
     layers
         Convolutions per block of the RDN: 4 as released, 12 as printed.
     dims
@@ -407,9 +408,8 @@ class DEQMPITraining(Training):
         if config.consistency == "learned" and source.layout is None:
             raise DataError("consistency: 'learned' needs rows of several angles or channels; use 'ball'")
         count, shape = config.pool + config.validation, fine_shape(source.shape, config)
-        scanners = kept_scanners(
-            self.folder / "scanners.safetensors", config.seed, config.scanners, source.shape, lambda: drawn(0, count)
-        )
+        path = self.folder / "scanners.safetensors"
+        scanners = kept_scanners(path, config, source.shape, lambda: drawn(0, count))
         images = kept_pool(self.folder / "pool.npy", count, shape, drawn_images(source, config), drawn)
         sources = [source.compact(), *scanners] if scanners else source
         return TrainingData.of(sources, config, images[: config.pool], images[config.pool :])

@@ -1,8 +1,8 @@
 """Training data of DEQ-MPI: vascular images, and their measurement with noise in the scale of the model.
 
-One pool of images lies above one or several benches, each a system that measures them: step k takes bench number k
-modulo how many there are. Every random number is a function of (seed, purpose, step), whatever ran before: a run that
-was interrupted goes on as if it had not been.
+One pool of images lies above one or several benches, each a system that measures them: every other step takes the
+first, the steps between the others by turns. Every random number is a function of (seed, purpose, step), whatever ran
+before: a run that was interrupted goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon.data.angiograms import Angiogram, Part, cut_patches
-from pyrecon.data.mpi import FINER, MPISystem, blurred_rows, box_downsample, upsample_rows
+from pyrecon.data.mpi import FINER, MatrixError, MPISystem, blurred_rows, box_downsample, upsample_rows
 from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models.mpi import FactoredSystem
 from pyrecon.models.mpi.system import (
@@ -49,7 +49,9 @@ class Source:
     """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, where its rows lie, and the
     angiogram that images are cut from, if any.
 
-    ``silent`` more rows hold noise alone and only count (:meth:`compact`); ``seed`` is that of a drawn scanner.
+    ``silent`` more rows hold noise alone and only count (:meth:`compact`). Of a drawn scanner ``seed`` is its own,
+    ``forward`` ``(M, FINER^2 N)`` makes data of objects on a grid FINER times finer, without the noise that its
+    calibration left in the matrix, and ``error`` is what is known of that.
     """
 
     matrix: Tensor
@@ -57,6 +59,8 @@ class Source:
     layout: RowLayout | None = None
     silent: int = 0
     seed: int | None = None
+    forward: Tensor | None = None
+    error: MatrixError | None = None
     angiogram: Angiogram | None = None  # in place of generated images
 
     @classmethod
@@ -131,7 +135,7 @@ class Bench:
     source
         What it is made of; ``seed`` and numbers of rows are its own.
     forward
-        ``(M, h w)``: makes data.
+        ``(M, h w)``: makes data, of the grid of the model or of the finer one.
     system
         What the model knows of it.
     problem
@@ -151,14 +155,16 @@ class Bench:
     def of(cls, source: Source, config: Config, pool: Tensor) -> Bench:
         """``pool`` as in :meth:`TrainingData.of`: its signals set the unit."""
         forward, matrix, heard = source.matrix, source.matrix, len(source.matrix) / source.rows
-        if config.measure == "blurred":
+        if source.forward is not None:
+            forward = source.forward
+        elif config.measure == "blurred":
             matrix = blurred_rows(matrix, source.shape)
         else:
             # A fine voxel holds a share of a coarse one's tracer.
             forward = upsample_rows(matrix, source.shape, FINER) / FINER**2
         gain = row_gain(matrix) / math.sqrt(heard)
         forward = gain * forward
-        rms = ((pool[:_SAMPLE].flatten(1) @ forward.T).square().mean(1) * heard).sqrt()
+        rms = ((_seen(pool[:_SAMPLE], forward) @ forward.T).square().mean(1) * heard).sqrt()
         # One unit for the whole set: its signals have the standard root mean square, single images differ. The mean of
         # the brightness squared is 13/12.
         unit = float((13 / 12 * rms.square().mean()).sqrt()) / SIGNAL_RMS
@@ -167,7 +173,7 @@ class Bench:
         factored = None
         if config.consistency != "learned":
             factored = FactoredSystem(system.matrix, system.shape)
-            if source.silent:
+            if source.silent or source.forward is not None:
                 factored.gain = 1.0  # it has the scale already, but for the rows that the matrix does not show
             problem = compressed(factored, config.snr_db)
         else:
@@ -186,18 +192,27 @@ class Bench:
 
     def clean(self, images: Tensor) -> Tensor:
         """Noise-free data ``(B, M)``, silent rows left out, of images in the scale of the model."""
-        return images.flatten(1) @ self.forward.T
+        return _seen(images, self.forward) @ self.forward.T
 
     def measured(self, images: Tensor, config: Config, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Data as ``problem`` takes them, and the radius of their ball: ``kappa sigma sqrt(r)`` in the range of A
         (:meth:`pyrecon.models.mpi.method.Data.ball`); for a learned consistency, that of all noise. ``noise``
-        ``(B, M)`` has standard deviation 1."""
-        y, radius = with_noise(self.clean(images), config.snr_db, noise)
+        ``(B, M)`` has standard deviation 1. Where the matrix has errors they are a part of sigma, noise the rest."""
+        clean = self.clean(images)
+        if self.source.error is not None:
+            noise = noise * (1 - self.wrong(images, config.snr_db).square()).clamp(min=0.01).sqrt()[:, None]
+        y, radius = with_noise(clean, config.snr_db, noise)
         if self.factored is None:
             return y, radius
         center = self.factored.coordinates(y)
         center[:, -1] = 0
         return center, torch.full_like(radius, config.kappa * noise_std(config.snr_db) * math.sqrt(self.factored.rank))
+
+    def wrong(self, images: Tensor, snr_db: float) -> Tensor:
+        """``(B,)`` what the noise of the matrix adds to a row of an image's signal, in units of sigma."""
+        assert self.source.error is not None
+        variance = self.source.error.variance(_seen(images, self.system.matrix))
+        return variance.sqrt() * (self.system.gain / noise_std(snr_db))
 
 
 @dataclass
@@ -207,10 +222,11 @@ class TrainingData:
     Attributes
     ----------
     pool, validation
-        Images ``(P, h, w)``: of the system's grid, or FINER times that where data are made on a finer grid. Those of
-        validation have their brightness.
+        Images ``(P, h, w)``: of the system's grid, or FINER times that where a bench makes data on a finer grid. Those
+        of validation have their brightness.
     benches
-        At least one. In the scale of the model an image is divided by the unit of the bench that measures it.
+        At least one, first that of the system matrix. In the scale of the model an image is divided by the unit of the
+        bench that measures it.
     """
 
     config: Config
@@ -240,7 +256,8 @@ class TrainingData:
 
     def bench(self, step: int) -> Bench:
         """Whose turn it is."""
-        return self.benches[step % len(self.benches)]
+        others = self.benches[1:]
+        return others[step // 2 % len(others)] if others and step % 2 else self.benches[0]
 
     def images(self, step: int, batch: int) -> Tensor:
         """``(batch, h, w)`` of the pool, brightness times U(0.5, 1.5), mirrored along each axis at random."""
@@ -254,12 +271,14 @@ class TrainingData:
 
     def validation_images(self) -> list[Tensor]:
         """For each bench its share of the validation images, always the same."""
-        count = len(self.benches)
-        return [self.validation[k::count] / bench.system.unit for k, bench in enumerate(self.benches)]
+        others = len(self.benches) - 1
+        shares = [self.validation[:: 2 if others else 1]]
+        shares += [self.validation[1 + 2 * k :: 2 * others] for k in range(others)]
+        return [share / bench.system.unit for share, bench in zip(shares, self.benches, strict=True)]
 
     def coarse(self, images: Tensor) -> Tensor:
         """Images on the grid of the model."""
-        return images if self.config.measure == "blurred" else box_downsample(images, FINER)
+        return images if tuple(images.shape[1:]) == self.benches[0].system.shape else box_downsample(images, FINER)
 
     def noise(self, shape: tuple[int, ...], step: int, stream: int = NOISE) -> Tensor:
         """White noise of standard deviation 1."""
@@ -298,7 +317,8 @@ def drawn_images(source: Source, config: Config) -> Callable[[int, int], NDArray
 
     After ``config.pool`` images for training come those for validation, from another part of an angiogram.
     """
-    shape, factor = fine_shape(source.shape, config), FINER if config.measure == "blurred" else 1
+    shape = fine_shape(source.shape, config)
+    factor = FINER * source.shape[0] // shape[0]
     angiogram = source.angiogram
     if angiogram is None:
         style = VesselStyle.plain() if config.vessels == "plain" else VesselStyle()
@@ -327,8 +347,14 @@ def drawn_images(source: Source, config: Config) -> Callable[[int, int], NDArray
 
 def fine_shape(shape: tuple[int, int], config: Config) -> tuple[int, int]:
     """``(h, w)`` of the images that data are made from."""
-    factor = 1 if config.measure == "blurred" else FINER
+    factor = FINER if config.measure == "finer" or config.scanners else 1
     return factor * shape[0], factor * shape[1]
+
+
+def _seen(images: Tensor, matrix: Tensor) -> Tensor:
+    """Images ``(B, h, w)`` on the grid of a matrix's columns, ``(B, N)``."""
+    fine = images.shape[1] * images.shape[2] > matrix.shape[1]
+    return (box_downsample(images, FINER) if fine else images).flatten(1)
 
 
 def _bright(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -46,10 +46,14 @@ class Recipe(study.Recipe):
     angiogram: bool = False
 
 
-# Networks that come from an equilibrium already gain most of what another SNR or system matrix asks for in 200 steps.
+# At "quick" scale. Half of the steps of what fits any system matrix are of other scanners than the own.
+_SCANNERS = 24
+_FIRST = {"equilibrium": {"steps": 2000, "halve": 500}}
+# Networks that come from an equilibrium already gain most of what another SNR or system matrix asks for in few steps.
+_NEXT_LEVEL = {"equilibrium": {"steps": 800, "rate": 5e-4, "halve": 200}}
 _FURTHER = {"equilibrium": {"steps": 200, "rate": 5e-4, "halve": 50}}
-_FIVE_STEPS = {"equilibrium": {"steps": 400, "halve": 100}}
-_ALONE = {"end_to_end": {"steps": 600, "halve": 150}}
+_FIVE_STEPS = {"equilibrium": {"steps": 1000, "halve": 250}}
+_ALONE = {"end_to_end": {"steps": 1000, "halve": 250}}
 LEVELS = (5.0, *SNRS, 45.0)
 # The model at 25 dB is the first; each other level begins with the next one to it.
 _NEXT = {5.0: 15.0, 15.0: 25.0, 35.0: 25.0, 45.0: 35.0}
@@ -66,10 +70,11 @@ def _recipes() -> dict[str, Recipe]:
         level = f"{snr:g}dB"
         common = {"snr_db": snr, "penalty": penalty(snr)}
         ball = f"deq-mpi-{level}"
+        travels = common | {"scanners": _SCANNERS}
         if snr in _NEXT:
-            recipes[ball] = Recipe("equilibrium", common, initial=f"deq-mpi-{_NEXT[snr]:g}dB", quick=_FURTHER)
+            recipes[ball] = Recipe("equilibrium", travels, initial=f"deq-mpi-{_NEXT[snr]:g}dB", quick=_NEXT_LEVEL)
         else:
-            recipes[ball] = Recipe("equilibrium", common, initial="denoiser")
+            recipes[ball] = Recipe("equilibrium", travels, initial="denoiser", quick=_FIRST)
         learned = common | {"consistency": "learned"}
         recipes |= {
             f"deq-mpi-learned-{level}": Recipe("equilibrium", learned, initial=ball, quick=_FURTHER),
