@@ -266,7 +266,7 @@ def _own_noise(
 ) -> tuple[Complex, MatrixError | None]:
     """The rows without the calibration's noise, as far as it is to be taken out, and what is left of it."""
     deviation = float(np.sqrt(np.square(noise.std / scale).mean()))
-    error = MatrixError(deviation, torch.from_numpy(noise.shared.astype(np.float32)))
+    error = MatrixError(deviation, torch.from_numpy(np.ascontiguousarray(noise.shared, np.float32)))
     if denoise and spectrum.shape[1] > POSITIONS:
         warnings.warn(
             f"system matrix: its noise is left in, {spectrum.shape[1]} positions are more than {POSITIONS}",
