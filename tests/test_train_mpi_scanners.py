@@ -179,7 +179,7 @@ def test_scanners_are_drawn_once_and_kept(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not the scanners"):
         kept_scanners(path, two, shape)
     path.write_bytes(whole)
-    tensors, facts = read_tensors(path, "scanners", most=1)
+    tensors, facts = read_tensors(path, "scanners", most=5)
     unseen, longer = [facts[0], facts[1] | {"seed": UNSEEN[0]}], [facts[0], facts[1] | {"held": 339}]
     nameless = [{key: entry[key] for key in ("held", "seed", "shared", "std")} for entry in facts]
     for given, said in (

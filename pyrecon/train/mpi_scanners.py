@@ -160,5 +160,5 @@ def _sources(
         stds, strict=True,
     )  # fmt: skip
     for matrix, forward, background, more, seed, std in parts:
-        error = MatrixError(std, background.T.contiguous(), rank=len(matrix))
+        error = MatrixError(std, background.T.clone(memory_format=torch.contiguous_format), rank=len(matrix))
         yield Source(matrix, GRID.shape, silent=more, seed=seed, forward=forward, error=error)

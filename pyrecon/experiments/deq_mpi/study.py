@@ -96,10 +96,11 @@ RECIPES = _recipes()
 class Study(study.Study):
     """DEQ-MPI's: ``images`` are ``"generated"`` vascular trees, ``"retina"``, or a NIfTI angiogram.
 
-    ``angiogram`` is a NIfTI volume to train on.
+    ``angiogram`` is a NIfTI volume to train on, ``released`` a file of weights that the authors released.
     """
 
     angiogram: Path | None = None
+    released: Path | None = None
     _calibrations: dict[float, MPICalibration] = field(default_factory=dict)
 
     training = DEQMPITraining

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrecon import metrics
-from pyrecon.data.mpi import GRID, MPISystem, prepare_system
+from pyrecon.data.mpi import GRID, MPISystem
 from pyrecon.data.vessels import VesselStyle
 from pyrecon.experiments.deq_mpi.study import SNRS, Recipe, Study, penalty
-from pyrecon.experiments.mpi import Run, measured_scenario
+from pyrecon.experiments.mpi import Run, measured_scenario, measured_system
 from pyrecon.experiments.mpi_data import Images, generated_images, vessel_images
 from pyrecon.experiments.table import Listing
 from pyrecon.models.mpi import DEQ
@@ -38,7 +38,7 @@ def recipe(kind: str, snr_db: float) -> Recipe:
 
 def images(study: Study) -> Listing:
     """pSNR by training images and test images. Without an angiogram the rows and columns that need one are left out."""
-    systems = {"of training": study.system(), "unseen": prepare_system(UNSEEN.calibrate(GRID, seed=_SEED))}
+    systems = {"of training": study.system(), "unseen": measured_system(UNSEEN.calibrate(GRID, seed=_SEED))}
     sets = dict(_test_sets(study))
     lines = []
     for snr in SNRS:
