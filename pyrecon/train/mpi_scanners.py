@@ -22,6 +22,7 @@ from pyrecon.train.mpi_data import Bench, Source
 
 _FEWEST = 500  # selected rows of a scanner to train on; nine in ten have them
 _SHARE = 0.7  # of sigma, what the matrix's noise may add to the signal of a typical image
+_SHAPE = (GRID.shape[0], GRID.shape[1])
 _TYPICAL = 64  # images that say what that is
 _THICKNESS = 2e-3  # of the objects, metres
 _VOLUME = _THICKNESS * float(np.prod(GRID.spacing)) / FINER**2  # of a voxel of theirs
@@ -43,9 +44,9 @@ def kept_scanners(
     count = config.scanners
     if count == 0:
         return []
-    if shape != GRID.shape:
+    if shape != _SHAPE:
         raise DataError(
-            f"scanners: are drawn for a grid of {GRID.shape[0]} x {GRID.shape[1]} voxels, the system matrix has "
+            f"scanners: are drawn for a grid of {_SHAPE[0]} x {_SHAPE[1]} voxels, the system matrix has "
             f"{shape[0]} x {shape[1]}; train without them"
         )
     memory = 4 * count * GRID.size**2 * (1 + FINER**2)
@@ -81,7 +82,9 @@ def drawn_source(seed: int, config: Any) -> Source | None:
     if len(system.rows) < _FEWEST or system.rank is None:
         return None
     source = _few(system, drawn, seed)
-    images = torch.from_numpy(vascular_images(_TYPICAL, shape=GRID.finer(FINER).shape, factor=1, peak=(1.0, 1.0)))
+    images = torch.from_numpy(
+        vascular_images(_TYPICAL, shape=(FINER * _SHAPE[0], FINER * _SHAPE[1]), factor=1, peak=(1.0, 1.0))
+    )
     bench = Bench.of(source, config, images)
     wrong = float(bench.wrong(images / bench.system.unit, config.snr_db).square().mean().sqrt())
     if wrong <= _SHARE:
@@ -100,7 +103,7 @@ def _few(system: MPISystem, drawn: DrawnCalibration, seed: int) -> Source:
         forward.append(factored.Q.T @ torch.from_numpy(np.concatenate(parts).astype(np.float32)))
     return Source(
         factored.s[:, None] * factored.V.T,
-        GRID.shape,
+        _SHAPE,
         silent=len(system.matrix) - factored.rank,
         seed=seed,
         forward=torch.cat(forward, dim=1),
@@ -161,4 +164,4 @@ def _sources(
     )  # fmt: skip
     for matrix, forward, background, more, seed, std in parts:
         error = MatrixError(std, background.T.clone(memory_format=torch.contiguous_format), rank=len(matrix))
-        yield Source(matrix, GRID.shape, silent=more, seed=seed, forward=forward, error=error)
+        yield Source(matrix, _SHAPE, silent=more, seed=seed, forward=forward, error=error)
