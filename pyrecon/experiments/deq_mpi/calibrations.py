@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +27,11 @@ from pyrecon.data.mpi import (
 from pyrecon.data.raw import MPICalibration, MPIScan
 from pyrecon.experiments.demo import mpi_scene
 from pyrecon.experiments.deq_mpi.study import SNRS, Study
-from pyrecon.experiments.mpi_data import vessel_images
+from pyrecon.experiments.mpi_data import generated_images, vessel_images
 from pyrecon.experiments.table import Listing
 from pyrecon.models.deq_mpi import DEQMPI, new_card
 from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, HybADMM, PnP, Reconstructor
-from pyrecon.physics.mpi import UNSEEN, Scanner, drawn_calibration
+from pyrecon.physics.mpi import UNSEEN, Scanner, drawn_calibration, training_seeds
 
 _IMAGES = 16  # of each unseen scanner
 _METHODS: tuple[Any, ...] = (L1ADMM(), TVADMM(), HybADMM(), ART(), PnP(), DEQ())
@@ -225,4 +226,76 @@ def _on_theirs(path: Path, snr_db: float, methods: dict[str, Any]) -> list[str]:
     return [f"{float(metrics.psnr(images.clamp_min(0), truth).mean()):.1f}" for images in found]
 
 
-EXPERIMENTS: dict[str, Callable[[Study], Listing]] = {"calibration": calibration, "scanners": scanners}
+# --- the radius, the grid --------------------------------------------------------------------------------------------
+_KAPPAS = (0.5, 0.8, 1.2, 2.0, 3.0)
+_TUNED = 6  # scanners
+
+
+def kappa(study: Study) -> Listing:
+    """The radius of every method that has one, on scanners of training and generated vessels."""
+    images = generated_images(test=8, validation=1, seed=study.seed).test
+    balls = [method for method in _METHODS if hasattr(method, "kappa")]
+    lines = []
+    for snr in SNRS:
+        scenes: list[Scene] = []
+        for seed in itertools.islice(training_seeds(study.seed), _TUNED):
+            study.progress(f"scanning at {snr:g} dB", len(scenes), _TUNED)
+            drawn = drawn_calibration(seed)
+            scan = drawn.scanner.measure(images, GRID.finer(FINER), snr_db=snr, background_frames=20, seed=1)
+            truth = box_downsample(images, FINER)
+            scenes.append(Scene(truth, scan, drawn.measured(), drawn.measured(), drawn.snr_threshold))
+        systems = [_ours(scene) for scene in scenes]
+        for method in balls:
+            found = [
+                np.mean(
+                    [_quality(s, scene, replace(method, kappa=k)) for s, scene in zip(systems, scenes, strict=True)]
+                )
+                for k in _KAPPAS
+            ]
+            lines.append([f"{snr:g} dB", method.name, *(f"{q:.2f}" for q in found)])
+    notes = [
+        f"pSNR in dB, mean over the first {_TUNED} scanners that training draws, 8 generated images each. The radius is "
+        "kappa times the noise that is expected in the range of the matrix, of the data and of the calibration."
+    ]
+    return Listing("The radius", ["SNR", "method", *(f"kappa {k:g}" for k in _KAPPAS)], lines, notes)
+
+
+def finer(study: Study) -> Listing:
+    """A calibration on 26 x 13 positions, read on 52 x 26 voxels, beside one on 52 x 26 positions."""
+    images = vessel_images(test=_IMAGES, validation=1, shape=(FINER * GRID.shape[0], FINER * GRID.shape[1])).test
+    grid, scanner = GRID.finer(FINER), Scanner()
+    scan = scanner.measure(images, grid.finer(FINER), snr_db=30.0, background_frames=20, seed=1)
+    truth = box_downsample(images, FINER)
+    coarse, fine = scanner.calibrate(GRID), scanner.calibrate(grid, sample_size=(1e-3, 1e-3, 2e-3))
+    exact = scanner.calibrate(grid, sample_size=(1e-3, 1e-3, 2e-3), noise=0.0)
+    scene = Scene(truth, scan, coarse, exact, 5.0)
+    rows = _measured(scene).rows
+    # A sample of a quarter of the volume gives a quarter of the signal, as a voxel does.
+    best = prepare_system(exact, scan, rows=rows, denoise=False)
+    systems = {
+        "26 x 13 positions as measured, bicubic": _measured(scene).upsampled(FINER),
+        "26 x 13 positions, noise taken out, bicubic": _ours(scene).upsampled(FINER),
+        "52 x 26 positions as measured": prepare_system(fine, scan, rows=rows, denoise=False),
+        "52 x 26 positions, noise taken out": prepare_system(fine, scan, rows=rows),
+        "52 x 26 positions without noise": replace(best, error=MatrixError.none(grid.size)),
+    }
+    lines: list[list[str]] = []
+    for label, system in systems.items():
+        study.progress(label, len(lines), len(systems))
+        error = 20 * torch.log10((system.matrix - best.matrix).norm() / best.matrix.norm())
+        found = [_quality(system, scene, method) for method in _METHODS]
+        lines.append([label, f"{float(error):.1f}" if torch.isfinite(error) else "", *(f"{q:.1f}" for q in found)])
+    notes = [
+        f"pSNR in dB on 52 x 26 voxels, {_IMAGES} images of the retina on a grid of 104 x 52, 30 dB. The sample of the "
+        "finer calibration has a quarter of the volume, so a quarter of the signal in the same noise."
+    ]
+    heads = ["calibration", "its error, dB", *(method.name for method in _METHODS)]
+    return Listing("A calibration read on a finer grid", heads, lines, notes)
+
+
+EXPERIMENTS: dict[str, Callable[[Study], Listing]] = {
+    "calibration": calibration,
+    "scanners": scanners,
+    "kappa": kappa,
+    "finer": finer,
+}
