@@ -254,8 +254,8 @@ def kappa(study: Study) -> Listing:
             ]
             lines.append([f"{snr:g} dB", method.name, *(f"{q:.2f}" for q in found)])
     notes = [
-        f"pSNR in dB, mean over the first {_TUNED} scanners that training draws, 8 generated images each. The radius is "
-        "kappa times the noise that is expected in the range of the matrix, of the data and of the calibration."
+        f"pSNR in dB, mean over the first {_TUNED} scanners that training draws, 8 generated images each. The radius "
+        "is kappa times the noise that is expected in the range of the matrix, of the data and of the calibration."
     ]
     return Listing("The radius", ["SNR", "method", *(f"kappa {k:g}" for k in _KAPPAS)], lines, notes)
 
