@@ -13,12 +13,12 @@ iteration does: the image settles, and stays where it is.
 import torch
 
 from pyrecon import metrics, plotting
-from pyrecon.data.mpi import prepare_system
 from pyrecon.experiments.mpi import (
     GRID,
     Run,
     generated_images,
     measured_scenario,
+    measured_system,
 )
 from pyrecon.implicit import residual_curve
 from pyrecon.models import DEQMPI
@@ -27,7 +27,7 @@ from pyrecon.models.mpi.system import compressed
 from pyrecon.physics.mpi import Scanner
 from pyrecon.solvers import Anderson, Picard
 
-system = prepare_system(Scanner(gradient=0.5).calibrate(GRID, seed=0))
+system = measured_system(Scanner(gradient=0.5).calibrate(GRID, seed=0))
 vessels = generated_images(test=6, validation=16)
 problem = measured_scenario(system, vessels, 25.0, seed=0)
 truth = problem.test.images
@@ -68,7 +68,7 @@ plotting.curves(lines, "iterations", "pSNR, dB", log="x")
 # mixing and without.
 model = DEQMPI.from_pretrained("deq-mpi-25dB")
 small = compressed(problem.system, 25.0)
-data, radius = problem.test.coordinates, problem.test.noise
+data, radius = problem.test.ball(problem.system, model.kappa)
 step, start = small.step_of(model), small.start(data)
 lines = {}
 for solver in (Picard(), Anderson(memory=5)):

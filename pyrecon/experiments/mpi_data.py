@@ -29,7 +29,7 @@ from pyrecon.data.mpi import FINER, GRID, MatrixError, MPISystem, box_downsample
 from pyrecon.data.phantoms import retina_vessels
 from pyrecon.data.raw import Grid, MPICalibration
 from pyrecon.data.vessels import VesselStyle, vascular_images
-from pyrecon.models.mpi import FactoredSystem
+from pyrecon.models.mpi import FactoredSystem, method
 from pyrecon.models.mpi.reconstructor import with_model_error
 from pyrecon.models.mpi.system import SIGNAL_RMS
 from pyrecon.physics.mpi import Scanner
@@ -57,6 +57,10 @@ class Data:
     y: Tensor
     noise: Tensor
     coordinates: Tensor
+
+    def ball(self, system: FactoredSystem, kappa: float) -> tuple[Tensor, Tensor]:
+        """Centre and radius in coordinates: :meth:`pyrecon.models.mpi.method.Data.ball`."""
+        return method.Data(self.y, self.noise, self.coordinates, system.rank, system.noisy).ball(kappa)
 
 
 @dataclass(frozen=True)

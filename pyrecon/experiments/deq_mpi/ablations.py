@@ -168,7 +168,7 @@ def starts(study: Study) -> Listing:
             if rank is not None:
                 small.cutoff, small.rank = 0.0, rank
             # The data have the noise of training already; an image in the model's scale is 1 / gain of one in ours.
-            data, radius = problem.test.coordinates, problem.test.noise
+            data, radius = problem.test.ball(problem.system, model.kappa)
             first = gain * small.start(data)[0].view_as(truth).clamp(min=0)
             found = [gain * model.reconstruct(small, data, radius, iterations=n).value.clamp(min=0) for n in counts]
             qualities = [float(metrics.psnr(image, truth).mean()) for image in (first, *found)]
