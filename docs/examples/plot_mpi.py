@@ -28,8 +28,8 @@ scan = scanner.measure(vessels, fine_grid(), snr_db=30.0, seed=1)
 
 # %%
 # Preprocess: background subtraction, rows with an SNR above 5, whitening. What
-# is left is a real linear system with white noise of standard deviation one. And
-# the noise of the calibration is taken out of the matrix, as far as it is known
+# is left is a real linear system with white noise of standard deviation one.
+# The calibration's own noise is taken out of the matrix, as far as it is known
 # to be noise: a few dozen singular values remain.
 system = prepare_system(calibration, scan, snr_threshold=5.0)
 frames = prepare_frames(system, scan)
