@@ -22,7 +22,6 @@ from pyrecon.data.mpi import GRID, MPISystem, prepare_system
 from pyrecon.implicit import Gradient, ImplicitGradient, JacobianFree, Unrolled
 from pyrecon.models.deq_mpi import DEQMPI, Consistency, Role, new_card
 from pyrecon.models.mpi import LEARNED
-from pyrecon.models.mpi.method import KAPPA
 from pyrecon.nn import RDN, ExactConsistency, LearnedConsistency
 from pyrecon.ops import project_l2_ball
 from pyrecon.solvers import Anderson
@@ -91,7 +90,8 @@ class Config(RunConfig):
         squares in 25 steps lost 1.6 dB of them by 400. Higher SNR wants more: 25 at 35 dB.
     kappa
         Of the ball, without learned consistency: its radius in the range of A as a multiple of the noise there
-        (:meth:`pyrecon.models.mpi.method.Data.ball`). It goes into the weights.
+        (:meth:`pyrecon.models.mpi.method.Data.ball`). It goes into the weights. Below 1 there is no equilibrium that is
+        better than what 25 steps come to: trained at 0.8 and 25 dB they reach 30.2 dB, 100 steps 28.6.
     tolerance, limit, backward_limit
         Of the equilibrium and its gradient: relative change at which they end, and most iterations of either.
     memory
@@ -139,7 +139,7 @@ class Config(RunConfig):
     penalty: float = setting(
         10.0, "--penalty", "Of the data's split in ADMM; 1 as published, more for high SNR.", above=0
     )
-    kappa: float = setting(KAPPA, "--kappa", "Radius of the ball in the range of A, in units of the noise.", above=0)
+    kappa: float = setting(1.0, "--kappa", "Radius of the ball in the range of A, in units of the noise.", above=0)
     tolerance: float = setting(1e-4, "--tolerance", "Relative change at which they end.", least=0)
     limit: int = setting(40, "--limit", "Most iterations to the equilibrium.", least=1)
     backward_limit: int = setting(20, "--backward-limit", "Most iterations to its gradient.", least=1)
