@@ -85,14 +85,14 @@ class VesselStyle:
     large_radius: tuple[float, float] = (2.5, 7.0)
     large_soft: tuple[float, float] = (0.5, 2.5)
     blobs: float = 0.06
-    specks: tuple[int, int] = (0, 22)
-    spread: tuple[float, float] = (0.3, 0.8)
+    specks: tuple[int, int] = (0, 24)
+    spread: tuple[float, float] = (0.3, 0.75)
     shading: float = 0.7
-    grain: float = 0.35
+    grain: float = 0.2
     cutouts: float = 0.4
-    threshold: tuple[float, float] = (0.04, 0.22)
+    threshold: tuple[float, float] = (0.05, 0.32)
     haze: float = 0.04
-    gamma: tuple[float, float] = (0.7, 1.5)
+    gamma: tuple[float, float] = (0.6, 1.3)
 
     @classmethod
     def plain(cls) -> VesselStyle:
@@ -280,20 +280,21 @@ def _project(
     seen = (outside < reach) & near.all(axis=1)
     if not seen.any():
         return
-    bright = brightness if shading is None else brightness * shading(points[seen], radii[seen])[:, None, None]
-    (_, cy, cx), radii, outside = points[seen].T, radii[seen, None, None], outside[seen, None, None]
+    bright = brightness if shading is None else brightness * shading(points[seen], radii[seen])
+    (_, cy, cx), radii, outside = points[seen].T, radii[seen], outside[seen]
     # The pixels within reach of any ball, around each of them: one pass for all balls.
     around = np.arange(-int(reach[seen].max()) - 1, int(reach[seen].max()) + 2)
     rows = np.floor(cy).astype(np.int64)[:, None] + around
     cols = np.floor(cx).astype(np.int64)[:, None] + around
-    dy, dx = rows + 0.5 - cy[:, None], cols + 0.5 - cx[:, None]
-    distance = np.sqrt(dy[:, :, None] ** 2 + dx[:, None, :] ** 2 + outside**2)
+    dy, dx = (rows + 0.5 - cy[:, None]) ** 2, (cols + 0.5 - cx[:, None]) ** 2
+    squared = dy[:, :, None] + dx[:, None, :] + (outside**2)[:, None, None]
+    inside = squared < (reach[seen] ** 2)[:, None, None]
+    inside &= ((rows >= 0) & (rows < fine.shape[0]))[:, :, None] & ((cols >= 0) & (cols < fine.shape[1]))[:, None, :]
+    ball, y, x = np.nonzero(inside)
     # A vessel thinner than a voxel fills only a part of it.
-    cover = bright * np.clip((radii - distance) / _SOFT + 0.5, 0, 1) * np.minimum(1.0, 2 * radii / _SOFT)
-    inside = (cover > 0) & ((rows >= 0) & (rows < fine.shape[0]))[:, :, None]
-    inside &= ((cols >= 0) & (cols < fine.shape[1]))[:, None, :]
-    index = (rows * fine.shape[1])[:, :, None] + cols[:, None, :]
-    np.maximum.at(fine.reshape(-1), index[inside], cover[inside])
+    most = bright * np.minimum(1.0, 2 * radii / _SOFT)
+    cover = most[ball] * np.clip((radii[ball] - np.sqrt(squared[inside])) / _SOFT + 0.5, 0, 1)
+    np.maximum.at(fine.reshape(-1), rows[ball, y] * fine.shape[1] + cols[ball, x], cover)
 
 
 # --- how vessels look ------------------------------------------------------------------------------------------------
@@ -327,12 +328,12 @@ def _finished(rng: np.random.Generator, fine: Real, spread: float, style: Vessel
         level, soft = rng.uniform(-1.0, 0.5), rng.uniform(0.1, 0.6)
         fine = fine / (1 + np.exp((level - _field(rng, fine.shape, rng.uniform(3, 9))) / soft))
     if style.grain:
-        fine = fine * np.maximum(1 + rng.uniform(0, style.grain) * _field(rng, fine.shape, 0.8), 0)
+        fine = fine * np.maximum(1 + rng.uniform(0, style.grain) * _field(rng, fine.shape, 1.0), 0)
     if spread > 0:
         fine = gaussian_filter(fine, spread, mode="nearest")
     if style.specks[1]:
         count = int(rng.integers(style.specks[0], style.specks[1] + 1))
-        fine = np.maximum(fine, _spots(rng, fine.shape, count, (0.5, 1.0), (0.05, 0.6), 2))
+        fine = np.maximum(fine, _spots(rng, fine.shape, count, (0.5, 1.0), (0.08, 0.7), 2))
     if style.threshold[1]:
         fine = np.maximum(fine - rng.uniform(*style.threshold), 0)
     if style.haze and rng.random() < 0.1:
