@@ -85,14 +85,14 @@ class VesselStyle:
     large_radius: tuple[float, float] = (2.5, 7.0)
     large_soft: tuple[float, float] = (0.5, 2.5)
     blobs: float = 0.06
-    specks: tuple[int, int] = (0, 24)
-    spread: tuple[float, float] = (0.3, 0.75)
+    specks: tuple[int, int] = (0, 22)
+    spread: tuple[float, float] = (0.3, 0.8)
     shading: float = 0.7
-    grain: float = 0.2
+    grain: float = 0.35
     cutouts: float = 0.4
-    threshold: tuple[float, float] = (0.05, 0.32)
+    threshold: tuple[float, float] = (0.04, 0.22)
     haze: float = 0.04
-    gamma: tuple[float, float] = (0.6, 1.3)
+    gamma: tuple[float, float] = (0.7, 1.5)
 
     @classmethod
     def plain(cls) -> VesselStyle:
@@ -328,12 +328,12 @@ def _finished(rng: np.random.Generator, fine: Real, spread: float, style: Vessel
         level, soft = rng.uniform(-1.0, 0.5), rng.uniform(0.1, 0.6)
         fine = fine / (1 + np.exp((level - _field(rng, fine.shape, rng.uniform(3, 9))) / soft))
     if style.grain:
-        fine = fine * np.maximum(1 + rng.uniform(0, style.grain) * _field(rng, fine.shape, 1.0), 0)
+        fine = fine * np.maximum(1 + rng.uniform(0, style.grain) * _field(rng, fine.shape, 0.8), 0)
     if spread > 0:
         fine = gaussian_filter(fine, spread, mode="nearest")
     if style.specks[1]:
         count = int(rng.integers(style.specks[0], style.specks[1] + 1))
-        fine = np.maximum(fine, _spots(rng, fine.shape, count, (0.5, 1.0), (0.08, 0.7), 2))
+        fine = np.maximum(fine, _spots(rng, fine.shape, count, (0.5, 1.0), (0.05, 0.6), 2))
     if style.threshold[1]:
         fine = np.maximum(fine - rng.uniform(*style.threshold), 0)
     if style.haze and rng.random() < 0.1:
