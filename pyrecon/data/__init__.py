@@ -4,6 +4,7 @@ from pyrecon._lazy import submodules
 
 __getattr__, __dir__ = submodules(
     __name__,
+    "angiograms",
     "brains",
     "brainweb",
     "coil_maps",

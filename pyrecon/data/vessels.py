@@ -280,20 +280,21 @@ def _project(
     seen = (outside < reach) & near.all(axis=1)
     if not seen.any():
         return
-    bright = brightness if shading is None else brightness * shading(points[seen], radii[seen])[:, None, None]
-    (_, cy, cx), radii, outside = points[seen].T, radii[seen, None, None], outside[seen, None, None]
+    bright = brightness if shading is None else brightness * shading(points[seen], radii[seen])
+    (_, cy, cx), radii, outside = points[seen].T, radii[seen], outside[seen]
     # The pixels within reach of any ball, around each of them: one pass for all balls.
     around = np.arange(-int(reach[seen].max()) - 1, int(reach[seen].max()) + 2)
     rows = np.floor(cy).astype(np.int64)[:, None] + around
     cols = np.floor(cx).astype(np.int64)[:, None] + around
-    dy, dx = rows + 0.5 - cy[:, None], cols + 0.5 - cx[:, None]
-    distance = np.sqrt(dy[:, :, None] ** 2 + dx[:, None, :] ** 2 + outside**2)
+    dy, dx = (rows + 0.5 - cy[:, None]) ** 2, (cols + 0.5 - cx[:, None]) ** 2
+    squared = dy[:, :, None] + dx[:, None, :] + (outside**2)[:, None, None]
+    inside = squared < (reach[seen] ** 2)[:, None, None]
+    inside &= ((rows >= 0) & (rows < fine.shape[0]))[:, :, None] & ((cols >= 0) & (cols < fine.shape[1]))[:, None, :]
+    ball, y, x = np.nonzero(inside)
     # A vessel thinner than a voxel fills only a part of it.
-    cover = bright * np.clip((radii - distance) / _SOFT + 0.5, 0, 1) * np.minimum(1.0, 2 * radii / _SOFT)
-    inside = (cover > 0) & ((rows >= 0) & (rows < fine.shape[0]))[:, :, None]
-    inside &= ((cols >= 0) & (cols < fine.shape[1]))[:, None, :]
-    index = (rows * fine.shape[1])[:, :, None] + cols[:, None, :]
-    np.maximum.at(fine.reshape(-1), index[inside], cover[inside])
+    most = bright * np.minimum(1.0, 2 * radii / _SOFT)
+    cover = most[ball] * np.clip((radii[ball] - np.sqrt(squared[inside])) / _SOFT + 0.5, 0, 1)
+    np.maximum.at(fine.reshape(-1), rows[ball, y] * fine.shape[1] + cols[ball, x], cover)
 
 
 # --- how vessels look ------------------------------------------------------------------------------------------------
