@@ -53,7 +53,7 @@ def _reproduce(name: str, given: dict[str, Any]) -> None:
     output = given["output"] or Path(f"reproduce-{name}")
     with _console.progress() as bar, warnings.catch_warnings():
         # Of frames that no weights were trained for: the tables are about such data.
-        warnings.filterwarnings("ignore", message="data: ")
+        warnings.filterwarnings("ignore", message="data: |system matrix: the noise of its calibration")
         task = bar.add_task("")
         study = paper.study(
             folder=output,
