@@ -122,7 +122,7 @@ def _images(
     from pyrecon.experiments.mpi_data import PHANTOMS, generated_images, phantom_images, vessel_images
 
     shape = (upsampled * grid.shape[0], upsampled * grid.shape[1])
-    counts = {"test": test, "validation": validation, "seed": seed}
+    counts: dict[str, Any] = {"test": test, "validation": validation, "seed": seed}
     if source in (*PHANTOMS, "generated"):
         if tissue > 0 or texture is not None:
             raise DataError(f"--tissue: is for vessel patches, --images is {source}")
