@@ -144,7 +144,8 @@ def test_signals_and_noise_have_the_stated_strength(measure: Any, consistency: A
     assert float(signal) == pytest.approx(0.41, rel=0.1)
     # The model that reads the data is not the one that made them, but near it.
     misfit = torch.linalg.vector_norm(batch.images.flatten(1) @ batch.problem.A.matrix.T - batch.y, dim=1)
-    assert (misfit > 0.9 * batch.radius).all()
+    assert (misfit > 0.7 * batch.radius).all()  # of the 78 directions of a ball in the range of the matrix, within 8 %
+    assert float((misfit / batch.radius).square().mean()) > 0.9
     assert (len(batch.problem.A.matrix) < 82) == (consistency == "ball")
     assert float(bench.system.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-4)
     low, high = made.signal_range

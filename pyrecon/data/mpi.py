@@ -15,12 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon._errors import DataError
 from pyrecon.data._background import Background, EmptyScanner
+from pyrecon.data._grids import FINER as FINER
+from pyrecon.data._grids import blurred_rows as blurred_rows
+from pyrecon.data._grids import box_downsample as box_downsample
+from pyrecon.data._grids import upsample_rows as upsample_rows
 from pyrecon.data._matrix_noise import POSITIONS, CalibrationNoise
 from pyrecon.data._matrix_noise import MatrixError as MatrixError
 from pyrecon.data._mpi_settings import match_periods as match_periods
@@ -28,7 +31,6 @@ from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real, fault
 
 Whitening = Literal["component", "row", "none"]
 GRID = Grid((26, 13), (2e-3, 2e-3), (0.0, 0.0))  # rows along y; the field of view of DEQ-MPI, 52 x 26 mm
-FINER = 2  # by how much images are finer than the grid of the system matrix that is to read their data
 
 
 @dataclass(frozen=True)
@@ -497,36 +499,6 @@ def _check_transfer_functions(calibration: MPICalibration, scan: MPIScan, matche
 
 def _span(frequencies: Real) -> str:
     return f"{len(frequencies)} frequencies ({frequencies.min():g} to {frequencies.max():g} Hz)"
-
-
-# --- grids -------------------------------------------------------------------------------------------------------
-def upsample_rows(matrix: Tensor, shape: tuple[int, int], factor: int = 2) -> Tensor:
-    """``matrix U``: every row ``(N,)`` as an image of ``shape``, bicubically on a ``factor`` times finer grid.
-
-    ``(M, H * W)`` to ``(M, factor^2 * H * W)``. Voxel centres are aligned as voxels are (Keys' kernel, a = -0.75, edge
-    voxels repeated).
-    """
-    images = matrix.view(len(matrix), 1, *shape)
-    fine = F.interpolate(images, scale_factor=factor, mode="bicubic", align_corners=False)
-    return fine.reshape(len(matrix), -1)
-
-
-def blurred_rows(matrix: Tensor, shape: tuple[int, int], factor: int = FINER) -> Tensor:
-    """``A U D``: every row interpolated bicubically to a ``factor`` times finer grid and averaged back over boxes.
-
-    Simulated data made with A are reconstructed with this, so that the model that made the data is not the one that
-    reads them (the inverse crime; DEQ-MPI section IV-D, Eq. 35).
-    """
-    fine = upsample_rows(matrix, shape, factor)
-    return box_downsample(fine.view(-1, *(n * factor for n in shape)), factor).flatten(1)
-
-
-def box_downsample(images: Tensor, factor: int = 2) -> Tensor:
-    """Mean over boxes of ``factor x factor`` pixels, ``(B, H, W)`` to ``(B, H / factor, W / factor)``."""
-    _, height, width = images.shape
-    if height % factor or width % factor:
-        raise ValueError(f"images: {height} x {width} pixels do not divide into boxes of {factor} x {factor}")
-    return F.avg_pool2d(images[:, None], factor)[:, 0]
 
 
 # --- small things ------------------------------------------------------------------------------------------------

@@ -27,7 +27,15 @@ from pyrecon.ops import project_l2_ball
 from pyrecon.solvers import Anderson
 from pyrecon.train._files import kept_pool
 from pyrecon.train.config import RunConfig, Stage, setting
-from pyrecon.train.mpi_data import VALIDATION, Measured, Source, TrainingData, drawn_images, fine_shape
+from pyrecon.train.mpi_data import (
+    VALIDATION,
+    Source,
+    TrainingData,
+    drawn_images,
+    fine_shape,
+    mean_psnr,
+    starts,
+)
 from pyrecon.train.mpi_scanners import kept_scanners
 from pyrecon.train.run import Drawn, Option, Training, train
 from pyrecon.train.task import Outcome, Quality, Report, Task
@@ -90,14 +98,11 @@ class Config(RunConfig):
         squares in 25 steps lost 1.6 dB of them by 400. Higher SNR wants more: 25 at 35 dB.
     kappa
         Of the ball, without learned consistency: its radius in the range of A as a multiple of the noise there
-        (:meth:`pyrecon.models.mpi.method.Data.ball`). It goes into the weights. Below 1 there is no equilibrium that is
-        better than what 25 steps come to: trained at 0.8 and 25 dB they reach 30.2 dB, 100 steps 28.6.
+        (:meth:`pyrecon.models.mpi.method.Data.ball`).
     tolerance, limit, backward_limit
         Of the equilibrium and its gradient: relative change at which they end, and most iterations of either.
     memory
         Of Anderson mixing, in training and at inference.
-    seed, validate_every, save_every
-        As in :class:`~pyrecon.train.config.RunConfig`.
     """
 
     snr_db: float = setting(25.0, "--snr", "SNR of the training data in dB.")
@@ -292,8 +297,8 @@ class Equilibrium(Task):
         sets = self.data.validation_sets()
         found = [self.model.reconstruct(part.problem, part.y, part.radius) for part in sets]
         return {
-            "quality": _mean_psnr([solution.value.clamp(min=0) for solution in found], sets),
-            "least_squares": _mean_psnr(_starts(sets), sets),
+            "quality": mean_psnr([solution.value.clamp(min=0) for solution in found], sets),
+            "least_squares": mean_psnr(starts(sets), sets),
             "residual": float(torch.cat([solution.residual for solution in found]).mean()),  # change in the last step
         }
 
@@ -315,18 +320,9 @@ class EndToEnd(Task):
     def quality(self) -> dict[str, float]:
         sets = self.data.validation_sets()
         return {
-            "quality": _mean_psnr([self.model.direct(part.problem, part.y) for part in sets], sets),
-            "least_squares": _mean_psnr(_starts(sets), sets),
+            "quality": mean_psnr([self.model.direct(part.problem, part.y) for part in sets], sets),
+            "least_squares": mean_psnr(starts(sets), sets),
         }
-
-
-def _starts(sets: list[Measured]) -> list[Tensor]:
-    return [part.problem.start(part.y)[0].view_as(part.images) for part in sets]
-
-
-def _mean_psnr(images: list[Tensor], truth: list[Measured]) -> float:
-    each = [metrics.psnr(found, part.images) for found, part in zip(images, truth, strict=True)]
-    return float(torch.cat(each).mean())
 
 
 # --- the system ------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrecon import metrics
 from pyrecon.data.angiograms import Angiogram, Part, cut_patches
 from pyrecon.data.mpi import FINER, MatrixError, MPISystem, blurred_rows, box_downsample, upsample_rows
 from pyrecon.data.vessels import VesselStyle, vascular_images
@@ -300,6 +301,17 @@ class TrainingData:
         noise = self.noise((len(images), len(bench.forward)), step, stream)
         y, radius = bench.measured(images, self.config, noise)
         return Measured(self.coarse(images), y, radius, bench.problem)
+
+
+def starts(sets: list[Measured]) -> list[Tensor]:
+    """Least-squares images of each."""
+    return [part.problem.start(part.y)[0].view_as(part.images) for part in sets]
+
+
+def mean_psnr(images: list[Tensor], truth: list[Measured]) -> float:
+    """Over the images of all."""
+    each = [metrics.psnr(found, part.images) for found, part in zip(images, truth, strict=True)]
+    return float(torch.cat(each).mean())
 
 
 def with_noise(clean: Tensor, snr_db: float, noise: Tensor) -> tuple[Tensor, Tensor]:
