@@ -64,16 +64,15 @@ class Config(RunConfig):
         fresh brightness, mirrored at random.
     scanners
         So many scanners at random (:func:`~pyrecon.physics.mpi.drawn_calibration`) measure the images in every other
-        step, by turns; the system matrix in those between. For weights that travel: objects lie on a grid twice as
-        fine and are read with a noisy calibration, its noise taken out. Not with learned consistency, which belongs to
-        the rows of one scan.
+        step, by turns, for weights that travel: objects lie on a grid twice as fine and are read with a noisy
+        calibration, its noise taken out. Not with learned consistency, which belongs to the rows of one scan.
     layers
         Convolutions per block of the RDN: 4 as released, 12 as printed.
     dims
         Of the learned consistency's kernels: 1 over the frequencies of a field-free line's angles; 2 over (channel,
         frequency) for a scanner with several receive channels.
     consistency_start
-        ``"projection"``: the learned consistency begins as the projection onto the ball
+        ``"projection"``: learned consistency begins as the projection onto the ball
         (:meth:`~pyrecon.nn.LearnedConsistency.become_projection`), and its own stage is left out; ``"random"`` as
         published. After 300 steps of that stage and 100 of the equilibrium at 25 dB the published way was still 6 dB
         behind the other.
