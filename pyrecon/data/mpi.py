@@ -196,7 +196,7 @@ def prepare_system(
     denoise
         Take out of the matrix what singular values tell to be the calibration's own noise, where at least two of its
         background frames tell how strong that is (:mod:`pyrecon.data._matrix_noise`). A matrix without noise stays as
-        it is. On the simulated scanner 13 dB of the error's energy go. False leaves the matrix as measured.
+        it is. On the simulated scanner 11 dB of the error's energy go. False leaves the matrix as measured.
 
     Raises
     ------

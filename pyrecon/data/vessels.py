@@ -96,7 +96,7 @@ class VesselStyle:
 
     @classmethod
     def plain(cls) -> VesselStyle:
-        """Vessels of even brightness with sharp edges on black and nothing else: what shipped weights learned from."""
+        """Vessels of even brightness with sharp edges on black and nothing else, as earlier versions drew them."""
         none = (0.0, 0.0)
         absent: dict[str, Any] = dict.fromkeys(
             ("through", "large", "blobs", "shading", "grain", "cutouts", "haze"), 0.0

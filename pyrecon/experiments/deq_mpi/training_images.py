@@ -57,7 +57,7 @@ def images(study: Study) -> Listing:
     notes = [
         f"pSNR in dB, mean ± standard error over {study.amounts.test} test images, the same images and noise in every "
         "row of an SNR and a scanner; differences image by image. DEQ-MPI with the l2-ball, 25 iterations.",
-        "Trained from the weights that ship (which learned from plain vessels): 400 steps of 16 images at quick scale, "
+        "Trained from the weights that ship: 400 steps of 16 images at quick scale, "
         "patches from the first 45 % of the angiogram. Its test patches are from the last 45 %.",
         "The unseen scanner has 0.65 T/m and a tracer of 22 nm cores that vary by 10 % and relax in 3 µs.",
     ]
