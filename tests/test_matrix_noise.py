@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrecon.data import _matrix_noise, mpi
+from pyrecon.data import _matrix_noise
 from pyrecon.data._background import EmptyScanner
 from pyrecon.data.mpi import MatrixError, MPISystem, prepare_frames, prepare_system
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan
@@ -170,7 +170,7 @@ def test_rows_that_nobody_asked_for_may_be_broken() -> None:
 
 
 def test_too_many_positions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpi, "POSITIONS", N - 1)
+    monkeypatch.setattr(_matrix_noise, "_POSITIONS", N - 1)
     with pytest.warns(UserWarning, match="system matrix: its noise is left in, 60 positions are more than 59"):
         system = prepare_system(calibration(), snr_threshold=0)
     assert system.rank is None

@@ -6,8 +6,9 @@ x background frames) of :meth:`pyrecon.data._background.EmptyScanner.weights`, a
 
     X = A + N (I + B B^T)^(1/2)        N white, of standard deviation 1
 
-A signal A x errs by a number of variance ``|x|^2 + |B^T x|^2`` in every row. The second term, 1.2 to 3.6 times the first
-on three simulated scans, does the harm: it lies in one direction of images, their sum, and looks like signal.
+A signal A x errs by a number of variance ``|x|^2 + |B^T x|^2`` in every row. The second term is the larger
+one for images, which have a sum, and it does the harm: few directions of images hold all of it, and stand out of the
+white noise as a signal does.
 
 The matrix without most of N, in three steps:
 
@@ -26,6 +27,7 @@ directions in which nothing but noise was left, and only a cut removes them.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +42,7 @@ from pyrecon.data._background import EmptyScanner
 from pyrecon.data.raw import Complex, MPICalibration, Real
 
 _FREQUENCIES = 4096  # of which a Gram matrix of complex doubles, 256 MB, is made
-POSITIONS = 8192  # of which one of doubles, 512 MB, is made
+_POSITIONS = 8192  # of which one of doubles, 512 MB, is made
 _SHARED = 1e-6  # variance relative to a position's own below which shared noise is rounding
 
 
@@ -81,6 +83,30 @@ class MatrixError:
     def interpolated(self, through: Tensor) -> MatrixError:
         """Of a matrix whose columns are combined: ``matrix @ through``."""
         return replace(self, through=through if self.through is None else self.through @ through)
+
+
+def shrunk(energies: Real, m: int, n: int) -> Real:
+    """Squares of the singular values of an m x n matrix with white noise of standard deviation 1, after step 3."""
+    inside = np.maximum((energies - m - n) ** 2 - 4 * m * n, 0) / energies
+    return np.where(energies >= (math.sqrt(m) + math.sqrt(n)) ** 2, inside, 0)
+
+
+def without_noise(
+    noise: CalibrationNoise, spectrum: Complex, scale: Real, denoise: bool
+) -> tuple[Complex, MatrixError]:
+    """The rows without the calibration's noise, as far as it is to be taken out, and what is left of it, in units of
+    ``scale``."""
+    deviation = float(np.sqrt(np.square(noise.std / scale).mean()))
+    error = MatrixError(deviation, torch.from_numpy(np.ascontiguousarray(noise.shared, np.float32)))
+    if denoise and spectrum.shape[1] > _POSITIONS:
+        warnings.warn(
+            f"system matrix: its noise is left in, {spectrum.shape[1]} positions are more than {_POSITIONS}",
+            stacklevel=3,
+        )
+    elif denoise and (found := noise.removed()) is not None:
+        spectrum, rank, reduction = found
+        error = replace(error, rank=rank, removed_db=reduction)
+    return spectrum, error
 
 
 @dataclass
@@ -144,20 +170,19 @@ class CalibrationNoise:
         energies, vectors = scipy.linalg.eigh(gram, subset_by_value=((math.sqrt(m) + math.sqrt(n)) ** 2, np.inf))
         if not len(energies):
             return None
-        middle = energies - m - n
-        root = np.sqrt(middle**2 - 4 * m * n)
+        kept = shrunk(energies, m, n)
         right = self._scaled(vectors.T, 0.5)
         values = np.empty((len(self.rows), n), np.complex128)
         for (period, channel), part in zip(self._groups, parts, strict=True):
             chosen = np.flatnonzero((self.rows[:, 0] == period) & (self.rows[:, 1] == channel))
-            left = (part @ vectors) * (root / energies)
+            left = (part @ vectors) * (kept / energies) ** 0.5
             values[chosen] = (basis[self._where[chosen]] @ left) @ right
         values = values.real * self.std[0][:, None] + 1j * values.imag * self.std[1][:, None]
 
         # Of a kept value with the truth x, s^2 = (x^2 + m) (x^2 + n) / x^2, the error is x^2 less what it became; what
         # was cut off with the noise is what the total has beyond noise and truths.
-        truths = (middle + root) / 2
-        error = float((truths - root**2 / energies).sum()) + max(0.0, float(np.trace(gram) - m * n - truths.sum()))
+        truths = (energies - m - n + (kept * energies) ** 0.5) / 2
+        error = float((truths - kept).sum()) + max(0.0, float(np.trace(gram) - m * n - truths.sum()))
         noise = 2 * len(self._frequencies) * len(self._groups) * n
         return values, len(energies), 10 * math.log10(noise / error) if error > 0 else math.inf
 

@@ -24,7 +24,7 @@ from pyrecon.data._grids import FINER as FINER
 from pyrecon.data._grids import blurred_rows as blurred_rows
 from pyrecon.data._grids import box_downsample as box_downsample
 from pyrecon.data._grids import upsample_rows as upsample_rows
-from pyrecon.data._matrix_noise import POSITIONS, CalibrationNoise
+from pyrecon.data._matrix_noise import CalibrationNoise, without_noise
 from pyrecon.data._matrix_noise import MatrixError as MatrixError
 from pyrecon.data._mpi_settings import match_periods as match_periods
 from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real, fault, usable
@@ -249,7 +249,7 @@ def prepare_system(
         )
     error = None
     if empty is not None and empty.noise is not None:
-        spectrum, error = _own_noise(CalibrationNoise(calibration, empty, weights, rows), spectrum, scale, denoise)
+        spectrum, error = without_noise(CalibrationNoise(calibration, empty, weights, rows), spectrum, scale, denoise)
     return MPISystem(
         matrix=_stack("system matrix", spectrum, scale[:, :, None], axis=0),
         grid=calibration.grid,
@@ -261,23 +261,6 @@ def prepare_system(
         noise_of=noise_of,
         error=error,
     )
-
-
-def _own_noise(
-    noise: CalibrationNoise, spectrum: Complex, scale: Real, denoise: bool
-) -> tuple[Complex, MatrixError | None]:
-    """The rows without the calibration's noise, as far as it is to be taken out, and what is left of it."""
-    deviation = float(np.sqrt(np.square(noise.std / scale).mean()))
-    error = MatrixError(deviation, torch.from_numpy(np.ascontiguousarray(noise.shared, np.float32)))
-    if denoise and spectrum.shape[1] > POSITIONS:
-        warnings.warn(
-            f"system matrix: its noise is left in, {spectrum.shape[1]} positions are more than {POSITIONS}",
-            stacklevel=3,
-        )
-    elif denoise and (found := noise.removed()) is not None:
-        spectrum, rank, reduction = found
-        error = replace(error, rank=rank, removed_db=reduction)
-    return spectrum, error
 
 
 def _candidates(

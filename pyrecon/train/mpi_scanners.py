@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrecon._errors import DataError
@@ -16,9 +17,12 @@ from pyrecon.data.mpi import FINER, GRID, MatrixError, MPISystem, prepare_system
 from pyrecon.data.vessels import vascular_images
 from pyrecon.io._files import check_memory, one_line
 from pyrecon.models.mpi import FactoredSystem
-from pyrecon.physics.mpi.drawn import FIRST_UNSEEN, DrawnCalibration, drawn_calibration, training_seeds
+from pyrecon.physics.mpi.drawn import FIRST_UNSEEN, drawn_calibration, training_seeds
 from pyrecon.train._files import read_tensors, write_tensors
 from pyrecon.train.mpi_data import Bench, Source
+
+if TYPE_CHECKING:
+    from pyrecon.train.deq_mpi import Config
 
 _FEWEST = 500  # selected rows of a scanner to train on; nine in ten have them
 _SHARE = 0.7  # of sigma, what the matrix's noise may add to the signal of a typical image
@@ -29,7 +33,7 @@ _VOLUME = _THICKNESS * float(np.prod(GRID.spacing)) / FINER**2  # of a voxel of 
 
 
 def kept_scanners(
-    path: Path, config: Any, shape: tuple[int, int], step: Callable[[], None] = lambda: None
+    path: Path, config: Config, shape: tuple[int, int], step: Callable[[], None] = lambda: None
 ) -> list[Source]:
     """``config.scanners`` scanners for images of ``shape``, drawn once per run and kept in ``path``.
 
@@ -65,7 +69,7 @@ def kept_scanners(
     return found
 
 
-def drawn_source(seed: int, config: Any) -> Source | None:
+def drawn_source(seed: int, config: Config) -> Source | None:
     """The scanner of a seed: its calibration with the noise taken out, as a user has it, in few coordinates, and what
     the scanner does to objects on a finer grid; None where too few rows stand out of the noise.
 
@@ -81,7 +85,11 @@ def drawn_source(seed: int, config: Any) -> Source | None:
         return None
     if len(system.rows) < _FEWEST or system.rank is None:
         return None
-    source = _few(system, drawn, seed)
+    # Of voxels of 1 mm, at their middle, in pieces: all spectra at once take a gigabyte.
+    pieces = np.array_split(GRID.finer(FINER).coordinates(), FINER**2)
+    seen = [drawn.scanner.response(piece, thickness=_THICKNESS)[tuple(system.rows.T)] for piece in pieces]
+    exact = (_VOLUME * np.concatenate(seen, axis=1)).astype(np.complex64)
+    source = _few(system, exact, seed)
     images = torch.from_numpy(
         vascular_images(_TYPICAL, shape=(FINER * _SHAPE[0], FINER * _SHAPE[1]), factor=1, peak=(1.0, 1.0))
     )
@@ -90,23 +98,21 @@ def drawn_source(seed: int, config: Any) -> Source | None:
     if wrong <= _SHARE:
         return source
     quieter = replace(drawn, noise=drawn.noise * _SHARE / wrong)
-    return _few(prepare_system(quieter.measured(), rows=system.rows), quieter, seed)
+    return _few(prepare_system(quieter.measured(), rows=system.rows), exact, seed)
 
 
-def _few(system: MPISystem, drawn: DrawnCalibration, seed: int) -> Source:
-    """In the coordinates of what is left of the matrix: data ``Q^T y``, which is all that images are found from."""
+def _few(system: MPISystem, exact: NDArray[np.complex64], seed: int) -> Source:
+    """In the coordinates of what is left of the matrix: data ``Q^T y``, which is all that images are found from.
+    ``exact`` is the scanner's response to the finer grid, in the rows of the system."""
     factored = FactoredSystem(system.matrix, GRID.shape, rank=system.rank)
-    forward = []
-    for positions in np.array_split(GRID.finer(FINER).coordinates(), FINER**2):  # a spectrum of all takes a gigabyte
-        exact = _VOLUME * drawn.scanner.response(positions, thickness=_THICKNESS)[tuple(system.rows.T)]
-        parts = (exact.real / system.scale[0][:, None], exact.imag / system.scale[1][:, None])
-        forward.append(factored.Q.T @ torch.from_numpy(np.concatenate(parts).astype(np.float32)))
+    parts = (exact.real / system.scale[0][:, None], exact.imag / system.scale[1][:, None])
+    forward = factored.Q.T @ torch.from_numpy(np.concatenate(parts).astype(np.float32))
     return Source(
         factored.s[:, None] * factored.V.T,
         _SHAPE,
         silent=len(system.matrix) - factored.rank,
         seed=seed,
-        forward=torch.cat(forward, dim=1),
+        forward=forward,
         error=system.error,
     )
 

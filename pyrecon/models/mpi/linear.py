@@ -15,7 +15,7 @@ from pyrecon.ops import kaczmarz
 from pyrecon.solvers import Solution, Status
 
 _TOLERANCE = 1e-3  # relative gradient below which sweeps count as converged
-_PRECISION = 100.0  # times the variance of the noise: good for vessels, with a matrix that is itself measured
+PRECISION = 100.0  # times the variance of the noise: good for vessels, with a matrix that is itself measured
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _weight(weight: float | None, y: Tensor, noise: Tensor) -> Tensor:
     """``(B,)``: the weight given, or the one that follows from the noise."""
     if weight is not None:
         return torch.full_like(noise, weight)
-    return _PRECISION / y.shape[1] * noise.square()
+    return PRECISION / y.shape[1] * noise.square()
 
 
 def _solution(x: Tensor, residual: Tensor, iterations: int) -> Solution[Tensor]:

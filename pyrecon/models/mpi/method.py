@@ -13,8 +13,8 @@ from pyrecon.models.method import Method, Progress, silent
 from pyrecon.models.mpi.system import FactoredSystem
 from pyrecon.solvers import Solution
 
-# Of the radius in the range of A. At 1 all misfit that noise explains is allowed, and images are smoothed. The best of five
-# on scanners of training: pyrecon reproduce deq-mpi --experiment kappa.
+# Of the radius in the range of A. At 1 all misfit that noise explains is allowed, and images are smoothed. The best of
+# five on scanners of training: pyrecon reproduce deq-mpi --experiment kappa.
 KAPPA = 0.8
 
 

@@ -29,7 +29,7 @@ from pyrecon.models.method import Progress, check_method, silent
 from pyrecon.models.mpi.admm import L1ADMM, TVADMM, HybADMM
 from pyrecon.models.mpi.deq import DEQ, EndToEnd, Unrolled
 from pyrecon.models.mpi.dip import DeepImagePrior
-from pyrecon.models.mpi.linear import ART, Tikhonov
+from pyrecon.models.mpi.linear import ART, PRECISION, Tikhonov
 from pyrecon.models.mpi.method import MPIMethod
 from pyrecon.models.mpi.pnp import PnP
 from pyrecon.models.mpi.system import SIGNAL_RMS, FactoredSystem
@@ -48,7 +48,6 @@ LEARNED: dict[str, type[MPIMethod]] = {"deq-mpi": DEQ, "pp-mpi": PnP, "unrolled"
 UNTRAINED: dict[str, type[MPIMethod]] = {"dip": DeepImagePrior}
 
 _PASSES = 2  # images in which the matrix's noise is looked at
-_PRECISION = 100.0  # of theirs: weight in variances of the noise
 _DOMINANT = 1.5  # the noise of the matrix over that of the data that calls for advice
 _MISMATCH = 0.15  # share of the signal outside the range of the matrix that calls for a warning
 
@@ -326,7 +325,7 @@ def with_model_error(
     total = least
     for _ in range(_PASSES if error is not None else 0):
         scale = _signal_scale(coordinates, coordinates, total, rows)
-        weight = _PRECISION / rows * (total / scale).square()
+        weight = PRECISION / rows * (total / scale).square()
         images = system.tikhonov(coordinates / scale[:, None], weight[None])[0].clamp_(min=0) * scale[:, None]
         assert error is not None
         wrong = error.variance(images).mul(rows).sqrt() * gain
