@@ -41,6 +41,22 @@ def net(layout: RowLayout | None = None, **data: Any) -> DEQMPI:
     return model
 
 
+def test_the_radius_of_training_is_in_the_file(tmp_path: Path) -> None:
+    """And a reconstruction takes it, unless it is told another."""
+    model = net()
+    model.kappa = 0.3
+    model.save(tmp_path / "w.safetensors")
+    assert DEQMPI.load(tmp_path / "w.safetensors").kappa == 0.3
+    A = matrix()
+    y = data(A)
+    own, same, other = (
+        Reconstructor(A, DEQ(str(tmp_path / "w.safetensors"), kappa=kappa), shape=SHAPE)(y, noise_std=0.1)[0]
+        for kappa in (None, 0.3, 1.0)
+    )
+    assert torch.equal(own, same)
+    assert float((own - other).abs().max()) > 1e-3
+
+
 def mask() -> int:
     now = os.umask(0)
     os.umask(now)

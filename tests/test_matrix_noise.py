@@ -126,6 +126,9 @@ def test_a_single_record_is_shrunk_singular_value_by_singular_value() -> None:
     root = np.sqrt(np.maximum((s**2 - m - n) ** 2 - 4 * m * n, 0))
     kept = np.where(s >= np.sqrt(m) + np.sqrt(n), root / s, 0)
     np.testing.assert_allclose(system.matrix, (u * kept) @ vh, rtol=1e-4, atol=1e-4 * s[0])
+    found = np.linalg.svd(system.matrix.double().numpy(), compute_uv=False)[: system.rank]
+    np.testing.assert_allclose(found, kept[: system.rank], rtol=1e-3)
+    assert kept[system.rank - 1] < 0.97 * s[system.rank - 1]  # some are shrunk by more than they are off
     assert system.rank == int((kept > 0).sum())
 
 
@@ -229,6 +232,19 @@ def test_the_noise_that_counts_is_that_of_data_and_matrix() -> None:
         expected = noise * (ready.system.rank / frames.y.shape[1]) ** 0.5
         ratios.append(inside.norm(dim=1) / expected)
     assert 0.75 < float(torch.stack(ratios).square().mean().sqrt()) < 1.35
+
+
+def test_the_signal_is_what_lies_in_the_range_less_the_noise_there() -> None:
+    """Of 200 frames with a signal of norm 3, known in 5 of 40 directions, in noise of twice that norm in all."""
+    generator = torch.Generator().manual_seed(0)
+    inside, outside = (torch.randn(200, n, generator=generator) for n in (5, 35))
+    inside[:, 0] += 3.0
+    coordinates = torch.cat([inside, outside.norm(dim=1, keepdim=True)], dim=1)
+    y = torch.cat([inside, outside], dim=1)
+    noise = torch.full((200,), 40**0.5)
+    for rank, of, spread in ((5, coordinates, 6.7), (None, y, 10.8)):  # deviation of |y|^2: sqrt(2 n + 4 * 9)
+        squares = Data(y, noise, of, rank).signal.square()
+        assert float(squares.mean()) == pytest.approx(9, abs=3 * spread / 200**0.5 + 0.5)  # none is below 0
 
 
 def test_the_report_says_whose_noise_it_is() -> None:

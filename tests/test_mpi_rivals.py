@@ -455,3 +455,13 @@ def test_command_reconstructs_with_each(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         assert np.load(target)["image"].shape == (2, *SHAPE)
         assert json.loads(result.stdout)["samples"] == 2
+    told, images = [], []
+    for options in ([], ["--no-denoise"]):
+        target = tmp_path / "hyb.npz"
+        result = CliRunner().invoke(app, ["reconstruct", *files, "-m", "hyb", *options, "-o", str(target), "--json"])
+        assert result.exit_code == 0, result.output
+        images.append(np.load(target)["image"])
+        told.append(json.loads(result.stdout)["details"]["matrix"])
+    assert "of its noise taken out, rank" in told[0]
+    assert told[1] == told[0].split(",")[0]
+    assert np.abs(images[0] - images[1]).max() > 1e-3 * np.abs(images[0]).max()
