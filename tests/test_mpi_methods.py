@@ -135,6 +135,22 @@ def test_l1_solution_meets_the_optimality_conditions() -> None:
     assert float(slack.min()) > -1e-2
 
 
+@pytest.mark.parametrize("method", [L1ADMM(mu=20.0), TVADMM(mu=20.0)], ids=lambda m: m.name)
+def test_a_ball_in_the_range_is_reached_sooner(method: Any) -> None:
+    """Than one in all rows with the same images in it, where data have a part that no image explains."""
+    model, whole = system(), system()
+    whole.noisy = True
+    _, y, noise = scene(model)
+    y += 5 * noise[:, None] * (torch.eye(len(y.T))[:3].to(y) - model.Q[:3] @ model.Q.T)
+    limit = replace(method, iterations=20000).solve(model, y, noise)[0].value
+    inside, outside = (
+        (replace(method, iterations=100).solve(each, y, noise)[0].value - limit).norm() for each in (model, whole)
+    )
+    assert inside < 0.5 * outside
+    slow = replace(method, iterations=20000).solve(whole, y, noise)[0].value
+    assert (slow - limit).norm() < 0.5 * outside  # it gets there
+
+
 def total_variation(x: Tensor) -> Tensor:
     image = x.view(-1, *SHAPE)
     down = torch.diff(image, dim=1, append=image[:, -1:])

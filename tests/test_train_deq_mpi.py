@@ -103,6 +103,7 @@ def test_settings_of_the_equilibrium_have_their_effects(tmp_path: Path) -> None:
     for name, change in {
         "gradient": {"gradient": "jacobian-free"},
         "penalty": {"penalty": 4.0},
+        "kappa": {"kappa": 0.5},
         "limit": {"limit": 3},
         "backward_limit": {"backward_limit": 2},
         "tolerance": {"tolerance": 0.5},
@@ -131,7 +132,7 @@ ROLES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("role", "changes"), ROLES, ids=[role for role, _ in ROLES])
 def test_weights_say_what_they_were_trained_for(tmp_path: Path, role: str, changes: dict[str, Any]) -> None:
-    settings = config(**changes)
+    settings = config(**changes, kappa=0.7)
     assert settings.role == role
     model = train_deq_mpi(tmp_path / "run", source(), settings)
     loaded = DEQMPI.load(tmp_path / "run/weights.safetensors")
@@ -139,6 +140,7 @@ def test_weights_say_what_they_were_trained_for(tmp_path: Path, role: str, chang
         assert found.card is not None
         assert found.card.role == role
         assert found.iterations == (3 if role == "unrolled" else 25)
+        assert found.kappa == 0.7
 
 
 def test_training_on_makes_what_the_stages_make(tmp_path: Path) -> None:

@@ -140,6 +140,9 @@ def test_signals_and_noise_have_the_stated_strength(measure: Any, consistency: A
     batch = made.measured(0, 64)
     assert batch.images.shape == (64, *SHAPE)
     (bench,) = made.benches
+    if consistency == "ball":  # its radius has kappa
+        half = TrainingData.of(source(), config(measure=measure, kappa=0.5), images[:24], images[24:]).measured(0, 64)
+        torch.testing.assert_close(2 * half.radius, batch.radius)
     signal = bench.clean(made.images(0, 1000)).square().mean().sqrt()
     assert float(signal) == pytest.approx(0.41, rel=0.1)
     # The model that reads the data is not the one that made them, but near it.
