@@ -48,8 +48,8 @@ class Data:
 
         A ball of ``|noise|`` around all of y, as published, leaves in the range of A what is left of it by the part y_p
         of the data outside: a small difference of large random numbers. And it is slow where y_p is large, as a
-        projection onto it moves everything by the same small share. With a noisy matrix that is an advantage: its range is
-        not that of images, and who follows the data there follows noise. Then the ball is that of :meth:`radius`.
+        projection onto it moves everything by the same small share. With a noisy matrix that is an advantage: its range
+        is not that of images, and who follows the data there follows noise. Then the ball is that of :meth:`radius`.
         """
         if self.noisy:
             return self.coordinates, self.radius(kappa)
