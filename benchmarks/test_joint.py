@@ -1,22 +1,25 @@
-"""Speed of pyrecon/solvers/_ipalm.py and _charbonnier.py of the ops: joint image and coil maps, no network.
+"""Speed of pyrecon/solvers/_ipalm.py and _nlinv.py and of ops/_charbonnier.py: joint image and coil maps, no network.
 
 The rival makes the same iterations in torch: transforms by torch.fft along both axes, as a full-size mask needs them,
-sine transforms as matrix products, total variation by differences of the image.
+sine transforms as matrix products, total variation by differences of the image. Nonlinear inversion has BART's beside
+it, by bartorch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import pyrecon
+from pyrecon.data.fourier import fft_centered, ifft_centered
 from pyrecon.ops import charbonnier
 from pyrecon.physics.mri import coil_maps, head_phantom
-from pyrecon.solvers import Charbonnier, ipalm
+from pyrecon.solvers import Charbonnier, conjugate_gradient, ipalm, nlinv
 from pyrecon.solvers import _ipalm as ours
 
 LAM, MU, CONTINUATION, DECAY = 1e-3, 0.1, 100.0, 0.95
@@ -99,6 +102,74 @@ class TorchLoop:
         return u, maps
 
 
+def measured(coils: int, rows: int, cols: int, points: bool) -> tuple[Tensor, Tensor]:
+    """A third of the lines, or of all points, with 24 lines in the centre; noise of 1 % of the brightest pixel."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(1, 1, rows if points else 1, cols, generator=generator) < 0.3
+    mask[..., mask.shape[2] // 2, cols // 2 - 12 : cols // 2 + 12] = True
+    image = head_phantom((rows, cols), seed=0)
+    seen = image[:, None] * coil_maps((rows, cols), coils)
+    seen = seen / torch.linalg.vector_norm(seen, dim=1).max()
+    kspace = fft_centered(seen)
+    return mask * (kspace + 0.01 * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator)), mask
+
+
+def plain_nlinv(kspace: Tensor, mask: Tensor, steps: int) -> Tensor:
+    """The image by the steps of :func:`pyrecon.solvers.nlinv`, with all coefficients of the maps and whole transforms
+    of them."""
+    rows, cols = kspace.shape[2:]
+    ky, kx = ((torch.arange(n, dtype=kspace.real.dtype) - n // 2) / 256 for n in (rows, cols))
+    weight = (1 + 220 * (ky[:, None] ** 2 + kx**2)).pow(-16)
+    taken = mask.to(kspace.real.dtype)
+    scale = 100 / 256 * math.sqrt(rows * cols) / float(torch.linalg.vector_norm(kspace))
+    start = torch.cat((torch.ones_like(kspace[:, :1]), torch.zeros_like(kspace)), dim=1)
+    x = start
+    for n in range(steps):
+        alpha, rho, maps = 0.5**n, x[:, :1], ifft_centered(weight * x[:, 1:])
+
+        def forward(d: Tensor, rho: Tensor = rho, maps: Tensor = maps) -> Tensor:
+            return taken * fft_centered(d[:, :1] * maps + rho * ifft_centered(weight * d[:, 1:]))
+
+        def adjoint(k: Tensor, rho: Tensor = rho, maps: Tensor = maps) -> Tensor:
+            coils = ifft_centered(taken * k)
+            of_image = (maps.conj() * coils).sum(dim=1, keepdim=True)
+            return torch.cat((of_image, weight * fft_centered(rho.conj() * coils)), dim=1)
+
+        right = adjoint(scale * kspace - taken * fft_centered(rho * maps)) + alpha * (start - x)
+        found = conjugate_gradient(lambda d, a=alpha, f=forward, g=adjoint: g(f(d)) + a * d, right, rtol=0.1)  # type: ignore[misc]
+        x = x + found.value
+    return x[:, 0] * torch.linalg.vector_norm(ifft_centered(weight * x[:, 1:]), dim=1) / scale
+
+
+@pytest.mark.parametrize("impl", ["pyrecon", "torch", "bartorch"])
+def test_nlinv(timed: Callable[..., None], peer: Callable[[str], Any], device: str, impl: str) -> None:
+    if device != "cpu":
+        pytest.skip("the loop is timed on a CPU")
+    coils, size, steps = 8, 256, 8
+    kspace, mask = measured(coils, size, size, False)
+    expected = plain_nlinv(kspace.to(torch.complex128), mask, steps).abs()
+
+    def in_bart() -> Tensor:
+        # Its images have a scale that changes from step to step, which is no part of the comparison.
+        image = peer("bartorch").tools.nlinv(kspace[0][:, None], maxiter=steps).abs().view(1, size, size)
+        return image * ((image * expected).sum() / image.square().sum()).float()
+
+    timed(
+        {
+            "pyrecon": lambda: nlinv(kspace, mask, steps=steps).value[0].abs(),
+            "torch": lambda: plain_nlinv(kspace, mask, steps).abs(),
+            "bartorch": in_bart,
+        }[impl],
+        row=f"nonlinear inversion {coils}x{size}x{size}, {steps} steps",
+        impl=impl,
+        expected=expected,
+        # Conjugate gradients that end at a tenth of their residual keep the roundings of every iteration; BART's linear
+        # problems end elsewhere.
+        k=3e6 if impl == "bartorch" else 1e4,
+        sizes={"coils": coils, "height": size, "width": size, "steps": steps},
+    )
+
+
 @pytest.mark.parametrize("impl", ["pyrecon", "torch"])
 @pytest.mark.parametrize(
     ("coils", "rows", "cols", "points"),
@@ -111,14 +182,7 @@ def test_joint(
     if device != "cpu":
         pytest.skip("the loop is timed on a CPU")
     iterations = 3
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.rand(1, 1, rows if points else 1, cols, generator=generator) < 0.3
-    mask[..., mask.shape[2] // 2, cols // 2 - 12 : cols // 2 + 12] = True
-    image = head_phantom((rows, cols), seed=0)
-    seen = image[:, None] * coil_maps((rows, cols), coils)
-    seen = seen / torch.linalg.vector_norm(seen, dim=1).max()
-    kspace = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(seen, dim=AXES), norm="ortho"), dim=AXES)
-    kspace = mask * (kspace + 0.01 * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator))
+    kspace, mask = measured(coils, rows, cols, points)
     expected = TorchLoop(kspace.to(torch.complex128), mask)(iterations)[0]
     loop = TorchLoop(kspace, mask)
     # 3 iterations, each a few roundings of transforms and of a division by maps that are small outside the body.

@@ -27,7 +27,7 @@ FLOORS = (
     ("ops",),
     (
         "kernels", "_core", "_cuda", "_library", "_check", "_errors", "_plain", "_solution", "_lazy", "_startup",
-        "_threads",
+        "_threads", "_fft",
     ),
 )  # fmt: skip
 COMPILED = ("pyrecon._core", "pyrecon._cuda")

@@ -286,6 +286,12 @@ TARGETS: dict[str, Target] = {
         | {"seed": value(1), "max_iter": value(2), "tol": value(0.0), "maps": KSPACE["kspace"]}
         | {"start": lambda: (torch.ones(B, 4, 4), torch.ones(B, 2, 4, 4, dtype=C))},
     ),
+    "solvers.nlinv": Target(
+        solvers.nlinv,
+        {k: KSPACE[k] for k in ("kspace", "mask")}
+        | {"steps": value(2), "tol": value(0.0), "alpha": value(1.0), "reduction": value(0.5), "rtol": value(0.1)}
+        | {"smoothness": value(220.0), "order": value(32.0), "max_iter": value(5)},
+    ),
     "solvers.Charbonnier": Target(solvers.Charbonnier, {"epsilon": value(0.1)}),
     "solvers.Denoised": Target(
         lambda denoiser, u: solvers.Denoised(denoiser).energy_and_gradient(u),

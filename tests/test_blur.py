@@ -223,3 +223,12 @@ def test_kernels() -> None:
 def test_wrong_arguments_are_named(call: Any, said: str) -> None:
     with pytest.raises((ValueError, TypeError), match=said):
         call()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_no_images_there_are_none(method: Any) -> None:
+    A = Blur(randn(3, 4), (11, 8), method=method)
+    x = randn(0, 11, 8).requires_grad_()
+    A.gram(x).sum().backward()
+    assert x.grad is not None
+    assert A(x).shape == A.adjoint(x).shape == x.grad.shape == x.shape

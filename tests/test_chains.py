@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -275,3 +276,10 @@ COMPLEX = langevin(lambda x: x, torch.zeros(4, 3, dtype=torch.complex64), step=0
 def test_errors_name_the_argument(call: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_of_no_columns_there_are_no_numbers() -> None:
+    draws = torch.zeros(3, 9, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert effective_sample_size(draws).shape == split_rhat(draws).shape == (0,)

@@ -56,7 +56,7 @@ def truth(batch: int = 1) -> Tensor:
 
 def test_a_scan_without_calibration_lines_is_reconstructed_with_its_maps() -> None:
     scan = scan_of(lines(24))
-    with pytest.raises(DataError, match=r"the method joint \(JointMRI\) needs neither"):
+    with pytest.raises(DataError, match=r"joint \(JointMRI\) and nlinv \(NLINV\) need neither"):
         reconstruct_mri(scan, CGSense())
     image, maps, report = reconstruct_with_maps(scan, JointMRI())
     assert image.dtype == torch.complex64

@@ -53,6 +53,35 @@ def test_adjoint_and_gram(operator: linops.LinearOperator, dtype: torch.dtype) -
     assert operator.H.domain_shape == operator.range_shape
 
 
+@pytest.mark.parametrize(
+    ("operator", "dtype"),
+    [(A, dtype) for A, dtype in OPERATORS.values() if all(held.shape[0] == 1 for held in A.buffers())],
+    ids=lambda value: type(value).__name__,
+)
+def test_of_no_images_there_are_no_data(operator: linops.LinearOperator, dtype: torch.dtype) -> None:
+    """torch's transforms end an empty batch with an error of MKL's."""
+    x, y = randn(0, *operator.domain_shape, dtype=dtype), randn(0, *operator.range_shape, dtype=dtype)
+    x.requires_grad_()
+    data = operator(x)
+    assert data.shape == y.shape
+    assert operator.adjoint(y).shape == operator.gram(x).shape == operator.pinv(y, max_iter=2).shape == x.shape
+    data.abs().sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+def test_a_mask_serves_images_in_a_row_or_says_that_it_does_not_fit() -> None:
+    masks = mask(2, 1, 7, 1)
+    operator = linops.Fourier(masks, (7, 6))
+    y = randn(4, 7, 6)
+    alone = [linops.Fourier(masks[i // 2 : i // 2 + 1], (7, 6)).pinv(y[i : i + 1]) for i in range(4)]
+    torch.testing.assert_close(operator.pinv(y), torch.cat(alone))
+    for call in (operator, operator.adjoint, operator.gram, operator.pinv):
+        for count in (1, 3):
+            with pytest.raises(ValueError, match=r"mask: shape \(2, 1, 7, 1\) does not fit"):
+                call(y[:count])
+
+
 def test_gradients_reach_the_maps_of_an_operator() -> None:
     maps = randn(1, 2, 4, 4).requires_grad_()
     operator = linops.Sense(2 * maps, mask(1, 1, 1, 4))

@@ -57,6 +57,17 @@ def test_convolution_is_both_transforms(shape: tuple[int, ...], batch: int) -> N
     torch.testing.assert_close(A.gram(x), A.adjoint(A(x)), rtol=1e-9, atol=1e-10)
 
 
+@each_shape
+def test_of_no_images_there_are_no_data(shape: tuple[int, ...]) -> None:
+    A = operator(shape)
+    x, y = randn(0, *shape).requires_grad_(), randn(0, *A.range_shape)
+    assert A(x).shape == y.shape
+    assert A.adjoint(y).shape == x.shape
+    A.gram(x).abs().sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
 def test_single_precision() -> None:
     A, exact, x = operator((8, 6), dtype=torch.complex64), operator((8, 6)), randn(2, 8, 6)
     for result, expected in ((A(x.to(torch.complex64)), exact(x)), (A.gram(x.to(torch.complex64)), exact.gram(x))):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrecon._check import FLOATING, check_count, check_dtype, check_number, check_size
+from pyrecon._fft import transformed
 from pyrecon.linops._base import LinearOperator
 
 _STRIPS = 16  # planes that a convolution should have at least: lanes of a vector
@@ -154,7 +155,8 @@ class Blur(LinearOperator):
                 for n, sides, size in zip(x.shape[-2:], frame, self.kernel.shape[-2:], strict=True)
             )
             transfer = self._transfer(x.dtype, (frame[0][0], frame[1][0]), transposed)
-            image: Tensor = torch.fft.irfft2(torch.fft.rfft2(x, self._fft_size) * transfer, self._fft_size)
+            spectrum = transformed(torch.fft.rfft2, x, self._fft_size)
+            image = transformed(torch.fft.irfft2, spectrum * transfer, self._fft_size)
             return image[..., :rows, :columns]
         terms = []
         for kernels in self._passes():
@@ -263,7 +265,7 @@ def _pass(x: Tensor, weights: Tensor, frame: Frame) -> Tensor:
     above, below = frame[0]
     rows = x.shape[2] + above + below - weights.shape[1] + 1
     if not x.numel():
-        return x.new_zeros(samples, channels, rows, x.shape[3] + sum(frame[1]) - weights.shape[2] + 1)
+        return x.new_zeros(samples, channels, rows, x.shape[3] + sum(frame[1]) - weights.shape[2] + 1) + x.sum()
     strips = min(-(-_STRIPS // (samples * channels)), -(-rows // 8))
     height = -(-rows // strips)
     # Not by the convolution's own padding, with which kernels of 15 and more take 10 to 30 times as long.

@@ -54,8 +54,8 @@ class Fourier(LinearOperator):
             check_number("rtol", rtol)
         if max_iter is not None:
             check_count("max_iter", max_iter, 0)
-        weight = self.mask[:, 0].to(y.real.dtype)
-        return self.adjoint(y / weight.square().where(weight != 0, 1.0))
+        weight = self.mask.to(y.real.dtype)
+        return sense_adjoint(y[:, None], self._one_coil(y), torch.where(weight != 0, 1 / weight, 0.0))
 
     def _random(self, shape: tuple[int, ...], seed: int, batch: int) -> Tensor:
         x = super()._random(shape, seed, batch)  # of the mask's dtype, which is real

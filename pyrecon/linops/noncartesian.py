@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrecon._check import COMPLEX, REAL_OF, check_dtype, check_like
 from pyrecon._errors import MissingDependency
+from pyrecon._fft import transformed
 from pyrecon._threads import kernel_threads
 from pyrecon.linops._base import LinearOperator
 from pyrecon.ops import sense_normal
@@ -96,11 +97,9 @@ class NonCartesianSense(LinearOperator):
             result = _crop(sense_normal(padded, maps, (spectrum + shift).sqrt()[None, None]), self.domain_shape)
             return result - shift * self.maps.abs().square().sum(dim=1) * x
         axes = tuple(range(-len(grid), 0))
-        coils = torch.fft.fftn(self.maps * x[:, None], s=grid, dim=axes)
-        coils = torch.fft.ifftn(torch.fft.ifftshift(spectrum) * coils, dim=axes)
-        inner = coils[(..., *(slice(n) for n in self.domain_shape))]
-        combined: Tensor = (self.maps.conj() * inner).sum(dim=1)
-        return combined
+        coils = transformed(torch.fft.fftn, self.maps * x[:, None], s=grid, dim=axes)
+        coils = transformed(torch.fft.ifftn, torch.fft.ifftshift(spectrum) * coils, dim=axes)
+        return (self.maps.conj() * _crop(coils, self.domain_shape)).sum(dim=1)
 
 
 def density_weights(trajectory: Tensor, shape: tuple[int, ...], *, iterations: int = 30) -> Tensor:
@@ -160,7 +159,7 @@ def _forward(coils: Tensor, trajectory: Tensor, eps: float | None) -> Tensor:
     if data.numel():
         plan = _plan(2, shape, len(flat), flat.dtype, trajectory, eps, -1)
         plan.execute(flat.detach().resolve_conj().contiguous().numpy(), out=data.numpy())
-    return data.mul_(1 / math.sqrt(math.prod(shape))).view(*coils.shape[:2], -1)
+    return data.mul_(1 / math.sqrt(math.prod(shape))).view(*coils.shape[:2], len(trajectory))
 
 
 def _adjoint(data: Tensor, trajectory: Tensor, shape: tuple[int, ...], eps: float | None) -> Tensor:
@@ -223,4 +222,6 @@ def _pad(x: Tensor, grid: torch.Size) -> Tensor:
 
 
 def _crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return x[:, : shape[0], : shape[1]]
+    for axis, n in enumerate(shape, -len(shape)):
+        x = x.narrow(axis, 0, n)
+    return x

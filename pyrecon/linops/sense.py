@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import COMPLEX, FLOATING, check_dtype
+from pyrecon._fft import transformed
 from pyrecon.linops._base import LinearOperator
 from pyrecon.ops import sense_adjoint, sense_forward, sense_maps_adjoint, sense_normal
 
@@ -231,7 +232,7 @@ def _per_image(held: Tensor, count: tuple[int, ...]) -> Tensor:
 def _along(transform: Callable[..., Tensor], x: Tensor, axis: int) -> Tensor:
     """A centred orthonormal transform along one axis."""
     shifted = torch.fft.ifftshift(x, dim=axis)
-    result: Tensor = torch.fft.fftshift(transform(shifted, dim=(axis,), norm="ortho"), dim=axis)
+    result: Tensor = torch.fft.fftshift(transformed(transform, shifted, dim=(axis,), norm="ortho"), dim=axis)
     return result
 
 

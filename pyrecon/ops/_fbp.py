@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from pyrecon import _core
 from pyrecon._check import check_flag, check_out, dense, described
 from pyrecon._errors import DataError
+from pyrecon._fft import transformed
 from pyrecon._library import Op, needs_grad
 from pyrecon._threads import kernel_threads
 from pyrecon.ops._radon import SAMPLES, check_input
@@ -188,8 +189,8 @@ def _window(name: str | None, m: int) -> Tensor:
 def _filtered(sino: Tensor, response: Tensor, m: int) -> Tensor:
     if sino.shape[0] == 0:  # FFTs refuse nothing
         return sino
-    spectrum = torch.fft.rfft(sino, n=m) * response.to(sino.device, sino.dtype)
-    filtered: Tensor = torch.fft.irfft(spectrum, n=m)
+    spectrum = transformed(torch.fft.rfft, sino, n=m) * response.to(sino.device, sino.dtype)
+    filtered: Tensor = transformed(torch.fft.irfft, spectrum, n=m)
     return filtered[..., : sino.shape[-1]]
 
 

@@ -18,6 +18,7 @@ from pyrecon.solvers._image_priors import CenterCrop, Charbonnier, Denoised, Ima
 from pyrecon.solvers._ipalm import ipalm
 from pyrecon.solvers._langevin import langevin, largest_curvature
 from pyrecon.solvers._least_squares import cgls, sirt
+from pyrecon.solvers._nlinv import nlinv
 from pyrecon.solvers._proximal import fista, primal_dual
 from pyrecon.solvers._samplers import MALA, ULA, Draw, PreconditionedULA, Sampler
 
@@ -54,6 +55,7 @@ __all__ = [
     "ipalm",
     "langevin",
     "largest_curvature",
+    "nlinv",
     "primal_dual",
     "quantiles",
     "sirt",

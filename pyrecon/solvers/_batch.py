@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrecon._check import COMPLEX, FLOATING, check_dtype, check_returned
+from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_dtype, check_like, check_returned, check_shape, filled
 
 # A look at a stop test waits for the GPU; a few steps too many cost less than waiting after each.
 GPU_STOP_TEST_EVERY = 8
@@ -32,6 +32,19 @@ def applied(name: str, f: Callable[..., Any], x: Tensor, *others: Any, like: Ten
     if not x.is_inference() and x._version != version:
         raise ValueError(f"{name}: writes into its argument; make a new tensor, x * 2 in place of x.mul_(2)")
     return result
+
+
+def per_sample(name: str, value: float | Tensor, other: str, state: Tensor) -> Tensor:
+    """A number from 0, or a tensor of one or ``(B,)`` of them, as ``(B,)`` in the real type of ``state``."""
+    dtype = REAL_OF.get(state.dtype, state.dtype)
+    if not isinstance(value, Tensor):
+        return filled(name, value, (len(state),), dtype, state.device)
+    check_like(name, value, other, state, dtype=dtype)
+    if value.dim():
+        check_shape(name, value, (len(state),), "a number or (B,)")
+    if not bool((value >= 0).all()):
+        raise ValueError(f"{name}: {value.tolist()}, expected numbers >= 0")
+    return value.expand(len(state)).clone()
 
 
 def dot(u: Tensor, v: Tensor) -> Tensor:

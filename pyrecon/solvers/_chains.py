@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pyrecon._check import COMPLEX, FLOATING, REAL_OF, check_count, check_dtype, check_number
+from pyrecon._fft import transformed
 from pyrecon._solution import ConvergenceWarning, Status
 from pyrecon.ops._langevin import Moments
 from pyrecon.solvers._batch import select
@@ -348,6 +349,8 @@ def split_rhat(draws: Tensor) -> Tensor:
     against their spread. NaN where a draw is, or nothing moved.
     """
     halves = _halves(_real_draws(draws))
+    if halves.numel() == 0:
+        return halves.new_zeros(halves.shape[2:])
     m, v = halves.mean(1), halves.var(1)
     n = halves.shape[1]
     within = v.mean(0)
@@ -361,7 +364,8 @@ def effective_sample_size(draws: Tensor) -> Tensor:
     draws; more for draws that alternate about the mean, up to ``log10(N C)`` times as many. NaN where a draw is NaN, or
     nothing moved.
     """
-    return _ess(_halves(_real_draws(draws)))
+    halves = _halves(_real_draws(draws))
+    return _ess(halves) if halves.numel() else halves.new_zeros(halves.shape[2:])
 
 
 def _ess(halves: Tensor) -> Tensor:
@@ -389,8 +393,8 @@ def _autocovariance(series: Tensor) -> Tensor:
     """Mean over the series ``(C, n, ...)`` of the autocovariances at lags 0 to n - 1, sums over n."""
     n = series.shape[1]
     # By the Wiener-Khinchin theorem, padded so that nothing wraps around.
-    spectrum = torch.fft.rfft(series, n=2 * n, dim=1)
-    sums: Tensor = torch.fft.irfft(spectrum.abs().square(), n=2 * n, dim=1)
+    spectrum = transformed(torch.fft.rfft, series, n=2 * n, dim=1)
+    sums = transformed(torch.fft.irfft, spectrum.abs().square(), n=2 * n, dim=1)
     return sums[:, :n].mean(0) / n
 
 

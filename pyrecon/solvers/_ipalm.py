@@ -41,13 +41,12 @@ from pyrecon._check import (
     check_returned,
     check_shape,
     check_tuple,
-    filled,
 )
 from pyrecon._solution import Solution, Status
 from pyrecon._threads import SMALL, one_thread_if_small, outside
 from pyrecon.ops import langevin_step, prox_smooth_maps
 from pyrecon.ops._joint import joint_coils, joint_extrapolate, joint_maps_step, joint_maps_test
-from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm
+from pyrecon.solvers._batch import GPU_STOP_TEST_EVERY, dot, like, norm, per_sample
 from pyrecon.solvers._coils import Coils, CoilTransform, coil_transform
 from pyrecon.solvers._image_priors import Charbonnier, check_prior, energy_of
 
@@ -159,7 +158,7 @@ def ipalm(
     check_count("seed", seed, 0)
     with torch.no_grad():
         physics, data = coil_transform(kspace.detach(), mask)
-        weight = _weights(lam, data)
+        weight = per_sample("lam", lam, "kspace", data)
         state = _first(data, maps, start)
         run = _Run(
             physics, prior, retraction, inertia, maps is not None, mu, continuation, decay, jitter, seed, max_iter, tol
@@ -189,18 +188,6 @@ class _State:
     combined: Tensor  # Re sum conj(unit) data
     L_u: Tensor
     L_maps: Tensor
-
-
-def _weights(lam: float | Tensor, data: Tensor) -> Tensor:
-    dtype = REAL_OF[data.dtype]
-    if not isinstance(lam, Tensor):
-        return filled("lam", lam, (len(data),), dtype, data.device)
-    check_like("lam", lam, "kspace", data, dtype=dtype)
-    if lam.dim():
-        check_shape("lam", lam, (len(data),), "a number or (B,)")
-    if not bool((lam >= 0).all()):
-        raise ValueError(f"lam: {lam.tolist()}, expected numbers >= 0")
-    return lam.expand(len(data)).clone()
 
 
 def _normalised(maps: Tensor) -> Tensor:

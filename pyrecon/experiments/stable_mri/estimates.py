@@ -18,7 +18,7 @@ from pyrecon._errors import DataError
 from pyrecon.data.fourier import ifft_centered
 from pyrecon.data.mri import WHITENED, calibration_mask
 from pyrecon.data.raw import MRIScan
-from pyrecon.models.mri import CGSense, reconstruct_mri
+from pyrecon.models.mri import NLINV, CGSense, reconstruct_mri
 from pyrecon.nn.varnet import root_sum_of_squares
 from pyrecon.ops import sense_adjoint, sense_normal, tv_prox
 from pyrecon.solvers import ConvergenceWarning, fista, langevin
@@ -172,6 +172,14 @@ def cg_sense(batch: Batch, sigma: float) -> Tensor:
         except (DataError, ValueError):
             found.append(torch.full_like(part.images, torch.nan))
     return torch.cat(found)
+
+
+def nlinv(batch: Batch, sigma: float) -> Tensor:
+    """Image and maps together by nonlinear inversion, to the first step that fits the data to the noise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="mask: ")  # as of the joint estimate
+        return NLINV().estimate(batch.y / sigma, batch.mask).value[0].abs() * sigma
 
 
 def _lines(batch: Batch) -> int:

@@ -37,7 +37,7 @@ MASKS: dict[Coils, tuple[str, ...]] = {
 }
 METHODS: dict[Coils, tuple[str, ...]] = {
     "single": ("zf", "tv", "unet", "map", "mmse"),
-    "parallel": ("zf", "cg", "tv", "varnet", "map", "mmse"),
+    "parallel": ("zf", "cg", "nlinv", "tv", "varnet", "map", "mmse"),
 }
 FITTED = ("map", "mmse")  # of parallel imaging also with the curve of intensities
 NOISE = 0.01  # root mean square of a complex sample's noise; the brightest pixel is 1
@@ -187,6 +187,8 @@ class StableMRIStudy(Study):
                     return estimates.zero_filled(batch)
                 case "cg":
                     return estimates.cg_sense(batch, NOISE)
+                case "nlinv":
+                    return estimates.nlinv(batch, NOISE)
                 case "tv":
                     return self.tv(coils, batch, self.coefficient(coils, "tv"))
                 case "unet" | "varnet":

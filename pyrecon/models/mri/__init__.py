@@ -1,5 +1,5 @@
 """Classical reconstruction of Cartesian multi-coil MRI: zero-filled, CG-SENSE, and SENSE with wavelet or TV sparsity;
-and joint estimation of image and coil maps, which needs no calibration lines.
+and joint estimation of image and coil maps, by two methods, which needs no calibration lines.
 
 >>> scan = pyrecon.io.read("meas.dat")
 >>> images, report = reconstruct_mri(scan, CGSense())
@@ -17,10 +17,11 @@ from pyrecon.models.mri.learned import LUSERMRI, DEProxMRI, VarNetMRI
 from pyrecon.models.mri.map_methods import MAPPING, PINQIMRI, Fitted, MapMethod, SenseFit
 from pyrecon.models.mri.map_reconstruct import reconstruct_maps
 from pyrecon.models.mri.methods import CLASSICAL, CGSense, MRIMethod, TVSense, WaveletSense, ZeroFilled
+from pyrecon.models.mri.nlinv import NLINV
 from pyrecon.models.mri.reconstruct import default_method, reconstruct_mri, reconstruct_with_maps
 from pyrecon.models.mri.sampling import Uncertainty, sample_mri
 
-METHODS: dict[str, type[MRIMethod]] = {**CLASSICAL, "joint": JointMRI}
+METHODS: dict[str, type[MRIMethod]] = {**CLASSICAL, "joint": JointMRI, "nlinv": NLINV}
 
 # Those that need trained weights.
 LEARNED: dict[str, type[MRIMethod]] = {"de-prox": DEProxMRI, "luser": LUSERMRI, "varnet": VarNetMRI}
@@ -30,6 +31,7 @@ __all__ = [
     "LUSERMRI",
     "MAPPING",
     "METHODS",
+    "NLINV",
     "PINQIMRI",
     "CGSense",
     "CoilwiseTransform",

@@ -108,7 +108,7 @@ def reconstruct_mri(
     ------
     DataError
         If the scan is damaged, or has no calibration region, no maps are given and the method needs some:
-        :class:`~pyrecon.models.mri.JointMRI` does not.
+        :class:`~pyrecon.models.mri.JointMRI` and :class:`~pyrecon.models.mri.NLINV` do not.
     """
     options: dict[str, Any] = {"maps": maps, "coil_maps": coil_maps, "calibration": calibration, "whiten": whiten}
     images, _, report = reconstruct_with_maps(
@@ -339,7 +339,7 @@ def with_coil_maps(data: Prepared, kind: str, size: int, device: torch.device, d
         details["maps"] = f"{kind} from {block.shape[2]} x {block.shape[3]} samples{over_time}"
         maps = _estimated(block.to(device), kind, (height, width), in_planes=data.planes is not None)
     except DataError as error:
-        raise DataError(f"{error}; the method joint (JointMRI) needs neither") from None
+        raise DataError(f"{error}; the methods joint (JointMRI) and nlinv (NLINV) need neither") from None
     if data.planes is not None:  # the columns of an image have one phase
         maps = in_phase(maps, block.to(device))
     maps = maps.cpu()[torch.from_numpy(owner)]
