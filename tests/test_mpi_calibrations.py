@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from pyrecon.data.mpi import FINER, prepare_frames
 from pyrecon.experiments.deq_mpi import EXPERIMENTS, Study, calibrations
 from pyrecon.experiments.deq_mpi.calibrations import Scene, unseen_scenes
+from pyrecon.experiments.mpi_data import vessel_images
 from pyrecon.models.mpi import ART, DEQ, Tikhonov
+from pyrecon.models.mpi.system import FactoredSystem
+from pyrecon.physics.mpi import drawn_calibration
 
 pytest.importorskip("skimage")
 
@@ -38,6 +43,27 @@ def test_a_matrix_without_noise_is_that_of_the_scanner(scene: Scene) -> None:
     assert float(noise / expected) == pytest.approx(1, rel=0.1)
     assert exact.error is not None
     assert not exact.noisy
+
+
+def test_true_images_explain_the_data_to_within_the_noise() -> None:
+    """In the range of the matrix, where images differ: not so where scan and calibration were given one seed."""
+    for place, (seed, scene) in enumerate(unseen_scenes(15.0, count=4)):
+        if place not in (2, 3):
+            continue
+        system = calibrations._ours(scene)
+        factored = FactoredSystem(system.matrix, system.grid.shape, rank=system.rank)
+        frames = prepare_frames(system, scene.scan)
+        scanner, images = drawn_calibration(seed).scanner, vessel_images(test=4, validation=1).test
+        drift, whole = (
+            scanner.measure(x, system.grid.finer(FINER), noise=0.0, background_frames=20, seed=seed + 1).spectrum
+            for x in (0 * images, images)
+        )
+        rows = (whole - drift)[~scene.scan.is_background][(slice(None), *system.rows.T)]
+        signal = np.concatenate([rows.real / system.scale[0], rows.imag / system.scale[1]], axis=1)
+        left = factored.coordinates(frames.y - torch.from_numpy(signal).float())[:, :-1]
+        assert frames.noise_std is not None
+        ratio = left.square().mean() / frames.noise_std.square().mean()
+        assert float(ratio) == pytest.approx(1, abs=0.25)  # of 4 x 68 and 4 x 139 numbers: 0.09 and 0.06
 
 
 @pytest.mark.parametrize("name", ["calibration", "scanners"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pyrecon.data.mpi import prepare_system
-from pyrecon.data.raw import Grid
+from pyrecon.data.raw import Grid, MPIScan
 from pyrecon.io import mdf
 from pyrecon.physics.mpi import Particles, ReceiveCoil, Receiver, Scanner, langevin
 from pyrecon.physics.mpi._system_function import harmonics_of_magnetization
@@ -519,3 +520,24 @@ def test_misuse_names_the_argument() -> None:
         FEW.calibrate(SMALL, sample_size=0.0)
     with pytest.raises(ValueError, match="core_diameter"):
         Particles(core_diameter=0.0)
+
+
+def test_noise_of_calibration_and_scan_is_not_the_same() -> None:
+    """With one seed it is, record by record, and the system matrix foretells it: no scanner does that."""
+    images, calibration = np.ones((2, *SMALL.shape)), FEW.calibrate(SMALL)
+    silent = FEW.measure(images, SMALL, noise=0.0).spectrum[0]
+
+    def likeness(scan: MPIScan) -> float:
+        assert calibration.background is not None
+        a, b = (np.ravel(frame - silent) for frame in (scan.spectrum[0], calibration.background[0]))
+        return float(np.abs(np.vdot(a, b)) / np.linalg.norm(a) / np.linalg.norm(b))
+
+    same = FEW.measure(images, SMALL, seed=0)
+    assert likeness(same) > 0.99
+    with pytest.warns(UserWarning, match=r"simulated with one seed \(0\).*give them different seeds"):
+        prepare_system(calibration, same, snr_threshold=0)
+    for scan in (FEW.measure(images, SMALL), FEW.measure(images, SMALL, seed=7)):
+        assert likeness(scan) < 0.3
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            prepare_system(calibration, scan, snr_threshold=0)

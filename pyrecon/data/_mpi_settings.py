@@ -7,6 +7,7 @@ sees the object from several sides. Then every period is a set of rows of its ow
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from scipy.spatial import cKDTree
 from pyrecon._errors import DataError
 from pyrecon.data.raw import MPICalibration, MPIScan, Real
 
+NOISE_SEED = "noise_seed"  # in the metadata of what is simulated
 # Fields with one entry for each period: what tells periods apart.
 PER_PERIOD = (
     "/acquisition/offsetField",
@@ -257,3 +259,14 @@ def _short(value: Any) -> str:
     values = np.asarray(value).ravel()
     shown = ", ".join(f"{v:.6g}" if isinstance(v, float | np.floating) else str(v) for v in values[:9].tolist())
     return shown + (", ..." if len(values) > 9 else "")
+
+
+def expect_other_noise(calibration: MPICalibration, scan: MPIScan) -> None:
+    """Warn of a simulated scan that repeats the noise of its calibration."""
+    seeds = [source.metadata.get(NOISE_SEED) for source in (calibration, scan)]
+    if seeds[0] is not None and seeds[0] == seeds[1]:
+        warnings.warn(
+            f"noise: calibration and scan were simulated with one seed ({seeds[0]}), so the scan's noise is in the system "
+            "matrix too, record by record, which no scanner has; give them different seeds",
+            stacklevel=4,
+        )

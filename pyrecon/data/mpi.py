@@ -26,6 +26,7 @@ from pyrecon.data._grids import box_downsample as box_downsample
 from pyrecon.data._grids import upsample_rows as upsample_rows
 from pyrecon.data._matrix_noise import CalibrationNoise, without_noise
 from pyrecon.data._matrix_noise import MatrixError as MatrixError
+from pyrecon.data._mpi_settings import expect_other_noise
 from pyrecon.data._mpi_settings import match_periods as match_periods
 from pyrecon.data.raw import Complex, Grid, MPICalibration, MPIScan, Real, fault, usable
 
@@ -231,6 +232,7 @@ def prepare_system(
 
     noise_of = "" if noise is None or whiten == "none" else "system matrix"
     if scan is not None:
+        expect_other_noise(calibration, scan)
         matched = match_frequencies(calibration, scan)
         theirs = EmptyScanner.of_scan(scan)
         if theirs is not None and theirs.noise is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pyrecon.data._mpi_settings import NOISE_SEED
 from pyrecon.data.raw import Grid, MPICalibration, MPIScan
 from pyrecon.physics.mpi._system_function import SystemFunction
 from pyrecon.physics.mpi.particles import Particles
@@ -262,6 +263,7 @@ class Scanner:
             transfer_function=self._transfer(),
             metadata=self._metadata(averages)
             | {
+                NOISE_SEED: seed,
                 "/calibration/method": "simulation",
                 "/calibration/deltaSampleSize": np.array(size)[[1, 0, 2]],
                 "/calibration/fieldOfView": np.array([*grid.field_of_view[::-1], size[2]]),
@@ -279,7 +281,7 @@ class Scanner:
         snr_db: float | None = None,
         averages: int = 1,
         background_frames: int = 10,
-        seed: int = 0,
+        seed: int = 1,
     ) -> MPIScan:
         """Scan an object: ``image`` (H, W) or (frames, H, W) of concentration on ``grid``, finer than that of the SM.
 
@@ -291,6 +293,9 @@ class Scanner:
             As in :meth:`calibrate`; one factor for all frames, so that the mean signal power over frames has the SNR.
         background_frames
             Empty frames, the first half before the object and the rest after it.
+        seed
+            Of the noise, another than the calibration's: of two recordings with one seed every record has the noise of
+            the other's of that number, and the scan repeats what noise has left in the system matrix.
 
         Returns
         -------
@@ -325,7 +330,7 @@ class Scanner:
             frequencies=self.frequencies,
             is_background=is_background,
             transfer_function=self._transfer(),
-            metadata=self._metadata(averages),
+            metadata=self._metadata(averages) | {NOISE_SEED: seed},
         )
 
     def _noise_factor(self, signal: NDArray[np.complex64], noise: float, snr_db: float | None) -> float:
