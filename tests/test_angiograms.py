@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,16 @@ def test_a_run_on_a_volume_resumes_without_it_and_says_what_was_cut(tmp_path: Pa
 def json_trip(made: Source) -> Any:
     tensors, facts = made.kept()
     return tensors, json.loads(json.dumps(facts))
+
+
+def test_a_source_keeps_the_rank_that_its_matrix_was_cut_to() -> None:
+    made = replace(source(), rank=3)
+    assert Source.restored(*json_trip(made)) == made
+    assert Source.restored(*json_trip(source())).rank is None
+    tensors, facts = made.kept()
+    for wrong in (0, 10**6, "many"):
+        with pytest.raises(ValueError, match=r"rank|many"):
+            Source.restored(tensors, facts | {"rank": wrong})
 
 
 def test_a_run_that_has_not_drawn_needs_the_volume_it_began_with(tmp_path: Path) -> None:

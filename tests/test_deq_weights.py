@@ -20,7 +20,8 @@ from pyrecon.data.raw import Grid
 from pyrecon.models import DEQMPI
 from pyrecon.models import weights as stored
 from pyrecon.models.deq_mpi import new_card
-from pyrecon.models.mpi import DEQ, Reconstructor, ScaledSystem
+from pyrecon.models.mpi import DEQ, FactoredSystem, Reconstructor, ScaledSystem
+from pyrecon.models.mpi.method import KAPPA
 from pyrecon.models.mpi.system import noise_std, row_layout
 from pyrecon.nn import RDN, BallConsistency, LearnedConsistency, RowLayout
 from pyrecon.physics.mpi import Scanner
@@ -55,6 +56,26 @@ def test_the_radius_of_training_is_in_the_file(tmp_path: Path) -> None:
     )
     assert torch.equal(own, same)
     assert float((own - other).abs().max()) > 1e-3
+
+
+def test_where_noise_was_taken_out_of_the_matrix_the_radius_is_a_share_of_it(tmp_path: Path) -> None:
+    """Of a matrix that is known to have four singular values, and of the same that is not."""
+    model, A = net(), matrix()
+    model.kappa = 0.9
+    model.save(tmp_path / "w.safetensors")
+    u, s, vh = torch.linalg.svd(A, full_matrices=False)
+    A = (u[:, :4] * s[:4]) @ vh[:4]
+    y = data(A)
+    noise = torch.full((len(y),), 0.1 * len(A) ** 0.5)
+    for rank, kappa in ((None, 0.9), (4, KAPPA * 0.9)):
+        system = FactoredSystem(A, SHAPE, rank=rank)
+        own, same, other = (
+            DEQ(str(tmp_path / "w.safetensors"), kappa=given).solve(system, y, noise)[0].value
+            for given in (None, kappa, 0.9 * kappa)
+        )
+        assert system.denoised == (rank is not None)
+        assert torch.equal(own, same)
+        assert not torch.equal(own, other)
 
 
 def mask() -> int:

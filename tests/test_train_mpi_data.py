@@ -14,10 +14,11 @@ from pyrecon._errors import DataError
 from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models import DEQMPI
 from pyrecon.models.mpi import FactoredSystem, ScaledSystem
+from pyrecon.models.mpi.method import KAPPA
 from pyrecon.models.mpi.system import compressed, noise_std
 from pyrecon.nn import RDN
 from pyrecon.train import Stage
-from pyrecon.train.mpi_data import TrainingData, drawn_images
+from pyrecon.train.mpi_data import Bench, TrainingData, drawn_images
 
 
 def data(**changes: Any) -> TrainingData:
@@ -153,3 +154,18 @@ def test_signals_and_noise_have_the_stated_strength(measure: Any, consistency: A
     assert float(bench.system.matrix.square().sum(1).mean()) == pytest.approx(0.34, rel=1e-4)
     low, high = made.signal_range
     assert low < 0.41 < high
+
+
+def test_the_ball_of_a_matrix_that_was_cut_is_smaller() -> None:
+    """By :data:`KAPPA`, and in as many directions as were left."""
+    settings, made = config(kappa=0.5), source()
+    images = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(3, len(made.matrix), generator=torch.Generator().manual_seed(1))
+    radii = {}
+    for rank in (None, 4):
+        bench = Bench.of(replace(made, rank=rank), settings, images)
+        assert bench.factored is not None
+        radii[rank] = bench.measured(images, settings, noise)[1] / bench.factored.rank**0.5
+        assert rank in (None, bench.factored.rank)
+    torch.testing.assert_close(radii[None], torch.full((3,), 0.5 * noise_std(settings.snr_db)))
+    torch.testing.assert_close(radii[4], KAPPA * radii[None])

@@ -266,7 +266,7 @@ def expect_other_noise(calibration: MPICalibration, scan: MPIScan) -> None:
     seeds = [source.metadata.get(NOISE_SEED) for source in (calibration, scan)]
     if seeds[0] is not None and seeds[0] == seeds[1]:
         warnings.warn(
-            f"noise: calibration and scan were simulated with one seed ({seeds[0]}), so the scan's noise is in the system "
-            "matrix too, record by record, which no scanner has; give them different seeds",
+            f"noise: calibration and scan were simulated with one seed ({seeds[0]}), so the scan's noise is in the "
+            "system matrix too, record by record, which no scanner has; give them different seeds",
             stacklevel=4,
         )

@@ -82,7 +82,9 @@ class DEQMPI(nn.Module):
         c, above 0. Weights trained with one c serve another: only the number of steps changes.
     kappa
         Of the ball that the weights were trained with: its radius in the range of A as a multiple of the noise there
-        (:meth:`pyrecon.models.mpi.method.Data.ball`). For those who make the radius; the model takes what it is given.
+        (:meth:`pyrecon.models.mpi.method.Data.ball`), of a matrix that noise was taken out of 0.8 of it
+        (:func:`~pyrecon.models.mpi.method.trained_kappa`). For those who make the radius; the model takes what it is
+        given.
     solver, tol, max_iter, gradient
         Of the equilibrium in training.
 

@@ -96,8 +96,8 @@ class Config(RunConfig):
         training is of something else than is used: at 25 dB and c = 1 an image that had gained 10.8 dB over least
         squares in 25 steps lost 1.6 dB of them by 400. Higher SNR wants more: 25 at 35 dB.
     kappa
-        Of the ball, without learned consistency: its radius in the range of A as a multiple of the noise there
-        (:meth:`pyrecon.models.mpi.method.Data.ball`).
+        Of the ball, without learned consistency: :class:`~pyrecon.models.DEQMPI`'s, so 0.8 of it for the matrices of
+        ``scanners``, which noise was taken out of.
     tolerance, limit, backward_limit
         Of the equilibrium and its gradient: relative change at which they end, and most iterations of either.
     memory

@@ -23,6 +23,7 @@ from pyrecon.data.angiograms import Angiogram, Part, cut_patches
 from pyrecon.data.mpi import FINER, MatrixError, MPISystem, blurred_rows, box_downsample, upsample_rows
 from pyrecon.data.vessels import VesselStyle, vascular_images
 from pyrecon.models.mpi import FactoredSystem
+from pyrecon.models.mpi.method import trained_kappa
 from pyrecon.models.mpi.system import (
     SIGNAL_RMS,
     Problem,
@@ -50,7 +51,8 @@ class Source:
     """What data are made of: a whitened system matrix ``(M, N)``, the shape of its images, where its rows lie, and the
     angiogram that images are cut from, if any.
 
-    ``silent`` more rows hold noise alone and only count (:meth:`compact`). Of a drawn scanner ``seed`` is its own,
+    ``silent`` more rows hold noise alone and only count (:meth:`compact`). ``rank`` is that of a matrix that noise was
+    taken out of. Of a drawn scanner ``seed`` is its own,
     ``forward`` ``(M, FINER^2 N)`` makes data of objects on a grid FINER times finer, without the noise that its
     calibration left in the matrix, and ``error`` is what is known of that.
     """
@@ -59,6 +61,7 @@ class Source:
     shape: tuple[int, int]
     layout: RowLayout | None = None
     silent: int = 0
+    rank: int | None = None
     seed: int | None = None
     forward: Tensor | None = None
     error: MatrixError | None = None
@@ -67,7 +70,7 @@ class Source:
     @classmethod
     def of(cls, system: MPISystem) -> Source:
         """What a run keeps of a whitened system."""
-        return cls(system.matrix, image_shape(system.grid.shape), row_layout(system))
+        return cls(system.matrix, image_shape(system.grid.shape), row_layout(system), rank=system.rank)
 
     @property
     def rows(self) -> int:
@@ -94,7 +97,7 @@ class Source:
 
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As tensors and JSON."""
-        tensors, facts = {"matrix": self.matrix}, dict[str, Any](shape=self.shape)
+        tensors, facts = {"matrix": self.matrix}, dict[str, Any](shape=self.shape, rank=self.rank)
         if self.layout is not None:
             tensors["rows"] = self.layout.rows
             facts |= {"grid": self.layout.grid, "used": self.layout.used}
@@ -109,12 +112,16 @@ class Source:
         if matrix.dtype != torch.float32 or matrix.dim() != 2 or matrix.shape[1] != height * width or not len(matrix):
             raise ValueError(f"the matrix is {matrix.dtype} {tuple(matrix.shape)} for images of {height} x {width}")
         angiogram = Angiogram.of_facts(facts["images"]) if "images" in facts else None
+        rank = facts.get("rank")
+        if rank is not None and not 0 < int(rank) <= matrix.shape[1]:
+            raise ValueError(f"rank {rank} of a matrix with {matrix.shape[1]} columns")
+        common: dict[str, Any] = {"angiogram": angiogram, "rank": rank and int(rank)}
         if "rows" not in tensors:
-            return cls(matrix, (height, width), angiogram=angiogram)
+            return cls(matrix, (height, width), **common)
         rows, (groups, frequencies) = tensors["rows"], facts["grid"]
         if rows.dtype != torch.int64 or 2 * len(rows) != len(matrix) or not 0 < groups * frequencies <= _POINTS:
             raise ValueError(f"{len(rows)} rows of {groups} x {frequencies} for a matrix of {len(matrix)}")
-        return cls(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]), angiogram=angiogram)
+        return cls(matrix, (height, width), RowLayout((groups, frequencies), rows, facts["used"]), **common)
 
 
 @dataclass
@@ -173,7 +180,7 @@ class Bench:
         system = ScaledSystem(gain * matrix, image_shape(source.shape), gain, unit, source.layout)
         factored = None
         if config.consistency != "learned":
-            factored = FactoredSystem(system.matrix, system.shape)
+            factored = FactoredSystem(system.matrix, system.shape, rank=source.rank)
             if source.silent or source.forward is not None:
                 factored.gain = 1.0  # it has the scale already, but for the rows that the matrix does not show
             problem = compressed(factored, config.snr_db)
@@ -188,7 +195,9 @@ class Bench:
         problem = Problem(
             self.problem.A.matrix.to(device), self.system.shape, cutoff=self.problem.cutoff, rank=self.problem.rank
         )
-        factored = self.factored and FactoredSystem(self.factored.matrix.to(device), self.factored.shape)
+        factored = self.factored and FactoredSystem(
+            self.factored.matrix.to(device), self.factored.shape, rank=self.source.rank
+        )
         return replace(self, forward=self.forward.to(device), problem=problem, factored=factored)
 
     def clean(self, images: Tensor) -> Tensor:
@@ -197,8 +206,9 @@ class Bench:
 
     def measured(self, images: Tensor, config: Config, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Data as ``problem`` takes them, and the radius of their ball: ``kappa sigma sqrt(r)`` in the range of A
-        (:meth:`pyrecon.models.mpi.method.Data.ball`); for a learned consistency, that of all noise. ``noise``
-        ``(B, M)`` has standard deviation 1. Where the matrix has errors they are a part of sigma, noise the rest."""
+        (:meth:`pyrecon.models.mpi.method.Data.ball`), kappa by :func:`~pyrecon.models.mpi.method.trained_kappa`; for a
+        learned consistency, that of all noise. ``noise`` ``(B, M)`` has standard deviation 1. Where the matrix has
+        errors they are a part of sigma, noise the rest."""
         clean = self.clean(images)
         if self.source.error is not None:
             noise = noise * (1 - self.wrong(images, config.snr_db).square()).clamp(min=0.01).sqrt()[:, None]
@@ -207,7 +217,8 @@ class Bench:
             return y, radius
         center = self.factored.coordinates(y)
         center[:, -1] = 0
-        return center, torch.full_like(radius, config.kappa * noise_std(config.snr_db) * math.sqrt(self.factored.rank))
+        inside = trained_kappa(config.kappa, self.factored) * noise_std(config.snr_db) * math.sqrt(self.factored.rank)
+        return center, torch.full_like(radius, inside)
 
     def wrong(self, images: Tensor, snr_db: float) -> Tensor:
         """``(B,)`` what the noise of the matrix adds to a row of an image's signal, in units of sigma."""

@@ -111,6 +111,7 @@ def _few(system: MPISystem, exact: NDArray[np.complex64], seed: int) -> Source:
         factored.s[:, None] * factored.V.T,
         _SHAPE,
         silent=len(system.matrix) - factored.rank,
+        rank=factored.rank,
         seed=seed,
         forward=forward,
         error=system.error,
@@ -170,4 +171,4 @@ def _sources(
     )  # fmt: skip
     for matrix, forward, background, more, seed, std in parts:
         error = MatrixError(std, background.T.clone(memory_format=torch.contiguous_format), rank=len(matrix))
-        yield Source(matrix, _SHAPE, silent=more, seed=seed, forward=forward, error=error)
+        yield Source(matrix, _SHAPE, silent=more, rank=len(matrix), seed=seed, forward=forward, error=error)

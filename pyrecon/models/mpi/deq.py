@@ -20,7 +20,7 @@ from pyrecon._errors import DataError
 from pyrecon.data.mpi import MPISystem
 from pyrecon.models.deq_mpi import DEQMPI, Role
 from pyrecon.models.method import Progress
-from pyrecon.models.mpi.method import Data, MPIMethod
+from pyrecon.models.mpi.method import Data, MPIMethod, trained_kappa
 from pyrecon.models.mpi.system import (
     FactoredSystem,
     Problem,
@@ -81,7 +81,8 @@ class DEQ(_Trained):
     iterations
         Steps; None takes the weights' own number, 25 as published.
     kappa
-        Of the ball: the misfit in the range of A as a multiple of the noise expected there; None: as in training.
+        Of the ball: the misfit in the range of A as a multiple of the noise expected there; None: as in training
+        (:func:`~pyrecon.models.mpi.method.trained_kappa`).
     """
 
     iterations: int | None = None
@@ -162,7 +163,7 @@ class Ready(MPIMethod):
         learned = isinstance(model.consistency, LearnedConsistency)
         scale = _into_range(name, gain * data.signal, gain * data.noise, data.y.shape[1], _card(model))
         kappa = getattr(self.method, "kappa", None)
-        kappa = model.kappa if kappa is None else kappa
+        kappa = trained_kappa(model.kappa, self.system) if kappa is None else kappa
         y, radius = (data.y, data.radius(kappa)) if learned else data.ball(kappa)
         up = gain * scale
         found = self.method._images(model, self._problem(name), y * up[:, None], radius * up)

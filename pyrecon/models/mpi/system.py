@@ -149,6 +149,11 @@ class FactoredSystem:
     def rank(self) -> int:
         return len(self.s)
 
+    @property
+    def denoised(self) -> bool:
+        """Whether ``rank`` was given: what is beyond has been taken out as noise."""
+        return self._most is not None
+
     def coordinates(self, y: Tensor) -> Tensor:
         """``(B, M)`` data to ``(B, r + 1)``: ``y_r``, then ``|y_p|``."""
         self.check_data(y)
