@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+READ = "plain read"  # of the work's bytes, timed beside a row: not a rival
 WORSE = 1.15  # runs of the same code differ by 6 to 10 %
 
 
@@ -35,7 +36,7 @@ def condense(report: dict[str, Any]) -> dict[str, Any]:
             if extra.get(key):
                 row[key] = extra[key]
     for row in rows.values():
-        rivals = {name: ms for name, ms in row["ms"].items() if name != "pyrecon"}
+        rivals = {name: ms for name, ms in row["ms"].items() if name not in ("pyrecon", READ)}
         if rivals and "pyrecon" in row["ms"]:
             row["best_rival"] = min(rivals, key=rivals.__getitem__)
             row["ratio"] = row["ms"]["pyrecon"] / rivals[row["best_rival"]]
@@ -97,6 +98,8 @@ def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
         ratio = f"{row['ratio']:.2g}" if rival else ""
         verdict = {True: "yes", False: "no", None: ""}[reached(row)]
         share = f"{100 * row['roofline']:.0f} %" if "roofline" in row else ""
+        if READ in row["ms"]:
+            share += f"; {READ} {100 * row['ms'][READ] / ours:.0f} %"
         work = f"{name} (quick)" if row.get("quick") else name
         table.append((work, f"{ours:.3g}", against, ratio, goal_text(row.get("goal")), verdict, share))
     return table
@@ -129,7 +132,7 @@ def markdown(result: dict[str, Any]) -> str:
         "Goals were set on a processor with AVX-512; goals in milliseconds do not carry over to another machine, goals "
         "in ratios do. The last column is the least time by the work's bytes and flops, at the rates of a large copy "
         f"and a large matrix product in the row's own run ({rates_text(result)}), over our time: above 100 % where the "
-        "data stay in the cache.",
+        "data stay in the cache. Where it says so, a plain read of the work's bytes in the same run stands beside it.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",

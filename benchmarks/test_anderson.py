@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrecon.solvers import Anderson, fixed_point
 
 MEMORY, RIDGE = 5, 1e-4
+READ = "plain read"  # of as many bytes: benchmarks/render.py knows that it is no rival
 PERIOD = 7  # values f(x) that take turns, coprime to the memory: the history never repeats itself
 
 
@@ -40,7 +41,7 @@ class TorchAnderson:
         return torch.bmm(weights.mT, self.F[:, :k], out=self.x)[:, 0]
 
 
-@pytest.mark.parametrize("impl", ["pyrecon", "torch"])
+@pytest.mark.parametrize("impl", ["pyrecon", "torch", READ])
 @pytest.mark.parametrize(("batch", "n", "goal"), [(64, 6162, 8.0), (8, 204800, 4.5), (1, 6162, None)])
 def test_step(timed: Callable[..., None], impl: str, batch: int, n: int, goal: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -65,12 +66,20 @@ def test_step(timed: Callable[..., None], impl: str, batch: int, n: int, goal: f
         step += 1
         return x.copy_(rival(x, values[step % PERIOD]))
 
-    call: dict[str, Callable[[], Any]] = {"pyrecon": advance, "torch": torch_step}
+    history = torch.ones(2 * MEMORY, batch * n)  # as many numbers as a step has to read
+    sums = torch.empty(2 * MEMORY)
+    call: dict[str, Callable[[], Any]] = {
+        "pyrecon": advance,
+        "torch": torch_step,
+        READ: lambda: torch.sum(history, dim=1, out=sums),
+    }
     expected = x0.double()
     for i in range(1, 2 * MEMORY + 1):
         expected = exact(expected, values[i % PERIOD].double()).clone()
         call[impl]()
     expected = exact(expected, values[(2 * MEMORY + 1) % PERIOD].double())
+    if impl == READ:
+        expected = history.double().sum(dim=1)
     timed(
         call[impl],
         row=f"Anderson step, {batch} x {n}, memory {MEMORY}",

@@ -53,6 +53,9 @@ def test_tables_are_made_from_trained_models(tmp_path: Path, monkeypatch: pytest
     found = t1_errors(mapped(model, batch), 1 / batch.parameters[:, 0], batch.inside[:, 0])
     assert numbers["nrmse"] == pytest.approx(found["nrmse"].tolist(), rel=1e-4)
     assert numbers["nrmse"] != study.numbers("pinqi", 0)["nrmse"]
+    assert model.card is not None
+    known = model.card.training["curves"]["mapping"]  # the last stage, not the last name
+    assert study.curve("pinqi", 1) == [(step, pytest.approx(value, rel=1e-5)) for step, value in known]
     # Another folder with the numbers needs no models.
     (tmp_path / "again").mkdir()
     (tmp_path / "results.json").rename(tmp_path / "again" / "results.json")

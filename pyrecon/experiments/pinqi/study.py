@@ -128,7 +128,7 @@ class PINQIStudy(Study):
             if model is None or model.card is None:
                 return {}
             found = self._errors(mapped(model, self.test_set(self.times_of(kind))[0]), self.times_of(kind))
-            points = list(model.card.training["curves"].values())[-1]
+            points = model.card.training["curves"][self.config(self.recipes[name]).stages[-1]]
             return found | {
                 "steps": [float(step) for step, _ in points],
                 "curve": [float(value) for _, value in points],
