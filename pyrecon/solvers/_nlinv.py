@@ -92,7 +92,8 @@ def nlinv(
     The discrete transform makes maps periodic: at opposite edges of the field of view they are alike.
     """
     check_dtype("kspace", kspace, COMPLEX)
-    check_count("steps", steps), check_count("max_iter", max_iter)
+    check_count("steps", steps)
+    check_count("max_iter", max_iter)
     for name, value in (("alpha", alpha), ("reduction", reduction), ("smoothness", smoothness), ("order", order)):
         check_number(name, value, above=True)
     if reduction > 1:

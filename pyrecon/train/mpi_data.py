@@ -52,9 +52,9 @@ class Source:
     angiogram that images are cut from, if any.
 
     ``silent`` more rows hold noise alone and only count (:meth:`compact`). ``rank`` is that of a matrix that noise was
-    taken out of. Of a drawn scanner ``seed`` is its own,
-    ``forward`` ``(M, FINER^2 N)`` makes data of objects on a grid FINER times finer, without the noise that its
-    calibration left in the matrix, and ``error`` is what is known of that.
+    taken out of. Of a drawn scanner ``seed`` is its own, ``forward`` ``(M, FINER^2 N)`` makes data of objects on a grid
+    FINER times finer, without the noise that its calibration left in the matrix, and ``error`` is what is known of
+    that.
     """
 
     matrix: Tensor

@@ -163,7 +163,8 @@ class Ready(MPIMethod):
         learned = isinstance(model.consistency, LearnedConsistency)
         scale = _into_range(name, gain * data.signal, gain * data.noise, data.y.shape[1], _card(model))
         kappa = getattr(self.method, "kappa", None)
-        kappa = trained_kappa(model.kappa, self.system) if kappa is None else kappa
+        if kappa is None:
+            kappa = model.kappa if learned else trained_kappa(model.kappa, self.system)
         y, radius = (data.y, data.radius(kappa)) if learned else data.ball(kappa)
         up = gain * scale
         found = self.method._images(model, self._problem(name), y * up[:, None], radius * up)

@@ -22,9 +22,8 @@ KAPPA = 0.8
 def trained_kappa(kappa: float, system: FactoredSystem) -> float:
     """That of weights with their ``kappa`` for a matrix: ``KAPPA kappa`` where noise was taken out of it.
 
-    Such a matrix has left the directions that it hardly sees, and image and noise share the others; of one as it is, or
-    without noise, most directions hold noise alone, and who explains 36 % of it has it in the image: on scanners of the
-    tables 0.8 gains 0.2 to 0.4 dB there and loses 2 to 3 here.
+    Such a matrix has left the directions that it hardly sees, and image and noise share the others. Of one as it is, or
+    without noise, most directions hold noise alone, and who explains a third of it has it in the image.
     """
     return KAPPA * kappa if system.denoised else kappa
 
