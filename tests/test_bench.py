@@ -66,6 +66,18 @@ def test_a_worse_ratio_is_a_regression_and_a_slower_machine_is_none() -> None:
     assert not render.regressions(result(0.5), {"rows": {}})
 
 
+def test_a_plain_read_is_no_rival() -> None:
+    """However fast: it stands beside the roofline, and the ratio is to the fastest of the others."""
+    seconds = {"pyrecon": 2.0, "torch": 8.0, "slow": 9.0, render.READ: 1.0}
+    benchmarks = [
+        {"group": "a", "extra_info": {"impl": impl, "device": "cpu"}, "stats": {"median": t, "min": t}}
+        for impl, t in seconds.items()
+    ]
+    result = render.condense({"benchmarks": benchmarks, "machine_info": {}})
+    assert (result["rows"]["a"]["best_rival"], result["rows"]["a"]["ratio"]) == ("torch", 0.25)
+    assert render.cells(result)[0][-1].endswith(f"{render.READ} 50 %")
+
+
 def test_rows_of_a_part_join_those_of_the_same_machine() -> None:
     machine = {"cpu": "a", "isa": "avx2", "gpu": None, "threads": 2, "python": "3.11", "versions": {"torch": "2"}}
     old = {"machine": machine, "rows": {"one": {"ms": {"pyrecon": 1.0}}, "two": {"ms": {"pyrecon": 2.0}}}}

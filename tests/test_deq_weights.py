@@ -76,6 +76,15 @@ def test_where_noise_was_taken_out_of_the_matrix_the_radius_is_a_share_of_it(tmp
         assert system.denoised == (rank is not None)
         assert torch.equal(own, same)
         assert not torch.equal(own, other)
+    # Learned consistency has the radius that it was trained with: of all noise, in all rows.
+    learned = net(RowLayout.from_mask(torch.arange(90) < 75, (10, 9), 9))
+    learned.save(tmp_path / "l.safetensors")
+    own, same, other = (
+        DEQ(str(tmp_path / "l.safetensors"), kappa=given).solve(FactoredSystem(A, SHAPE, rank=4), y, noise)[0].value
+        for given in (None, 1.0, KAPPA)
+    )
+    assert torch.equal(own, same)
+    assert not torch.equal(own, other)
 
 
 def mask() -> int:

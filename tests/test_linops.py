@@ -71,9 +71,10 @@ def test_of_no_images_there_are_no_data(operator: linops.LinearOperator, dtype: 
 
 
 def test_a_mask_serves_images_in_a_row_or_says_that_it_does_not_fit() -> None:
-    masks = mask(2, 1, 7, 1)
+    masks = mask(2, 1, 7, 1) * torch.tensor([0.5, 3.0], dtype=torch.float64).view(2, 1, 1, 1)
     operator = linops.Fourier(masks, (7, 6))
     y = randn(4, 7, 6)
+    torch.testing.assert_close(operator(operator.pinv(operator(y))), operator(y))  # weights are divided by, too
     alone = [linops.Fourier(masks[i // 2 : i // 2 + 1], (7, 6)).pinv(y[i : i + 1]) for i in range(4)]
     torch.testing.assert_close(operator.pinv(y), torch.cat(alone))
     for call in (operator, operator.adjoint, operator.gram, operator.pinv):

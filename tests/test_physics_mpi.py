@@ -534,8 +534,9 @@ def test_noise_of_calibration_and_scan_is_not_the_same() -> None:
 
     same = FEW.measure(images, SMALL, seed=0)
     assert likeness(same) > 0.99
-    with pytest.warns(UserWarning, match=r"simulated with one seed \(0\).*give them different seeds"):
+    with pytest.warns(UserWarning, match=r"simulated with one seed \(0\).*give them different seeds") as told:
         prepare_system(calibration, same, snr_threshold=0)
+    assert told[0].filename == __file__  # where the two were put together
     for scan in (FEW.measure(images, SMALL), FEW.measure(images, SMALL, seed=7)):
         assert likeness(scan) < 0.3
         with warnings.catch_warnings():

@@ -268,5 +268,5 @@ def expect_other_noise(calibration: MPICalibration, scan: MPIScan) -> None:
         warnings.warn(
             f"noise: calibration and scan were simulated with one seed ({seeds[0]}), so the scan's noise is in the "
             "system matrix too, record by record, which no scanner has; give them different seeds",
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -36,7 +36,7 @@ def applied(name: str, f: Callable[..., Any], x: Tensor, *others: Any, like: Ten
 
 def per_sample(name: str, value: float | Tensor, other: str, state: Tensor) -> Tensor:
     """A number from 0, or a tensor of one or ``(B,)`` of them, as ``(B,)`` in the real type of ``state``."""
-    dtype = REAL_OF.get(state.dtype, state.dtype)
+    dtype = REAL_OF[state.dtype]
     if not isinstance(value, Tensor):
         return filled(name, value, (len(state),), dtype, state.device)
     check_like(name, value, other, state, dtype=dtype)
