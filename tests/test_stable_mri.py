@@ -34,7 +34,7 @@ from pyrecon.ops import tv_prox
 from pyrecon.physics.masks import NAMES, named_mask
 from pyrecon.train.magnitude_scans import Batch, ScanConfig, scanner_of
 
-AMOUNTS = Amounts(test=2, validation=2, budget=2, iterations=8, burn_in=4, samples=6, thinning=2)
+AMOUNTS = Amounts(test=2, validation=2, budget=2, iterations=8, chains=2, burn_in=4, samples=6, thinning=2)
 
 
 @dataclass
@@ -112,7 +112,8 @@ def test_joint_estimation_beats_zero_filling() -> None:
     assert float(better.min()) > 2
 
 
-def test_the_posterior_of_a_gaussian_is_known() -> None:
+@pytest.mark.parametrize(("chains", "samples"), [(1, 1500), (500, 3)])
+def test_the_posterior_of_a_gaussian_is_known(chains: int, samples: int) -> None:
     """Per pixel of all data: precision p = 2 / sigma^2 + 1 / width^2; ULA's variance is larger by 1 / (1 - h p / 4)."""
     sigma, prior = 0.1, Gaussian(0.5, 0.1)
     batch = scanned(2, EVERYTHING, sigma)
@@ -120,7 +121,7 @@ def test_the_posterior_of_a_gaussian_is_known() -> None:
     unit = torch.tensor([1.0, 2.0])
     start = batch.images + 2
     mean, spread = estimates.posterior(
-        batch, prior, batch.maps, start, sigma, unit, burn_in=200, samples=1500, thinning=4, seed=3
+        batch, prior, batch.maps, start, sigma, unit, chains=chains, burn_in=200, samples=samples, thinning=4, seed=3
     )
     noise = (sigma / unit.double()).square().view(-1, 1, 1)
     precision = 2 / noise + 1 / prior.width**2

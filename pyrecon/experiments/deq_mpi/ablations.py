@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import pyrecon.experiments.deq_mpi.published as published
 from pyrecon import metrics
@@ -19,9 +20,18 @@ from pyrecon.models.deq_mpi import Role
 from pyrecon.models.mpi import DEQ, HybADMM, Unrolled
 from pyrecon.models.mpi.system import compressed, row_gain, rows_of
 from pyrecon.nn import LearnedConsistency
-from pyrecon.physics.mpi import Scanner
+from pyrecon.physics.mpi import Particles, Scanner
 
 SEEDS = (0, 1, 2)
+_KAPPAS = (1.0, 0.9, 0.8, 0.7)
+# Scanners with the rows of the first, so that learned consistency can read them.
+_OTHERS = {
+    "of training": Scanner(),
+    "0.4 T/m": Scanner(gradient=0.4),
+    "0.6 T/m": Scanner(gradient=0.6),
+    "cores of 25 nm": Scanner(particles=Particles(core_diameter=25e-9, size_spread=0.1)),
+    "slower tracer, 5 us": Scanner(particles=Particles(relaxation_time=5e-6, size_spread=0.1)),
+}
 _LONG = 200  # steps by which a model has shown whether its images stay
 
 
@@ -154,6 +164,44 @@ def sessions(study: Study) -> Listing:
     return Listing("Another session, another state of the scanner", heads, lines, notes)
 
 
+def learned(study: Study) -> Listing:
+    """What learned consistency has learned: how closely it follows the data, beside balls of several radii; on the
+    scanner of its training and on others with the same rows."""
+    images = study.test_images()
+    own = study.calibration()
+    lines = []
+    for snr in SNRS:
+        weights = study.weights(f"deq-mpi-learned-{snr:g}dB")
+        network = DEQMPI.from_pretrained(weights).consistency
+        assert isinstance(network, LearnedConsistency)
+        rows = rows_of(network.layout, own)
+        ball = DEQMPI.from_pretrained(study.weights(f"deq-mpi-{snr:g}dB"))
+        for done, (where, scanner) in enumerate(_OTHERS.items()):
+            study.progress(f"learned consistency at {snr:g} dB", done, len(_OTHERS))
+            system = measured_system(scanner.calibrate(GRID, seed=0), rows)
+            problem = measured_scenario(system, images, snr, study.seed)
+            small, truth = compressed(problem.system, snr), problem.test.images
+            gain = row_gain(problem.system.matrix)
+
+            def by_ball(kappa: float) -> Tensor:
+                data, radius = problem.test.ball(problem.system, kappa)  # noqa: B023  # called in this turn
+                return gain * ball.reconstruct(small, data, radius).value.clamp(min=0)  # noqa: B023
+
+            found = {f"ball, kappa {kappa:g}": by_ball(kappa) for kappa in _KAPPAS}
+            found["learned"] = Run(DEQ(weights), problem)()
+            for label, value in found.items():
+                quality = float(metrics.psnr(value, truth).mean())
+                lines.append([f"{snr:g} dB", where, label, f"{quality:.2f}", f"{_kappa_of(value, problem):.2f}"])
+    heads = ["SNR", "scanner", "data step", "pSNR, dB", "misfit in the range of A"]
+    notes = [
+        f"{len(images.test)} test images, {images.source}; `A x` + noise, read with `A U D`. All methods get the rows of "
+        "the learned consistency, however noisy on another scanner.",
+        "Misfit: |A x - y| in the range of A over sigma sqrt(r), mean over the images. At the equilibrium of a ball that "
+        "is its kappa; a smaller one follows the data more closely.",
+    ]
+    return Listing("What learned consistency has learned", heads, lines, notes)
+
+
 def starts(study: Study) -> Listing:
     """Least squares from more or fewer singular values: where DEQ-MPI starts, and whether it matters where it ends."""
     images, counts = study.test_images(), (5, 25, _LONG)
@@ -184,11 +232,20 @@ ABLATIONS: dict[str, Callable[[Study], Listing]] = {
     "consistency": ablation(CONSISTENCY),
     "initialisation": ablation(INITIALISATION),
     "sessions": sessions,
+    "learned": learned,
     "starts": starts,
 }
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
+def _kappa_of(images: Tensor, problem: Scenario) -> float:
+    """``|A x - y|`` in the range of A over ``sigma sqrt(r)``, mean over the images."""
+    system, test = problem.system, problem.test
+    misfit = system.coordinates(images.flatten(1) @ system.matrix.T) - test.coordinates
+    sigma = test.noise / test.y.shape[1] ** 0.5
+    return float((misfit[:, :-1].norm(dim=1) / (sigma * system.rank**0.5)).mean())
+
+
 def _qualities(study: Study, problem: Scenario, name: str, seed: int) -> tuple[float, float]:
     """Mean pSNR of a variant with its own number of iterations, and after many."""
     recipe = VARIANTS[name]

@@ -21,7 +21,7 @@ from pyrecon.data.raw import MRIScan
 from pyrecon.models.mri import NLINV, CGSense, reconstruct_mri
 from pyrecon.nn.varnet import root_sum_of_squares
 from pyrecon.ops import sense_adjoint, sense_normal, tv_prox
-from pyrecon.solvers import ConvergenceWarning, fista, langevin
+from pyrecon.solvers import Chain, ConvergenceWarning, fista, langevin
 from pyrecon.train.magnitude_scans import Batch
 
 _CALIBRATION = 10  # lines from which on ESPIRiT gives better maps than Walsh's method
@@ -129,31 +129,47 @@ def posterior(
     sigma: float,
     unit: Tensor,
     *,
+    chains: int,
     burn_in: int,
     samples: int,
     thinning: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation ``(B, H, W)`` of the posterior with the maps fixed, by Langevin steps from ``start``.
+    """Mean and standard deviation ``(B, H, W)`` of the posterior with the maps fixed, by chains of Langevin steps from
+    ``start``, all of an image's together.
 
-    ``sigma`` is the noise's root mean square of a complex sample.
+    ``sigma`` is the noise's root mean square of a complex sample. What the data leave open moves slowly: with the learned
+    prior at 64 x 64 and 4-fold lines the mean of one chain of 100 states is 1 dB below that of sixteen, and its
+    deviation a third too small.
     """
-    scale = unit.view(-1, 1, 1)
-    data = gradient_of_data(Batch(batch.y / unit.view(-1, 1, 1, 1), batch.mask, batch.images, maps), maps)
-    noise = (sigma / unit).square()  # of each image, in its own unit
+    found = []
+    for i, part in enumerate(batch.parts(1)):
+        own = slice(i, i + 1)
+        scale, first = unit[own], start[own] / unit[own].view(-1, 1, 1)
+        data = gradient_of_data(Batch(part.y / scale, part.mask, part.images, maps[own]), maps[own])
+        chain = _langevin(
+            data, prior, first.expand(chains, -1, -1), (sigma / float(scale)) ** 2, burn_in + samples * thinning,
+            burn_in=burn_in, thinning=thinning, nonneg=True, seed=seed, first_sample=i * chains,
+        )  # fmt: skip
+        mean = chain.mean.mean(dim=0)
+        within, between = chain.std.square() * (samples - 1), (chain.mean - mean).square() * samples
+        std = ((within + between).sum(dim=0) / (chains * samples - 1)).sqrt()
+        found.append(torch.stack((mean, std)) * scale)
+    means, stds = torch.stack(found, dim=1)
+    return means, stds
+
+
+def _langevin(data: Any, prior: Prior, start: Tensor, noise: float, iterations: int, **how: Any) -> Chain:
+    """Of ``exp(-|A u - z|^2 / noise - R(u) / T)``, given the gradient of half of the first square."""
     heat = prior.temperature
 
     def gradient(u: Tensor) -> Tensor:
-        return data(u) * (2 / noise).view(-1, 1, 1) + prior.energy_and_gradient(u)[1] / heat
+        return data(u) * (2 / noise) + prior.energy_and_gradient(u)[1] / heat
 
     # 2 T is the prior's own step: u - grad R + noise of 2 T. Of the data term, of curvature 2 / sigma^2, sigma^2 / 2
     # makes the variance of what is measured too large by a third. Where both act, the curvatures add up.
     step = 1 / (2 / noise + 1 / (2 * heat))
-    chain = langevin(
-        gradient, start / scale, step=step.to(start), iterations=burn_in + samples * thinning, burn_in=burn_in,
-        thinning=thinning, nonneg=True, seed=seed,
-    )  # fmt: skip
-    return chain.mean * scale, chain.std * scale
+    return langevin(gradient, start, step=step, iterations=iterations, **how)
 
 
 def cg_sense(batch: Batch, sigma: float) -> Tensor:

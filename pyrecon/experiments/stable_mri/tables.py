@@ -123,8 +123,9 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
         notes.append("MAP and MMSE: no prior was given (--prior).")
     else:
         notes.append(
-            f"MMSE: {amounts.samples} states, one of {amounts.thinning}, after {amounts.burn_in} steps from MAP; its "
-            "posterior has no coefficient. Data are in units of TV's maximum (published: of the zero-filled image's)."
+            f"MMSE: {amounts.chains} chains of {amounts.samples} states, one of {amounts.thinning}, after "
+            f"{amounts.burn_in} steps from MAP; its posterior has no coefficient. Data are in units of TV's maximum "
+            "(published: of the zero-filled image's)."
         )
         found = [float(np.mean(study.numbers(coils, "in", mask, "mmse")["correlation"])) for mask in MASKS[coils]]
         notes.append(
