@@ -46,9 +46,9 @@ class Recipe(study.Recipe):
     angiogram: bool = False
 
 
-# At "quick" scale. DEQ-MPI and what it is compared with see as many images, of the same vessels and scanners: half of the
-# steps are of other scanners than the own. The model at 25 dB is the first of a kind; each other level begins with the
-# next one to it.
+# At "quick" scale. DEQ-MPI and what it is compared with see as many images, of the same vessels and scanners: half of
+# the steps are of other scanners than the own. The model at 25 dB is the first of a kind; each other level begins with
+# the next one to it.
 _SCANNERS = 24
 LEVELS = (5.0, *SNRS, 45.0)
 _NEXT = {5.0: 15.0, 15.0: 25.0, 35.0: 25.0, 45.0: 35.0}

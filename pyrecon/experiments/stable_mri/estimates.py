@@ -138,9 +138,9 @@ def posterior(
     """Mean and standard deviation ``(B, H, W)`` of the posterior with the maps fixed, by chains of Langevin steps from
     ``start``, all of an image's together.
 
-    ``sigma`` is the noise's root mean square of a complex sample. What the data leave open moves slowly: with the learned
-    prior at 64 x 64 and 4-fold lines the mean of one chain of 100 states is 1 dB below that of sixteen, and its
-    deviation a third too small.
+    ``sigma`` is the noise's root mean square of a complex sample. What the data leave open moves slowly: with the
+    learned prior at 64 x 64 and 4-fold lines the mean of one chain of 100 states is 1 dB below that of sixteen, and
+    its deviation a third too small.
     """
     found = []
     for i, part in enumerate(batch.parts(1)):

@@ -68,6 +68,15 @@ class Amounts:
     burn_in: int = 200
     samples: int = 100
     thinning: int = 4
+    joint_burn_in: int = 20
+    joint_samples: int = 50
+
+    def steps(self, coils: Coils) -> dict[str, int]:
+        """Of the posterior's chains; of parallel imaging few, as published: they begin at MAP, and its maps stay."""
+        burn_in, samples = (
+            (self.burn_in, self.samples) if coils == "single" else (self.joint_burn_in, self.joint_samples)
+        )
+        return {"chains": self.chains, "burn_in": burn_in, "samples": samples, "thinning": self.thinning}
 
 
 # What a method's numbers hang on, beside the number of test images.
@@ -76,8 +85,10 @@ _DEPENDS: dict[str, dict[Coils, tuple[str, ...]]] = {
     "tv": {"single": (*_CHOSEN, "iterations"), "parallel": (*_CHOSEN, "joint")},
     "map": {"single": (*_CHOSEN, "iterations"), "parallel": (*_CHOSEN, "joint", "refined")},
 }
-_LANGEVIN = ("chains", "burn_in", "samples", "thinning")
-_DEPENDS["mmse"] = {coils: (*names, *_LANGEVIN) for coils, names in _DEPENDS["map"].items()}
+_DEPENDS["mmse"] = {
+    "single": (*_DEPENDS["map"]["single"], "chains", "burn_in", "samples", "thinning"),
+    "parallel": (*_DEPENDS["map"]["parallel"], "chains", "joint_burn_in", "joint_samples", "thinning"),
+}
 
 
 @dataclass
@@ -246,9 +257,8 @@ class StableMRIStudy(Study):
         def make() -> tuple[Tensor, Tensor]:
             start, maps = self._mode(coils, kind, mask, validation)
             return estimates.posterior(
-                batch, self.energy, maps, start, NOISE, _peaks(start), chains=amounts.chains,
-                burn_in=amounts.burn_in, samples=amounts.samples, thinning=amounts.thinning, seed=self.seed,
-            )  # fmt: skip
+                batch, self.energy, maps, start, NOISE, _peaks(start), **amounts.steps(coils), seed=self.seed
+            )
 
         return self._once(("posterior", coils, kind, mask, validation), make)  # type: ignore[no-any-return]
 

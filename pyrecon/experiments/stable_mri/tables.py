@@ -122,9 +122,10 @@ def _notes(study: StableMRIStudy, coils: Coils) -> list[str]:
     if study.energy is None:
         notes.append("MAP and MMSE: no prior was given (--prior).")
     else:
+        steps = amounts.steps(coils)
         notes.append(
-            f"MMSE: {amounts.chains} chains of {amounts.samples} states, one of {amounts.thinning}, after "
-            f"{amounts.burn_in} steps from MAP; its posterior has no coefficient. Data are in units of TV's maximum "
+            f"MMSE: {steps['chains']} chains of {steps['samples']} states, one of {steps['thinning']}, after "
+            f"{steps['burn_in']} steps from MAP; its posterior has no coefficient. Data are in units of TV's maximum "
             "(published: of the zero-filled image's)."
         )
         found = [float(np.mean(study.numbers(coils, "in", mask, "mmse")["correlation"])) for mask in MASKS[coils]]
