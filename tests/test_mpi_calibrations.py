@@ -73,7 +73,6 @@ def test_tables(name: str, tmp_path: Path, scene: Scene, monkeypatch: pytest.Mon
     )
     monkeypatch.setattr(calibrations, "demo_scene", lambda: scene)
     monkeypatch.setattr(calibrations, "_METHODS", (ART(), Tikhonov(), DEQ("deq-mpi-25dB", iterations=2)))
-    monkeypatch.setattr(calibrations, "_OURS", 2)
     monkeypatch.setattr(calibrations, "SNRS", (25.0,))
     listing = EXPERIMENTS[name](Study(tmp_path))
     assert all(len(line) == len(listing.heads) for line in listing.lines)

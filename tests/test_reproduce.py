@@ -19,7 +19,7 @@ from pyrecon.cli import app, main
 from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments import deq_mpi
 from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, published, tables, training_images
-from pyrecon.experiments.deq_mpi.study import Recipe
+from pyrecon.experiments.deq_mpi.study import LEVELS, Recipe
 from pyrecon.experiments.table import Listing, Row, Table
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import new_card
@@ -138,13 +138,24 @@ def test_models_ship_or_are_trained_where_a_run_left_off(study: Study, monkeypat
         "pyrecon.experiments.study.train", lambda system, folder, *a, **k: calls.append((folder.name, k["resume"]))
     )
     monkeypatch.setattr("pyrecon.experiments.study.shipped_weights", lambda role=None: {})
-    for name in ("end-to-end-5dB", "denoiser"):
+    for name in ("end-to-end-25dB", "denoiser"):
         (study.folder / "models" / name / "weights.safetensors").unlink()
     (study.folder / "models/denoiser/config.json").write_text("{}")
-    study.weights("end-to-end-5dB")
-    assert calls == [("denoiser", True), ("end-to-end-5dB", False)]
+    study.weights("end-to-end-25dB")
+    assert calls == [("denoiser", True), ("end-to-end-25dB", False)]
     with pytest.raises(DataError, match="expected one of denoiser"):
         study.weights("nonsense")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_rivals_are_trained_on_as_many_images_of_the_same_scanners(level: float) -> None:
+    study, seen = Study(Path("unused")), {}
+    for kind in ("deq-mpi", "unrolled", "end-to-end"):
+        runs = study.settings(f"{kind}-{level:g}dB")
+        stages = [getattr(config, name) for config in runs.values() for name in config.stages]
+        own = runs[f"{kind}-{level:g}dB"]
+        seen[kind] = sum(stage.steps * stage.batch for stage in stages), own.scanners, own.vessels, own.pool
+    assert len(set(seen.values())) == 1, seen
 
 
 def test_a_search_on_a_finer_grid_has_fewer_images() -> None:

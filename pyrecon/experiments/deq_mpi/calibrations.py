@@ -31,12 +31,12 @@ from pyrecon.experiments.deq_mpi.study import SNRS, Study
 from pyrecon.experiments.mpi_data import generated_images, vessel_images
 from pyrecon.experiments.table import Listing
 from pyrecon.models.deq_mpi import DEQMPI, new_card
-from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, HybADMM, PnP, Reconstructor
+from pyrecon.models.mpi import ART, DEQ, L1ADMM, TVADMM, EndToEnd, HybADMM, PnP, Reconstructor, Unrolled
 from pyrecon.physics.mpi import UNSEEN, Scanner, drawn_calibration, training_seeds
 
 _IMAGES = 16  # of each unseen scanner
 _METHODS: tuple[Any, ...] = (L1ADMM(), TVADMM(), HybADMM(), ART(), PnP(), DEQ())
-_OURS = len(_METHODS) - 1
+_RIVALS: tuple[Any, ...] = (Unrolled(), EndToEnd())  # trained as DEQ-MPI was, on as many images
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def _quality(system: MPISystem, scene: Scene, method: Any) -> float:
 # --- scanners that no weights have seen ------------------------------------------------------------------------------
 def scanners(study: Study) -> Listing:
     """Every method on every unseen scanner; beside it the authors' released networks, where their file is given."""
-    methods = {method.name: method for method in _METHODS}
+    methods = {method.name: method for method in (*_METHODS, *_RIVALS)}
+    ours = list(methods).index(DEQ.name)
     if study.released is not None:
         methods |= _released(study.released, study.folder)
     lines = []
@@ -171,11 +172,11 @@ def scanners(study: Study) -> Listing:
             found.append([_quality(_ours(scene), scene, method) for method in methods.values()])
             lines.append([f"{snr:g} dB", f"{seed - UNSEEN[0] + 1}", *(f"{q:.1f}" for q in found[-1])])
         values = np.array(found)
-        mean, apart = values.mean(axis=0), values - values[:, [_OURS]]
+        mean, apart = values.mean(axis=0), values - values[:, [ours]]
         lines.append([f"{snr:g} dB", "mean", *(f"{q:.1f}" for q in mean)])
         errors = apart.std(axis=0, ddof=1) / len(UNSEEN) ** 0.5
-        differences = [f"{a - mean[_OURS]:+.1f} ± {b:.1f}" for a, b in zip(mean, errors, strict=True)]
-        lines.append([f"{snr:g} dB", f"against {_METHODS[_OURS].name}", *differences])
+        differences = [f"{a - mean[ours]:+.1f} ± {b:.1f}" for a, b in zip(mean, errors, strict=True)]
+        lines.append([f"{snr:g} dB", f"against {DEQ.name}", *differences])
         if study.released is not None:
             lines.append([f"{snr:g} dB", "authors' matrix", *_on_theirs(study.released, snr, methods)])
     heads = ["SNR", "scanner", *methods]
