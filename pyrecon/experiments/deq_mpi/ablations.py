@@ -168,8 +168,8 @@ def learned(study: Study) -> Listing:
     """What learned consistency has learned: how closely it follows the data, beside balls of several radii; on the
     scanner of its training and on others with the same rows."""
     images = study.test_images()
-    own = study.calibration()
-    lines = []
+    own, lines = study.calibration(), []
+    found: dict[str, Tensor] = {}
     for snr in SNRS:
         weights = study.weights(f"deq-mpi-learned-{snr:g}dB")
         network = DEQMPI.from_pretrained(weights).consistency
@@ -182,22 +182,20 @@ def learned(study: Study) -> Listing:
             problem = measured_scenario(system, images, snr, study.seed)
             small, truth = compressed(problem.system, snr), problem.test.images
             gain = row_gain(problem.system.matrix)
-
-            def by_ball(kappa: float) -> Tensor:
-                data, radius = problem.test.ball(problem.system, kappa)  # noqa: B023  # called in this turn
-                return gain * ball.reconstruct(small, data, radius).value.clamp(min=0)  # noqa: B023
-
-            found = {f"ball, kappa {kappa:g}": by_ball(kappa) for kappa in _KAPPAS}
+            found = {}
+            for kappa in _KAPPAS:
+                data, radius = problem.test.ball(problem.system, kappa)
+                found[f"ball, kappa {kappa:g}"] = gain * ball.reconstruct(small, data, radius).value.clamp(min=0)
             found["learned"] = Run(DEQ(weights), problem)()
-            for label, value in found.items():
-                quality = float(metrics.psnr(value, truth).mean())
-                lines.append([f"{snr:g} dB", where, label, f"{quality:.2f}", f"{_kappa_of(value, problem):.2f}"])
-    heads = ["SNR", "scanner", "data step", "pSNR, dB", "misfit in the range of A"]
+            qualities = [f"{float(metrics.psnr(value, truth).mean()):.2f}" for value in found.values()]
+            misfits = [f"{_kappa_of(found[label], problem):.2f}" for label in ("ball, kappa 1", "learned")]
+            lines.append([f"{snr:g} dB", where, *qualities, *misfits])
+    heads = ["SNR", "scanner", *found, "misfit of kappa 1", "of learned"]
     notes = [
-        f"{len(images.test)} test images, {images.source}; `A x` + noise, read with `A U D`. All methods get the rows "
-        "of the learned consistency, however noisy on another scanner.",
-        "Misfit: |A x - y| in the range of A over sigma sqrt(r), mean over the images. At the equilibrium of a ball "
-        "that is its kappa; a smaller one follows the data more closely.",
+        f"pSNR in dB, mean over {len(images.test)} test images, {images.source}; `A x` + noise, read with `A U D`. All "
+        "have the rows of the learned consistency, however noisy on another scanner.",
+        "Misfit: |A x - y| in the range of A over sigma sqrt(r), mean over the images; at the equilibrium of a ball "
+        "that is its kappa.",
     ]
     return Listing("What learned consistency has learned", heads, lines, notes)
 
