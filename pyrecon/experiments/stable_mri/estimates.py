@@ -159,7 +159,9 @@ def posterior(
     return means, stds
 
 
-def _langevin(data: Any, prior: Prior, start: Tensor, noise: float, iterations: int, **how: Any) -> Chain:
+def _langevin(
+    data: Callable[[Tensor], Tensor], prior: Prior, start: Tensor, noise: float, iterations: int, **how: Any
+) -> Chain:
     """Of ``exp(-|A u - z|^2 / noise - R(u) / T)``, given the gradient of half of the first square."""
     heat = prior.temperature
 
