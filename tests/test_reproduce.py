@@ -20,6 +20,7 @@ from pyrecon.data.raw import MPICalibration
 from pyrecon.experiments import deq_mpi
 from pyrecon.experiments.deq_mpi import RECIPES, Sizes, Study, ablations, published, tables, training_images
 from pyrecon.experiments.deq_mpi.study import LEVELS, Recipe
+from pyrecon.experiments.mpi_data import measured_scenario
 from pyrecon.experiments.table import Listing, Row, Table
 from pyrecon.models import DEQMPI
 from pyrecon.models.deq_mpi import new_card
@@ -145,6 +146,34 @@ def test_models_ship_or_are_trained_where_a_run_left_off(study: Study, monkeypat
     assert calls == [("denoiser", True), ("end-to-end-25dB", False)]
     with pytest.raises(DataError, match="expected one of denoiser"):
         study.weights("nonsense")
+
+
+def test_what_learned_consistency_has_learned(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside balls whose radius matters; and an image of a known misfit has that misfit."""
+    monkeypatch.setattr(ablations, "SNRS", (25.0,))
+    monkeypatch.setattr(ablations, "_SAME_ROWS", {"of training": Scanner()})
+    layout = row_layout(study.system())
+    assert layout is not None
+    consistency = LearnedConsistency(layout)
+    consistency.become_projection()
+    known = DEQMPI.load(study.weights("deq-mpi-25dB"))
+    model = DEQMPI(known.rdn, consistency, iterations=4, penalty=known.penalty)
+    model.card = new_card(25.0, (26, 13), (0.05, 1.0))
+    model.save(study.folder / "models/deq-mpi-learned-25dB/weights.safetensors")
+    table = deq_mpi.EXPERIMENTS["learned"](study)
+    (line,) = table.lines
+    assert len(line) == len(table.heads)
+    values = dict(zip(table.heads, line, strict=True))
+    assert float(values["learned"]) != float(values["ball, kappa 1.4"]) != float(values["ball, kappa 1"])
+
+    problem = measured_scenario(study.system(), study.test_images(), 25.0, 0)
+    system, images = problem.system, problem.test.images
+    away = 0.7 * system.rank**0.5 * problem.test.noise[:, None] / problem.test.y.shape[1] ** 0.5 * system.Q[:, 3]
+    outside = torch.randn_like(problem.test.y)  # that no image explains, and that does not count
+    outside -= outside @ system.Q @ system.Q.T
+    moved = images.flatten(1) @ system.matrix.T + away + outside
+    test = replace(problem.test, y=moved, coordinates=system.coordinates(moved))
+    assert ablations._kappa_of(images, replace(problem, test=test)) == pytest.approx(0.7, rel=1e-3)
 
 
 @pytest.mark.parametrize("level", LEVELS)

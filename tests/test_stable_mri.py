@@ -135,6 +135,15 @@ def test_the_posterior_of_a_gaussian_is_known(chains: int, samples: int) -> None
     assert float((spread / deviation - 1).abs().max()) < 4.5 / 2000**0.5
 
 
+def test_every_image_has_noise_of_its_own() -> None:
+    batch, prior = scanned(2, EVERYTHING, 0.1), Gaussian(0.5, 0.1)
+    twice = Batch(*(v[:1].expand(2, *v.shape[1:]) for v in (batch.y, batch.mask, batch.images, batch.maps)))
+    mean, _ = estimates.posterior(
+        twice, prior, twice.maps, twice.images, 0.1, torch.ones(2), chains=2, burn_in=5, samples=3, thinning=2, seed=3
+    )
+    assert float((mean[0] - mean[1]).abs().median()) > 1e-3
+
+
 def estimates_of_ones(batch: Batch) -> Tensor:
     """Data of an image of ones."""
     coils = torch.fft.ifftshift(batch.maps, (-2, -1))

@@ -24,8 +24,8 @@ from pyrecon.physics.mpi import Particles, Scanner
 
 SEEDS = (0, 1, 2)
 _KAPPAS = (1.4, 1.2, 1.0, 0.9)
-# Scanners with the rows of the first, so that learned consistency can read them.
-_OTHERS = {
+# All with the rows of the first, so that learned consistency can read them.
+_SAME_ROWS = {
     "of training": Scanner(),
     "0.4 T/m": Scanner(gradient=0.4),
     "0.6 T/m": Scanner(gradient=0.6),
@@ -168,29 +168,27 @@ def learned(study: Study) -> Listing:
     """What learned consistency has learned: how closely it follows the data, beside balls of several radii; on the
     scanner of its training and on others with the same rows."""
     images = study.test_images()
-    own, lines = study.calibration(), []
-    found: dict[str, Tensor] = {}
+    calibrations = {where: scanner.calibrate(GRID, seed=0) for where, scanner in _SAME_ROWS.items()}
+    labels = [*(f"ball, kappa {kappa:g}" for kappa in _KAPPAS), "learned"]
+    lines = []
     for snr in SNRS:
         weights = study.weights(f"deq-mpi-learned-{snr:g}dB")
         network = DEQMPI.from_pretrained(weights).consistency
         assert isinstance(network, LearnedConsistency)
-        rows = rows_of(network.layout, own)
+        rows = rows_of(network.layout, calibrations["of training"])
         ball = DEQMPI.from_pretrained(study.weights(f"deq-mpi-{snr:g}dB"))
-        for done, (where, scanner) in enumerate(_OTHERS.items()):
-            study.progress(f"learned consistency at {snr:g} dB", done, len(_OTHERS))
-            system = measured_system(scanner.calibrate(GRID, seed=0), rows)
-            problem = measured_scenario(system, images, snr, study.seed)
+        for done, (where, calibration) in enumerate(calibrations.items()):
+            study.progress(f"learned consistency at {snr:g} dB", done, len(calibrations))
+            problem = measured_scenario(measured_system(calibration, rows), images, snr, study.seed)
             small, truth = compressed(problem.system, snr), problem.test.images
             gain = row_gain(problem.system.matrix)
-            found = {}
-            for kappa in _KAPPAS:
-                data, radius = problem.test.ball(problem.system, kappa)
-                found[f"ball, kappa {kappa:g}"] = gain * ball.reconstruct(small, data, radius).value.clamp(min=0)
-            found["learned"] = Run(DEQ(weights), problem)()
+            balls = (problem.test.ball(problem.system, kappa) for kappa in _KAPPAS)
+            values = [gain * ball.reconstruct(small, data, radius).value.clamp(min=0) for data, radius in balls]
+            found = dict(zip(labels, [*values, Run(DEQ(weights), problem)()], strict=True))
             qualities = [f"{float(metrics.psnr(value, truth).mean()):.2f}" for value in found.values()]
             misfits = [f"{_kappa_of(found[label], problem):.2f}" for label in ("ball, kappa 1", "learned")]
             lines.append([f"{snr:g} dB", where, *qualities, *misfits])
-    heads = ["SNR", "scanner", *found, "misfit of kappa 1", "of learned"]
+    heads = ["SNR", "scanner", *labels, "misfit of kappa 1", "of learned"]
     notes = [
         f"pSNR in dB, mean over {len(images.test)} test images, {images.source}; `A x` + noise, read with `A U D`. All "
         "have the rows of the learned consistency, however noisy on another scanner.",
